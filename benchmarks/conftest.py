@@ -1,0 +1,64 @@
+"""How the benchmarks run: on native operators only, on a fixed number of threads, into an anonymous JSON."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import baselines` and `import race`
+
+import race
+
+from sacfast import native
+
+DEFAULT_THREADS = 2
+
+
+def pytest_collect_file(file_path: Path, parent):
+    """bench_*.py files are collected by `pytest benchmarks`, and by nothing else."""
+    if file_path.suffix == ".py" and file_path.name.startswith("bench_"):
+        return pytest.Module.from_parent(parent, path=file_path)
+    return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_operators():
+    """The fall-back is never timed: without the extension every benchmark is an error that says why."""
+    native.require()
+    assert native.available("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads(request):
+    """torch's threads during a benchmark; parametrise it indirectly for another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(getattr(request, "param", DEFAULT_THREADS))
+    yield torch.get_num_threads()
+    torch.set_num_threads(before)
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Keep the statistics; drop the samples, and what tells the computer, its user and their folders."""
+    output_json["machine_info"] = race.describe_machine()
+    output_json["commit_info"] = {}
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Each race with all its contestants; pytest-benchmark's own table has only ours."""
+    if race.not_compiled:
+        terminalreporter.write_line(
+            f"torch.compile baselines left out under --benchmark-disable: {', '.join(race.not_compiled)}"
+        )
+    for result in race.finished:
+        terminalreporter.write_line(f"\n{result['group']}")
+        for role, summary in result["contestants"].items():
+            q1, median, q3 = summary["us"]
+            line = f"  {role:<10} {median:>10.4g} us ({q1:.4g} to {q3:.4g})"
+            if "ratio" in summary:
+                line += "  {1:.2f}x ({0:.2f} to {2:.2f})".format(*summary["ratio"])
+            if "gb_per_s" in summary:
+                line += f"  {summary['gb_per_s']:.1f} GB/s"
+            terminalreporter.write_line(line)

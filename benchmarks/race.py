@@ -1,0 +1,152 @@
+"""Times several ways of computing the same thing in turn, so that a noisy machine disturbs all of them alike.
+
+A round times every contestant once, one after the other, each for about a millisecond of back-to-back calls.
+A ratio is taken within a round, and its median over the rounds is reported: a slow second slows both sides.
+Ours is timed by pytest-benchmark, the others between its rounds by the same clock; they go into `extra_info`.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import sacfast
+from sacfast import native
+
+OURS = "sacfast"
+COMPILED = "compiled"  # not called under --benchmark-disable: compiling takes longer than everything else
+STREAM = "stream"  # the memory's speed: add_ of 64 MiB to 64 MiB in place, timed beside the others
+STREAM_NUMEL = 2**24
+ROUND_SECONDS = 1e-3
+WARM_UP_SECONDS = 0.05
+MIN_ROUNDS, MAX_ROUNDS = 20, 400
+
+finished: list[dict[str, Any]] = []  # what the terminal summary prints
+not_compiled: list[str] = []
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a README table: which table, which operation, what shape."""
+
+    table: str
+    operation: str
+    shape: str
+    moved_bytes: int | None = None  # read and written by one call, where the memory is the limit
+
+
+def race(
+    benchmark,
+    case: Case,
+    contestants: Mapping[str, Callable[[], Any]],
+    check: Callable[[Callable], None],
+    seconds: float = 2.0,
+) -> None:
+    """Check what every contestant computes, then time them in turn for about `seconds`.
+
+    contestants  by role; OURS is the one the ratios are about
+    check        called with each contestant; raises where the result is wrong
+    """
+    contestants = dict(contestants)
+    if benchmark.disabled and contestants.pop(COMPILED, None):
+        not_compiled.append(f"{case.operation} {case.shape}")
+    for call in contestants.values():
+        check(call)
+    benchmark.group = f"{case.operation}: {case.shape}"
+    if benchmark.disabled:
+        benchmark(contestants[OURS])
+        return
+    if case.moved_bytes is not None:
+        one, other = torch.zeros(STREAM_NUMEL), torch.ones(STREAM_NUMEL)
+        contestants[STREAM] = lambda: one.add_(other)
+    samples = _measure(benchmark, contestants, seconds)
+    benchmark.extra_info.update(
+        table=case.table,
+        operation=case.operation,
+        shape=case.shape,
+        threads=torch.get_num_threads(),
+        contestants={role: _summary(role, samples, case) for role in samples},
+        machine=describe_machine(),
+    )
+    finished.append({"group": benchmark.group, **benchmark.extra_info})
+
+
+def _measure(benchmark, contestants: dict[str, Callable], seconds: float) -> dict[str, list[float]]:
+    """Seconds per call of every contestant, one entry per round."""
+    estimates = {role: _warm_up(call) for role, call in contestants.items()}
+    iterations = {role: max(1, round(ROUND_SECONDS / t)) for role, t in estimates.items()}
+    round_seconds = sum((iterations[role] + 1) * t for role, t in estimates.items())
+    rounds = int(min(max(seconds / round_seconds, MIN_ROUNDS), MAX_ROUNDS))
+    others: dict[str, list[float]] = {role: [] for role in contestants if role != OURS}
+
+    def time_the_others() -> None:
+        for role, data in others.items():
+            contestants[role]()  # untimed: nobody pays for the caches that the one before has emptied
+            data.append(_time(contestants[role], iterations[role]))
+        contestants[OURS]()
+
+    ours = iterations[OURS]
+    benchmark.pedantic(contestants[OURS], teardown=time_the_others, rounds=rounds, iterations=ours)
+    # pedantic ends with one call more, for the result, which belongs to no round.
+    return {OURS: list(benchmark.stats.stats.data), **{role: data[:rounds] for role, data in others.items()}}
+
+
+def _warm_up(call: Callable) -> float:
+    """Call for WARM_UP_SECONDS, a growing number of times at once; seconds per call at the end of it."""
+    calls, per_call, stop = 1, 0.0, time.perf_counter() + WARM_UP_SECONDS
+    while time.perf_counter() < stop:
+        per_call = _time(call, calls)
+        calls *= 2
+    return per_call
+
+
+def _time(call: Callable, iterations: int) -> float:
+    start = time.perf_counter()
+    for _ in range(iterations):
+        call()
+    return (time.perf_counter() - start) / iterations
+
+
+def _summary(role: str, samples: dict[str, list[float]], case: Case) -> dict[str, Any]:
+    summary: dict[str, Any] = {"us": _quartiles([t * 1e6 for t in samples[role]])}
+    moved_bytes = 3 * 4 * STREAM_NUMEL if role == STREAM else case.moved_bytes  # reads two, writes one
+    if role not in (OURS, STREAM):
+        ratios = [theirs / ours for theirs, ours in zip(samples[role], samples[OURS], strict=True)]
+        summary["ratio"] = _quartiles(ratios)
+    if moved_bytes is not None:
+        summary["gb_per_s"] = moved_bytes / statistics.median(samples[role]) / 1e9
+    return summary
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    """First quartile, median, third quartile."""
+    return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware and versions, without anything that names this machine or its folders."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "compiler": native.status().compiler.partition(": ")[2],
+        "sacfast": sacfast.__version__,
+        "kernels": torch.ops.sacfast.cpu_features(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        names = {name.strip(): value.strip() for name, value in fields.items()}
+        return names.get("model name", platform.machine())
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()

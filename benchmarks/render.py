@@ -1,0 +1,209 @@
+"""Renders README's tables from the JSON of a benchmark run.
+
+    pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
+    python benchmarks/training.py RUN...   # results/training.json, from finished training runs
+    python benchmarks/render.py            # rewrites the tables between README's markers
+    python benchmarks/render.py --check    # exits with 1 if README is not what the JSON gives
+
+The markers are lines of their own for each of TABLES: <!-- BEGIN table:NAME --> and <!-- END table:NAME -->
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+OURS = "sacfast"
+NONE = "-"
+
+Entry = dict[str, Any]  # one benchmark's extra_info
+
+
+class RenderError(Exception):
+    """The JSON or the README is not what it should be; the message says what to do."""
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def with_range(quartiles: list[float], scale: float = 1.0) -> str:
+    """median (first quartile to third quartile)"""
+    low, median, high = (number(value * scale) for value in quartiles)
+    return f"{median} ({low} to {high})"
+
+
+def operators_table(entries: list[Entry]) -> list[str]:
+    """One line per operation and shape: ours, then each baseline with how many times longer it takes."""
+    lines = [
+        "| µs per call | shape | sacfast | usual eager | fastest eager | torch.compile | GB/s (of stream) |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for entry in entries:
+        results = entry["contestants"]
+        cells = [with_range(results[OURS]["us"])]
+        cells += [_baseline(results.get(role)) for role in ("usual", "eager", "compiled")]
+        cells.append(_bandwidth(results))
+        lines.append(f"| {entry['operation']} | {entry['shape']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _baseline(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return NONE
+    return f"{number(result['us'][1])} ({number(result['ratio'][1])}x)"
+
+
+def _bandwidth(results: dict[str, Any]) -> str:
+    if "stream" not in results:
+        return NONE
+    ours, stream = results[OURS]["gb_per_s"], results["stream"]["gb_per_s"]
+    return f"{number(ours)} ({ours / stream:.0%})"
+
+
+UPDATE_ROWS = {
+    OURS: '**sacfast**, `engine="auto"`',
+    "reference": 'sacfast, `engine="reference"`',
+    "notebook": "the notebook",
+    "eager": "hand-written for speed, eager",
+    "compiled": "hand-written for speed, torch.compile",
+}
+
+
+def update_table(entries: list[Entry]) -> list[str]:
+    """One line per implementation, one column per batch size and number of threads."""
+    lines = [
+        "| ms per update | " + " | ".join(entry["shape"] for entry in entries) + " |",
+        "|---|" + "---:|" * len(entries),
+    ]
+    for role, name in UPDATE_ROWS.items():
+        cells = []
+        for entry in entries:
+            result = entry["contestants"].get(role)
+            if result is None:
+                cells.append(NONE)
+            elif "ratio" in result:
+                cells.append(f"{with_range(result['us'], 1e-3)}, {number(result['ratio'][1])}x")
+            else:
+                cells.append(with_range(result["us"], 1e-3))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def training_table(entries: list[Entry]) -> list[str]:
+    """One line per run, then what doing nothing and acting at random score."""
+    (entry,) = entries
+    runs = entry["runs"]
+    lines = [
+        f"| {runs[0]['env']}, {runs[0]['steps']:,} steps | return per episode | minutes |",
+        "|---|---:|---:|",
+    ]
+    for run in runs:
+        score = f"{run['score']['mean']:.1f} ± {run['score']['std']:.1f}"
+        lines.append(f"| sacfast, seed {run['seed']} | {score} | {run['minutes']:.1f} |")
+    lines += [f"| {name} actions | {score:.1f} | |" for name, score in runs[0]["baselines"].items()]
+    return lines
+
+
+TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
+    "operators": operators_table,
+    "update": update_table,
+    "training": training_table,
+}
+SOURCES = {"cpu.json": ("operators", "update"), "training.json": ("training",)}
+
+LEGENDS = {
+    "operators": (
+        "Median (first to third quartile); for others, how many times longer than sacfast's a call takes. "
+        "Usual eager: torch.distributions.Normal, a loop over the parameters, NumPy fancy indexing. "
+        "Fastest eager: the formula by hand, torch._foreach_lerp_, torch.randint and index_select; "
+        "torch.compile is of the same. {threads} threads where the shape names none. GB/s counts what the "
+        "memory must move, for rows the cache lines that they touch; stream is add_ of 64 MiB in place."
+    ),
+    "update": (
+        "A batch drawn from 100,000 transitions, then one update of critics, policy, temperature and "
+        "targets; 23 observations, 7 actions, two layers of 256. Median (first to third quartile), then how "
+        "many times longer than sacfast's an update takes."
+    ),
+    "training": (
+        "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
+        "the same for the baselines."
+    ),
+}
+INTERLEAVED = " Interleaved, ratios taken within a round."
+
+
+def caption(name: str, entries: list[Entry], date: str) -> str:
+    """How to read the table, and the hardware and versions that it was measured with."""
+    if name == "training":
+        legend = LEGENDS[name].format(episodes=entries[0]["runs"][0]["episodes"])
+    else:
+        legend = LEGENDS[name].format(threads=max(entry["threads"] for entry in entries)) + INTERLEAVED
+    machine = (
+        "{cpu}, {cores} cores ({system}), torch {torch}, Python {python}, {compiler}, "
+        "sacfast {sacfast} ({kernels})"
+    ).format(**entries[0]["machine"])
+    return f"<sub>{legend} Measured on {date}: {machine}.</sub>"
+
+
+def load(path: Path) -> tuple[list[Entry], str]:
+    """Every benchmark's extra_info in the order of the run, and the run's date."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RenderError(
+            f"cannot read {path} ({error}); {Path(__file__).name} --help says how to make it"
+        ) from None
+    return [entry["extra_info"] for entry in content["benchmarks"]], content["datetime"][:10]
+
+
+def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -> str:
+    """`readme` with the tables `names` replaced. Raises RenderError if a marker or a table's runs are missing."""
+    for name in names:
+        chosen = [entry for entry in entries if entry.get("table") == name]
+        if not chosen:
+            raise RenderError(f"the JSON has no benchmark for table {name}; run all of benchmarks/")
+        begin, end = f"<!-- BEGIN table:{name} -->", f"<!-- END table:{name} -->"
+        pattern = re.compile(f"^{re.escape(begin)}$.*?^{re.escape(end)}$", re.DOTALL | re.MULTILINE)
+        if len(pattern.findall(readme)) != 1:
+            raise RenderError(
+                f"README needs the lines {begin} and {end}, once and in this order, around table {name}"
+            )
+        text = "\n".join([begin, *TABLES[name](chosen), "", caption(name, chosen, date), end])
+        readme = pattern.sub(lambda _, text=text: text, readme)
+    return readme
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if README is stale")
+    args = parser.parse_args(argv)
+    try:
+        before = args.readme.read_text()
+        after = before
+        for source, names in SOURCES.items():
+            after = render(after, *load(args.results / source), names)
+    except (RenderError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.check and before != after:
+        print(f"error: {args.readme} is stale; run: python benchmarks/render.py", file=sys.stderr)
+        return 1
+    if before != after:
+        args.readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""SACAgent: the notebook's agent, with action bounds, any engine behind it, and checkpoints that hold everything."""
+
+import os
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast import checkpoint
+from sacfast.config import SACConfig
+from sacfast.engines import Metrics, make_engine
+from sacfast.envs import ActionBounds, check_spaces
+from sacfast.errors import CheckpointError, SACError
+from sacfast.networks import ActorNetwork, CriticNetwork
+from sacfast.ops import Stream
+from sacfast.replay import FIELDS, ReplayBuffer
+from sacfast.state import SACState
+
+
+class SACAgent:
+    """Soft Actor-Critic (arXiv:1812.05905) for observations [O] and actions [A].
+
+    The first ten arguments are the notebook's. `alpha` counts only with automatic_entropy_tuning=False;
+    otherwise the temperature starts at 1 and is learned.
+
+    engine          "auto", "reference" or "native" (sacfast.engines.make_engine)
+    seed            of weights, exploration, batches and noise; None takes them from torch's global generator
+    action_low, action_high    bounds [A] of the environment's actions: select_action returns, and
+                    replay_buffer takes, actions in these units; without them, actions in [-1, 1]
+    target_entropy  in nats; None means -A
+
+    Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
+    native code cannot run.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden_dim: int = 256,
+        lr: float = 3e-4,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        alpha: float = 0.2,
+        automatic_entropy_tuning: bool = True,
+        buffer_capacity: int = 1000000,
+        device: torch.device | str = "cpu",
+        *,
+        engine: str = "auto",
+        seed: int | None = None,
+        action_low: np.ndarray | None = None,
+        action_high: np.ndarray | None = None,
+        target_entropy: float | None = None,
+        log_std_min: float = -20.0,
+        log_std_max: float = 2.0,
+    ):
+        self.state_dim, self.action_dim = (
+            _dimension("state_dim", state_dim),
+            _dimension("action_dim", action_dim),
+        )
+        self.config = SACConfig(
+            hidden_dim=hidden_dim,
+            lr=lr,
+            gamma=gamma,
+            tau=tau,
+            alpha=alpha,
+            automatic_entropy_tuning=automatic_entropy_tuning,
+            target_entropy=-float(action_dim) if target_entropy is None else target_entropy,
+            buffer_capacity=buffer_capacity,
+            log_std_min=log_std_min,
+            log_std_max=log_std_max,
+        )
+        self.device = _device(device)
+        self.engine = make_engine(engine, self.config)
+        if seed is None:
+            self.state = self._new_state(int(torch.randint(2**31, ()).item()))
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.state = self._new_state(int(seed))
+        self.replay_buffer = ReplayBuffer(
+            buffer_capacity,
+            obs_dim=self.state_dim,
+            action_dim=self.action_dim,
+            device=self.device,
+            seed=self.state.seed,
+            action_low=action_low,
+            action_high=action_high,
+        )
+        self.bounds = self.replay_buffer.bounds or ActionBounds.unit(self.action_dim)
+        if self.bounds.dim != self.action_dim:
+            raise SACError(f"action_low has {self.bounds.dim} entries, but action_dim is {self.action_dim}")
+
+    @classmethod
+    def from_env(cls, env: gymnasium.Env, **kwargs: Any) -> "SACAgent":
+        """An agent for `env`: dimensions and action bounds from its spaces, `kwargs` as the constructor's.
+
+        Raises SACError if the observations are not a 1-D Box or the actions not a bounded 1-D Box.
+        """
+        bounds = check_spaces(env)
+        assert env.observation_space.shape is not None  # check_spaces saw a 1-D Box
+        return cls(
+            env.observation_space.shape[0],
+            bounds.dim,
+            **{"action_low": bounds.low, "action_high": bounds.high, **kwargs},
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | os.PathLike, *, device: torch.device | str = "cpu", engine: str = "auto"
+    ) -> "SACAgent":
+        """The agent that `save` wrote to `path`, dimensions and settings included. Raises CheckpointError."""
+        meta = checkpoint.read_meta(path)
+        agent = cls(
+            meta["state_dim"],
+            meta["action_dim"],
+            **SACConfig.from_dict(meta["config"]).agent_kwargs(),
+            device=device,
+            engine=engine,
+            seed=meta["counters"]["seed"],
+            action_low=np.array(meta["action_low"]),
+            action_high=np.array(meta["action_high"]),
+        )
+        agent.load(path)
+        return agent
+
+    def _new_state(self, seed: int) -> SACState:
+        config = self.config
+        actor = ActorNetwork(
+            self.state_dim, self.action_dim, config.hidden_dim, config.log_std_min, config.log_std_max
+        )
+        critic = CriticNetwork(self.state_dim, self.action_dim, config.hidden_dim)
+        log_alpha = torch.zeros(1) if config.automatic_entropy_tuning else torch.tensor([config.alpha]).log()
+        return SACState(actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed)
+
+    @property
+    def actor(self) -> ActorNetwork:
+        return self.state.actor
+
+    @property
+    def critic(self) -> CriticNetwork:
+        return self.state.critic
+
+    @property
+    def critic_target(self) -> CriticNetwork:
+        return self.state.critic_target
+
+    @property
+    def log_alpha(self) -> Tensor:
+        return self.state.log_alpha
+
+    @property
+    def alpha(self) -> Tensor:
+        """The entropy temperature, [1]."""
+        return self.state.log_alpha.exp()
+
+    @property
+    def training_steps(self) -> int:
+        """Updates done."""
+        return self.state.step
+
+    @property
+    def gamma(self) -> float:
+        return self.config.gamma
+
+    @property
+    def tau(self) -> float:
+        return self.config.tau
+
+    @property
+    def target_entropy(self) -> float:
+        """In nats."""
+        return self.engine.target_entropy
+
+    @property
+    def automatic_entropy_tuning(self) -> bool:
+        return self.config.automatic_entropy_tuning
+
+    @torch.no_grad()
+    def select_action(self, state: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
+        """The policy's action for one observation [O], or for several [n, O]: float32 [A] or [n, A].
+
+        Sampled, or deterministic (tanh of the mean) with `evaluate`; in the environment's units.
+        Raises SACError for a wrong shape or a NaN or infinity in `state`.
+        """
+        obs = np.asarray(state.cpu() if isinstance(state, Tensor) else state, dtype=np.float32)
+        if obs.ndim not in (1, 2) or obs.shape[-1] != self.state_dim:
+            raise SACError(
+                f"the observation has shape {list(obs.shape)}; this agent needs [{self.state_dim}]"
+            )
+        if not np.isfinite(obs).all():
+            raise SACError(f"the observation holds {obs[~np.isfinite(obs)][0]}; check the environment")
+        rows = torch.from_numpy(obs.reshape(-1, self.state_dim)).to(self.device)
+        if evaluate:
+            action = torch.tanh(self.actor(rows)[0])
+        else:
+            action, _, _ = self.actor.sample(rows, key=self.state.key(Stream.EXPLORE))
+            self.state.action_step += 1
+        return self.bounds.to_env(action.cpu().numpy().reshape(*obs.shape[:-1], self.action_dim))
+
+    def update(self, batch_size: int) -> dict[str, float]:
+        """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
+        return self.train(1, batch_size).as_dict()
+
+    def train(self, updates: int = 1, batch_size: int = 256) -> Metrics:
+        """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device."""
+        return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
+
+    def save(
+        self, filepath: str | os.PathLike, *, replay_buffer: bool = True, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write everything to one safetensors file, atomically: weights, targets, Adam moments, log_alpha, counters,
+        and the replay buffer unless told otherwise. `extra` is any JSON-able dictionary; `load` returns it.
+
+        Raises CheckpointError if it cannot be written; an earlier file at `filepath` is then untouched.
+        """
+        tensors = dict(self.state.named_tensors())
+        if replay_buffer:
+            tensors |= {f"replay.{name}": tensor for name, tensor in self.replay_buffer.named_tensors()}
+        checkpoint.write(
+            filepath,
+            tensors,
+            {
+                "state_dim": self.state_dim,
+                "action_dim": self.action_dim,
+                "action_low": self.bounds.low.tolist(),
+                "action_high": self.bounds.high.tolist(),
+                "config": self.config.to_dict(),
+                "counters": self.state.counters(),
+                "replay": self.replay_buffer.counters() if replay_buffer else None,
+                "extra": extra or {},
+            },
+        )
+
+    def load(self, filepath: str | os.PathLike) -> dict[str, Any]:
+        """Take over a checkpoint of `save`, or of the notebook's own save(), in place; returns `extra` of `save`.
+
+        The agent keeps its own hyper-parameters and, with a fixed temperature, its own alpha. A replay buffer in the
+        file replaces the agent's. Raises CheckpointError, before anything is changed, if the file is damaged or was
+        made for other dimensions or action bounds.
+        """
+        if checkpoint.is_notebook_file(filepath):
+            tensors, counters = _from_notebook(checkpoint.read_notebook(filepath), self.state)
+            meta: dict[str, Any] = {"counters": counters}
+        else:
+            tensors, meta = checkpoint.read(filepath)
+            self._check_meta(filepath, meta)
+        live = dict(self.state.named_tensors())
+        _check_shapes(filepath, tensors, live)
+        if not self.automatic_entropy_tuning:
+            del live["log_alpha"]
+        with torch.no_grad():
+            for name, tensor in live.items():
+                tensor.copy_(tensors[name])
+        self.state.set_counters(meta["counters"])
+        if meta.get("replay"):
+            self.replay_buffer.restore(
+                {name: tensors[f"replay.{name}"] for name in FIELDS if f"replay.{name}" in tensors},
+                meta["replay"],
+            )
+        return meta.get("extra", {})
+
+    def _check_meta(self, path: str | os.PathLike, meta: dict[str, Any]) -> None:
+        ours = {
+            "state_dim": self.state_dim,
+            "action_dim": self.action_dim,
+            "hidden_dim": self.config.hidden_dim,
+            "action_low": self.bounds.low.tolist(),
+            "action_high": self.bounds.high.tolist(),
+        }
+        for name, value in ours.items():
+            saved = meta["config"][name] if name in meta["config"] else meta[name]
+            if saved != value:
+                raise CheckpointError(
+                    f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "
+                    "make the agent with the checkpoint's dimensions and bounds (SACAgent.from_checkpoint does)"
+                )
+
+
+def _dimension(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise SACError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The torch device, checked to exist: an agent that fails at its first update would be no help."""
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SACError(
+            f"device {str(device)!r} is not available here ({str(error).splitlines()[0]}); use device='cpu'"
+        ) from None
+    return device
+
+
+def _check_shapes(path: str | os.PathLike, saved: dict[str, Tensor], live: dict[str, Tensor]) -> None:
+    for name, tensor in live.items():
+        if name not in saved:
+            raise CheckpointError(f"{path} lacks {name}; it was not written by SACAgent.save")
+        if saved[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path} holds {name} of shape {list(saved[name].shape)}, but this agent's is {list(tensor.shape)}; "
+                "make the agent with the checkpoint's dimensions"
+            )
+
+
+def _from_notebook(content: dict[str, Any], state: SACState) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The notebook's checkpoint under our names; what it lacks (log_alpha of a fixed temperature) stays as it is."""
+    tensors = {name: tensor.clone() for name, tensor in state.named_tensors()}
+    counters = state.counters() | {"step": int(content["training_steps"])}
+    for network in ("actor", "critic", "critic_target"):
+        tensors |= {f"{network}.{name}": tensor for name, tensor in content[network].items()}
+    optimizers = {
+        "actor": (content["actor_optimizer"], list(state.actor.parameters())),
+        "critic": (content["critic_optimizer"], list(state.critic.parameters())),
+    }
+    if content.get("log_alpha") is not None:
+        tensors["log_alpha"] = content["log_alpha"].detach()
+        optimizers["alpha"] = (content["alpha_optimizer"], [torch.nn.Parameter(state.log_alpha)])
+    for name, (optimizer, params) in optimizers.items():
+        moments = optimizer[
+            "state"
+        ]  # index of the parameter -> step, exp_avg, exp_avg_sq; empty before the first step
+        counters[f"{name}_adam_step"] = int(moments[0]["step"]) if moments else 0
+        for key in ("exp_avg", "exp_avg_sq"):
+            pieces = [moments[i][key].reshape(-1) for i in range(len(params))] if moments else []
+            flat = torch.cat(pieces) if pieces else torch.zeros(sum(p.numel() for p in params))
+            tensors[f"{name}_adam.{key}"] = flat
+    return tensors, counters

@@ -1,0 +1,114 @@
+"""Checkpoint files: named tensors and a JSON description in one safetensors file, written atomically, no pickle.
+
+Readers of the notebook's own torch.save files are here too (loaded with weights_only, so nothing in them runs).
+"""
+
+import json
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sacfast.errors import CheckpointError
+
+FORMAT, VERSION = "sacfast", 1
+
+
+def write(path: str | os.PathLike, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write `tensors` and JSON-able `meta` to `path`; a reader sees the old file or the whole new one, never a part.
+
+    Raises CheckpointError (full disk, missing or read-only folder); an earlier file at `path` is then untouched.
+    """
+    path = Path(path)
+    header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(meta)}
+    # Clones, because views of one flat buffer would each drag the whole buffer along.
+    owned = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
+    }
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        save_file(owned, temporary, metadata=header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint {path} ({error}); free some space or choose another folder. "
+            "An earlier checkpoint there is untouched"
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and meta of a file that `write` made. Raises CheckpointError if it is none, or damaged."""
+    with _opened(path) as file:
+        meta = _meta(path, file)
+        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 (not a dict)
+
+
+def read_meta(path: str | os.PathLike) -> dict[str, Any]:
+    """The description alone, without reading the tensors. Raises as `read` does."""
+    with _opened(path) as file:
+        return _meta(path, file)
+
+
+def is_notebook_file(path: str | os.PathLike) -> bool:
+    """Whether `path` looks like a torch.save file (a zip archive), as the notebook's SACAgent.save writes."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
+
+
+def read_notebook(path: str | os.PathLike) -> dict[str, Any]:
+    """The dictionary that the notebook's SACAgent.save wrote. Raises CheckpointError if it is something else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or is no checkpoint ({_first_line(error)})") from None
+    wanted = {"actor", "critic", "critic_target", "actor_optimizer", "critic_optimizer", "training_steps"}
+    missing = wanted - set(content) if isinstance(content, dict) else wanted
+    if missing:
+        raise CheckpointError(f"{path} is no SAC checkpoint: it lacks {', '.join(sorted(missing))}")
+    return content
+
+
+def _opened(path: str | os.PathLike):
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or is no checkpoint ({_first_line(error)}); use an earlier one"
+        ) from None
+
+
+def _meta(path: str | os.PathLike, file) -> dict[str, Any]:
+    header = file.metadata() or {}
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file, but no sacfast checkpoint")
+    if int(header["version"]) > VERSION:
+        raise CheckpointError(
+            f"{path} was written by a newer sacfast (format {header['version']}, this one reads {VERSION}); "
+            "upgrade sacfast"
+        )
+    return json.loads(header["meta"])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

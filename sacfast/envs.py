@@ -1,0 +1,196 @@
+"""Environments: making them by name, checking their spaces, and the action bounds that rescale the policy.
+
+The policy acts in [-1, 1] (it ends in tanh); an environment has bounds of its own. `ActionBounds` is the
+only place where one becomes the other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+from sacfast.errors import SACError
+
+
+@dataclass(frozen=True, eq=False)
+class ActionBounds:
+    """Affine map between the environment's actions in [low, high] and the policy's in [-1, 1].
+
+    unit = (action - centre) / half,  action = centre + half * unit,
+    centre = (high + low) / 2, half = (high - low) / 2, each [A] float32.
+
+    Raises SACError when low and high are not finite 1-D arrays of one shape with low < high.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            try:
+                value = np.array(getattr(self, name), dtype=np.float32, ndmin=1)
+            except (TypeError, ValueError) as error:
+                raise SACError(f"the action bound {name}={getattr(self, name)!r} is not numeric.") from error
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+        if self.low.ndim != 1 or self.low.shape != self.high.shape:
+            raise SACError(
+                f"action bounds have shapes {self.low.shape} and {self.high.shape}; both must be [A], "
+                "with one entry per action dimension."
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            width = self.high - self.low  # infinite too where finite bounds are too wide for float32
+        bad = ~(np.isfinite(width) & (width > 0))
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise SACError(
+                f"action dimension {i} has bounds [{self.low[i]:g}, {self.high[i]:g}]; SAC needs finite "
+                "bounds with low below high: give the environment a bounded action space, for instance "
+                "with a gymnasium.wrappers.TransformAction."
+            )
+
+    @classmethod
+    def unit(cls, action_dim: int) -> ActionBounds:
+        """Bounds [-1, 1] in every dimension, for which both maps are the identity."""
+        return cls(-np.ones(action_dim, np.float32), np.ones(action_dim, np.float32))
+
+    @classmethod
+    def from_space(cls, space: Box) -> ActionBounds:
+        return cls(space.low, space.high)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ActionBounds):
+            return NotImplemented
+        return np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def dim(self) -> int:
+        return self.low.shape[0]
+
+    def to_unit(self, action: np.ndarray) -> np.ndarray:
+        """[..., A] in the environment's units -> [..., A] float32, clipped to [-1, 1]."""
+        centre, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
+        return np.clip((np.asarray(action, np.float32) - centre) / half, -1.0, 1.0)
+
+    def to_env(self, unit: np.ndarray) -> np.ndarray:
+        """[..., A] in [-1, 1] -> [..., A] float32 in the environment's units, never outside [low, high]."""
+        centre, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
+        return np.clip(centre + half * np.asarray(unit, np.float32), self.low, self.high)
+
+
+def nearest_names(env_id: str, count: int = 3) -> list[str]:
+    """Newest versions of the registered environments whose names resemble `env_id`, nearest first.
+
+    The comparison leaves out version and case, so that a version that does not exist finds the one that does.
+    """
+    newest: dict[str, str] = {}
+    for name, spec in gymnasium.registry.items():
+        held = newest.setdefault(_stem(name), name)
+        if (spec.version or 0) > (gymnasium.registry[held].version or 0):
+            newest[_stem(name)] = name
+    close = difflib.get_close_matches(_stem(env_id), newest, n=count, cutoff=0.6)
+    return [newest[stem] for stem in close]
+
+
+def _stem(name: str) -> str:
+    return name.rsplit("-v", 1)[0].lower()
+
+
+def make_env(env_id: str, seed: int | None = None, **kwargs: Any) -> gymnasium.Env:
+    """gymnasium.make with spaces checked; `seed` seeds the environment (a first reset) and its action space.
+
+    kwargs go to gymnasium.make. Raises SACError for an unknown id (with the nearest names), for an
+    environment whose packages are missing or that fails to start, and for spaces that SAC cannot use
+    (`check_spaces`).
+    """
+    try:
+        env = gymnasium.make(env_id, **kwargs)
+    except (gymnasium.error.Error, ImportError, OSError, TypeError, ValueError) as error:
+        raise SACError(_cannot_make(env_id, error)) from error
+    try:
+        check_spaces(env)
+    except SACError:
+        env.close()
+        raise
+    if seed is not None:
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+    return env
+
+
+def _cannot_make(env_id: str, error: Exception) -> str:
+    nearest = [name for name in nearest_names(env_id) if name != env_id]
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else ""
+    if isinstance(error, gymnasium.error.Error) and env_id not in gymnasium.registry:
+        hint = hint or "gymnasium.pprint_registry() lists the names."
+        return f"environment {env_id!r} is not registered with Gymnasium; {hint}"
+    return f"environment {env_id!r} could not be made: {_first_line(error).rstrip('.')}" + (
+        f"; {hint}" if hint else "."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def check_spaces(env: gymnasium.Env) -> ActionBounds:
+    """Check that SAC can use `env` and return the bounds of its actions.
+
+    The observation space must be a 1-D Box, the action space a 1-D Box with finite low < high; otherwise
+    SACError names the space and the wrapper that helps.
+    """
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    observation, action = env.observation_space, env.action_space
+    if not isinstance(observation, Box) or len(observation.shape) != 1:
+        raise SACError(
+            f"{name} has observations {_describe(observation)}, but SAC needs a 1-D Box; wrap the "
+            "environment in gymnasium.wrappers.FlattenObservation."
+        )
+    if observation.shape[0] == 0:
+        raise SACError(
+            f"{name} has empty observations of shape (0,); SAC needs at least one number to act on."
+        )
+    if not isinstance(action, Box):
+        raise SACError(
+            f"{name} has actions {_describe(action)}, but SAC needs continuous ones (a 1-D Box); use an "
+            "environment with continuous actions, or an algorithm for discrete ones."
+        )
+    if len(action.shape) != 1 or action.shape[0] == 0 or not np.issubdtype(action.dtype, np.floating):
+        raise SACError(
+            f"{name} has actions {_describe(action)}, but SAC needs a 1-D Box of floats; reshape them in a "
+            "gymnasium.ActionWrapper."
+        )
+    try:
+        return ActionBounds.from_space(action)
+    except SACError as error:
+        raise SACError(f"{name}: {error}") from None
+
+
+def _describe(space: gymnasium.Space) -> str:
+    """The space in a few words: arrays of bounds (an image's, say) are left out."""
+    if isinstance(space, Box):
+        return f"Box of shape {space.shape} and type {space.dtype}"
+    text = str(space)
+    return text if len(text) <= 60 else type(space).__name__
+
+
+def check_finite(env_name: str, step: int, observation: np.ndarray, reward: float = 0.0) -> None:
+    """Raise SACError when a reward or an observation [O] is NaN or infinite, naming the first bad value."""
+    bad = ~np.isfinite(observation)
+    if math.isfinite(reward) and not bad.any():
+        return
+    where = f"{env_name} returned at step {step}"
+    remedy = "that cannot be learned from: check the environment, or clip what it returns in a wrapper."
+    if not math.isfinite(reward):
+        raise SACError(f"{where} the reward {reward}; {remedy}")
+    i = int(np.argmax(bad))
+    raise SACError(f"{where} an observation whose entry {i} is {observation[i]}; {remedy}")

@@ -1,0 +1,13 @@
+"""Errors that a user can act on: each message is one sentence with the offending value and the remedy."""
+
+
+class SACError(ValueError):
+    """A mistake in the input. The command line prints its message alone, without a traceback."""
+
+
+class NativeUnavailable(SACError):
+    """Native code was required but cannot be built or loaded on this machine; the message says why."""
+
+
+class CheckpointError(SACError):
+    """A checkpoint is missing, damaged, from a newer version, or made for other dimensions."""

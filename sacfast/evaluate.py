@@ -1,0 +1,271 @@
+"""Deterministic evaluation, baselines and video; `python -m sacfast.evaluate RUN`.
+
+Episode i of an evaluation starts from `reset(seed=seed + i)`, so that a policy meets the same starts every
+time and policies can be compared episode by episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import tyro
+
+from sacfast.agent import SACAgent
+from sacfast.checkpoint import read_meta
+from sacfast.config import TrainConfig
+from sacfast.envs import ActionBounds, make_env
+from sacfast.errors import SACError
+
+# The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
+# noisy scores flatters itself.
+SELECTION_SEED = 10_000
+REPORT_SEED = 20_000
+# For environments without a time limit of their own, where a good policy might never finish.
+MAX_EPISODE_STEPS = 10_000
+
+Policy = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted returns and lengths of whole episodes, with the mean and population standard deviation."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, returns: list[float], lengths: list[int]) -> Evaluation:
+        array = np.asarray(returns, np.float64)
+        return cls(
+            mean=float(array.mean()),
+            std=float(array.std()),
+            min=float(array.min()),
+            max=float(array.max()),
+            returns=tuple(returns),
+            lengths=tuple(lengths),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+def evaluate(
+    agent_or_policy: SACAgent | Policy,
+    env_id: str | gymnasium.Env,
+    episodes: int = 10,
+    seed: int = REPORT_SEED,
+) -> Evaluation:
+    """Run `episodes` whole episodes and return their statistics.
+
+    agent_or_policy: an agent, which then acts by the mean of its policy, or a function from observation [O]
+        to action [A] in the environment's units.
+    env_id: an environment id, or an environment, which is left open.
+
+    Raises SACError for an environment that SAC cannot use (`make_env`) and for episodes < 1.
+    """
+    if episodes < 1:
+        raise SACError(f"episodes={episodes} must be at least 1.")
+    policy = _as_policy(agent_or_policy)
+    env = make_env(env_id) if isinstance(env_id, str) else env_id
+    try:
+        returns, lengths = [], []
+        for episode in range(episodes):
+            total, length = _rollout(policy, env, seed + episode)
+            returns.append(total)
+            lengths.append(length)
+    finally:
+        if env is not env_id:
+            env.close()
+    return Evaluation.of(returns, lengths)
+
+
+def _as_policy(agent_or_policy: SACAgent | Policy) -> Policy:
+    if not hasattr(agent_or_policy, "select_action"):
+        return agent_or_policy
+    agent = agent_or_policy
+    return lambda observation: agent.select_action(observation, evaluate=True)
+
+
+def _rollout(
+    policy: Policy, env: gymnasium.Env, seed: int, on_step: Callable[[], None] = lambda: None
+) -> tuple[float, int]:
+    observation, _ = env.reset(seed=seed)
+    on_step()
+    total, length, done = 0.0, 0, False
+    while not done and length < MAX_EPISODE_STEPS:
+        observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        on_step()
+        total, length, done = total + float(reward), length + 1, terminated or truncated
+    return total, length
+
+
+def random_policy(space: gymnasium.spaces.Box, seed: int) -> Policy:
+    """Uniform actions in the space, the same sequence for the same seed."""
+    bounds, generator = ActionBounds.from_space(space), np.random.default_rng(seed)
+    return lambda _: bounds.to_env(generator.uniform(-1.0, 1.0, bounds.dim))
+
+
+def zero_policy(space: gymnasium.spaces.Box) -> Policy:
+    """The zero action, or the bound nearest to it where zero is outside the bounds."""
+    bounds = ActionBounds.from_space(space)
+    action = np.clip(np.zeros(bounds.dim, np.float32), bounds.low, bounds.high)
+    return lambda _: action
+
+
+def baselines(env: gymnasium.Env, episodes: int, seed: int) -> dict[str, Evaluation]:
+    """Evaluations of random and of zero actions from the same starts as `evaluate` with this seed."""
+    space = env.action_space
+    if not isinstance(space, gymnasium.spaces.Box):
+        raise SACError(f"baselines need a Box action space, not {space}.")
+    return {
+        "random": evaluate(random_policy(space, seed), env, episodes, seed),
+        "zero": evaluate(zero_policy(space), env, episodes, seed),
+    }
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings of a run folder. Raises SACError when it is none."""
+    path = run / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SACError(
+            f"{run} is not the folder of a run (it has no config.json); give the folder that "
+            "training printed."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SACError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
+    return TrainConfig.from_dict(values)
+
+
+def load_agent(
+    run: Path, checkpoint: str = "best", *, device: str = "cpu"
+) -> tuple[SACAgent, TrainConfig, dict[str, Any]]:
+    """Agent, settings and the trainer's counters from a run folder; checkpoint is "best" or "last".
+
+    Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
+    """
+    config, path = read_config(run), run / f"{checkpoint}.safetensors"
+    agent = SACAgent.from_checkpoint(path, device=device, engine="reference")
+    return agent, config, read_meta(path)["extra"]
+
+
+def choose_mujoco_gl() -> None:
+    """Set MUJOCO_GL to a backend that works here, unless it is set already or there is a display.
+
+    Each candidate is tried in a process of its own, since a failing OpenGL library may end the process. Call
+    it before mujoco is first imported. Raises SACError when none works.
+    """
+    has_display = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if has_display or os.environ.get("MUJOCO_GL") or find_spec("mujoco") is None:
+        return
+    probe = "import mujoco; mujoco.GLContext(64, 64).make_current()"
+    for backend in ("egl", "osmesa"):
+        environment = os.environ | {"MUJOCO_GL": backend}
+        try:
+            subprocess.run(
+                [sys.executable, "-c", probe], env=environment, check=True, capture_output=True, timeout=60
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        os.environ["MUJOCO_GL"] = backend
+        return
+    raise SACError(
+        "no video: neither EGL nor OSMesa can render here without a display; install one of them (on Debian "
+        "libegl1 or libosmesa6) or set MUJOCO_GL."
+    )
+
+
+def record_video(
+    agent_or_policy: SACAgent | Policy, env_id: str, path: Path, seed: int = REPORT_SEED
+) -> None:
+    """Write one deterministic episode as a video (the file's suffix chooses the format, .mp4 or .gif).
+
+    Raises SACError, in one sentence, when the environment cannot be rendered or the file cannot be written.
+    """
+    try:
+        import imageio.v2
+    except ImportError:
+        raise SACError("no video: imageio is not installed; pip install 'sacfast[video]'.") from None
+    choose_mujoco_gl()
+    env = None
+    # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
+    try:
+        env = make_env(env_id, render_mode="rgb_array")
+        frames: list[np.ndarray] = []
+        _rollout(_as_policy(agent_or_policy), env, seed, lambda: frames.append(np.asarray(env.render())))
+        fps = env.metadata.get("render_fps", 30)
+        options: dict[str, Any] = {} if path.suffix == ".gif" else {"macro_block_size": 2}
+        writer: Any = imageio.v2.get_writer(str(path), fps=fps, **options)
+        with writer:
+            for frame in frames:
+                writer.append_data(frame)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SACError(f"no video of {env_id} at {path}: {reason}") from error
+    finally:
+        if env is not None:
+            env.close()
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a trained policy over whole episodes, acting by its mean."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run, as printed by training."""
+
+    episodes: int = 10
+    """Episodes to run."""
+
+    seed: int = REPORT_SEED
+    """Episode i starts from seed + i; the default repeats the score that training printed."""
+
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint to load."""
+
+    video: Path | None = None
+    """Also record the first episode to this file (.mp4 or .gif)."""
+
+    json: bool = False
+    """Print one JSON object instead of a line of text."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m sacfast.evaluate")
+    try:
+        agent, trained, extra = load_agent(config.run, config.checkpoint)
+        score = evaluate(agent, trained.env, config.episodes, config.seed)
+        if config.json:
+            print(json.dumps({"env": trained.env, "step": extra.get("step")} | dataclasses.asdict(score)))
+        else:
+            step = f", step {extra['step']:,}" if "step" in extra else ""
+            print(
+                f"{trained.env}: {score} over {config.episodes} episodes ({config.checkpoint} policy{step})"
+            )
+        if config.video is not None:
+            record_video(agent, trained.env, config.video, config.seed)
+            print(f"video: {config.video}", file=sys.stderr if config.json else sys.stdout)
+    except SACError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

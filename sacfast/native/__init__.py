@@ -1,0 +1,241 @@
+"""Finds or builds the C++ and CUDA operators and loads them: the only package that knows of compilers.
+
+Importing it compiles nothing. The first `available()` or `load()` of a process takes the extension
+
+1. from beside the package, where an ahead-of-time installation put it (SACFAST_AOT=1), if it fits;
+2. else from the cache, under a key that hashes the sources, flags, torch, Python, CUDA and CPU features;
+3. else from the compiler, under an operating-system lock, and puts it into the cache.
+
+A process tries once. Without a compiler, or when the build fails, it says so once and `available()` stays
+False, which makes every public function take its PyTorch reference.
+
+Environment variables, all of them read in this package:
+    SACFAST_DISABLE_NATIVE=1  use the references, quietly
+    SACFAST_REQUIRE_NATIVE=1  raise NativeUnavailable where the extension is missing
+    SACFAST_CACHE_DIR=DIR     where compiled extensions are kept (default: ~/.cache/sacfast)
+    SACFAST_AOT=1             setup.py compiles the extension into the wheel
+    SACFAST_VERBOSE=1         show the compiler's commands and output
+CXX, NVCC, CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to PyTorch's own extensions.
+
+`python -m sacfast.native` prints the status; `build`, `clean` and `check-cuda` are its other commands.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import toolchain
+from .builder import LIBRARY, Builder, Record
+from .toolchain import BuildError, cache_directory, flags, say, sources
+
+__all__ = [
+    "BuildError",
+    "Status",
+    "available",
+    "build",
+    "cache_directory",
+    "flags",
+    "load",
+    "on_load",
+    "require",
+    "sources",
+    "status",
+]
+
+PREBUILT = toolchain.PACKAGE / "_native"
+
+
+class _Process:
+    """What this process has loaded: one attempt, under a lock that a forked child gets anew."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.attempted = False
+        self.found: tuple[Path, Record] | None = None
+        self.reason = "not loaded yet"
+        self.callbacks: list[Callable[[], None]] = []
+
+    def renew_lock(self) -> None:
+        self.lock = threading.RLock()
+
+
+_process = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.renew_lock)
+
+
+def on_load(callback: Callable[[], None]) -> None:
+    """Call `callback` once the library is loaded, or now if it is.
+
+    Fake and autograd registrations belong in it, because they need the operators' schemas.
+    """
+    with _process.lock:
+        _process.callbacks.append(callback)
+        if _process.found:
+            callback()
+
+
+def load() -> bool:
+    """Load the extension, building it first if need be. One attempt in a process; True once it is loaded.
+
+    Raises NativeUnavailable instead of returning False where SACFAST_REQUIRE_NATIVE=1.
+    """
+    if not _process.attempted:
+        with _process.lock:
+            # A callback that asks again finds `found` set, though the attempt is not over.
+            if not _process.attempted and _process.found is None:
+                try:
+                    _attempt()
+                finally:
+                    _process.attempted = True
+    if _process.found is None and toolchain.environment_flag("REQUIRE_NATIVE"):
+        raise _unavailable("are required (SACFAST_REQUIRE_NATIVE) but unavailable", _process.reason)
+    return _process.found is not None
+
+
+def available(device_type: str = "cpu") -> bool:
+    """Whether native kernels run on tensors of this device type. Loads, and builds, at the first call.
+
+    torch.compile takes the answer as a constant: a graph contains either the operator or the reference.
+    """
+    if not load():
+        return False
+    if device_type == "cuda":
+        return _process.found is not None and bool(_process.found[1].cuda_archs)
+    return device_type == "cpu"
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes seconds.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def require() -> None:
+    """Raise NativeUnavailable, with the reason, unless the extension is or can be loaded."""
+    if not load():
+        raise _unavailable("are unavailable", _process.reason)
+
+
+def build(*, verbose: bool = True) -> Path:
+    """Build the extension ahead of its first use, unless the cache has it, and return its path.
+
+    verbose: show the steps. Raises NativeUnavailable with the reason.
+    """
+    try:
+        builder = Builder(progress=verbose, verbose=toolchain.environment_flag("VERBOSE"))
+        cached = builder.cached()
+        directory, _ = builder.obtain(force=cached is not None and cached[1].cuda_missing != "")
+    except (BuildError, OSError) as error:
+        raise _unavailable("cannot be built", str(error)) from error
+    return directory / LIBRARY
+
+
+def _unavailable(how: str, why: str) -> Exception:
+    from sacfast.errors import NativeUnavailable  # here, so that setup.py can use this package by itself
+
+    return NativeUnavailable(f"the native kernels {how}: {why}")
+
+
+def _attempt() -> None:
+    if toolchain.environment_flag("DISABLE_NATIVE"):
+        _process.reason = "SACFAST_DISABLE_NATIVE is set"
+        return
+    try:
+        builder = Builder(verbose=toolchain.environment_flag("VERBOSE"))
+        found = _prebuilt(builder) or builder.obtain()
+        try:
+            torch.ops.load_library(found[0] / LIBRARY)
+        except OSError as error:
+            say(f"{found[0] / LIBRARY} cannot be loaded ({error}); building it again")
+            found = builder.obtain(force=True)
+            torch.ops.load_library(found[0] / LIBRARY)
+    except (BuildError, OSError) as error:
+        _process.reason = str(error)
+        if tail := getattr(error, "tail", ""):
+            say(f"the compiler's last lines:\n{tail}")
+        if not toolchain.environment_flag("REQUIRE_NATIVE"):
+            say(f"warning: no native kernels: {error}; the slower PyTorch references take their place")
+        return
+    _process.found, _process.reason = found, ""
+    for callback in list(_process.callbacks):
+        callback()
+
+
+def _prebuilt(builder: Builder) -> tuple[Path, Record] | None:
+    """The extension that setup.py built, if it is for this torch, these sources, this CPU and GPU."""
+    record = Record.read(PREBUILT)
+    if record is None or record.torch != torch.__version__ or record.sources != builder.source_hash():
+        return None
+    lacks_gpu = not set(builder.archs) <= set(record.cuda_archs) and toolchain.find_nvcc()
+    return None if lacks_gpu or not set(record.cpu) <= set(toolchain.cpu_features()) else (PREBUILT, record)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a person asks when something is slow. Asking builds nothing and loads nothing."""
+
+    loaded: bool
+    path: Path | None  # of the extension that is loaded, or would be
+    reason: str  # why nothing is loaded
+    key: str
+    source_hash: str
+    compiled_for: str
+    cuda_archs: list[str]
+    cuda_reason: str  # why there are no CUDA kernels
+    compiler: str
+    nvcc: str
+    cache: Path
+
+
+def status() -> Status:
+    """The state of this process, and what it would find."""
+    builder, key, source_hash, reason = None, "", "", _process.reason
+    try:
+        builder = Builder()
+        key, source_hash = builder.key(), builder.source_hash()
+    except BuildError as error:
+        reason = str(error)
+    found = _process.found or (builder and (_prebuilt(builder) or builder.cached()))
+    record = found[1] if found else None
+    try:
+        command = toolchain.find_compiler()
+        compiler = f"{' '.join(command)}: {(toolchain.version_of(command).splitlines() or ['?'])[0]}"
+        toolchain.find_ninja()
+    except BuildError as error:
+        compiler = f"none: {error}"
+    return Status(
+        loaded=_process.found is not None,
+        path=found[0] / LIBRARY if found else None,
+        reason=reason,
+        key=key,
+        source_hash=source_hash,
+        compiled_for=_compiled_for(record),
+        cuda_archs=record.cuda_archs if record else (builder.archs if builder else []),
+        cuda_reason=_cuda_reason(record, builder),
+        compiler=compiler,
+        nvcc=toolchain.find_nvcc() or "none",
+        cache=cache_directory(),
+    )
+
+
+def _compiled_for(record: Record | None) -> str:
+    if record is None:
+        return ""
+    level = torch.ops.sacfast.cpu_features() if _process.found else "not loaded"
+    machine = " ".join(flag for flag in record.flags if flag.startswith(("-march", "-mcpu", "-fopenmp")))
+    return f"{level} ({machine or 'no flags for this machine'})"
+
+
+def _cuda_reason(record: Record | None, builder: Builder | None) -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if record and record.cuda_missing:
+        return record.cuda_missing
+    if builder and not builder.archs:
+        return "this machine has no NVIDIA GPU (TORCH_CUDA_ARCH_LIST names one to build for)"
+    return "" if record is None or record.cuda_archs else "the extension was built without"

@@ -1,0 +1,248 @@
+"""Compiles the extension under an operating-system lock, apart from the cache, then moves it there."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from . import toolchain
+from .toolchain import BuildError, say
+
+LIBRARY = "_sacfast.so"
+RECORD = "build.json"
+CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
+LOCK_TIMEOUT_S = 900
+SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
+USUAL_SECONDS = {False: "25 s", True: "a minute"}  # without and with CUDA, on two cores
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands beside a compiled extension: what it depends on, and what it turned out to contain."""
+
+    key: str
+    sources: str
+    torch: str
+    cpu: list[str]
+    cuda_archs: list[str]
+    cuda_missing: str
+    compiler: str
+    flags: list[str]
+    seconds: float
+    sha256: str
+
+    @classmethod
+    def read(cls, directory: Path) -> Record | None:
+        """The record in `directory`, or None unless it is sound and describes the library beside it.
+
+        The digest is compared first because loading a truncated library kills the process instead of raising.
+        """
+        try:
+            record = cls(**json.loads((directory / RECORD).read_text()))
+            intact = hashlib.sha256((directory / LIBRARY).read_bytes()).hexdigest() == record.sha256
+        except (OSError, ValueError, TypeError):
+            return None
+        return record if intact else None
+
+
+@dataclass
+class Builder:
+    """Builds the sources under `root` for the CPU and the CUDA architectures `archs` into `cache`/key.
+
+    progress: show ninja's steps. verbose: show the full commands and everything that the compiler prints.
+    """
+
+    root: Path = field(default_factory=toolchain.source_root)
+    cache: Path = field(default_factory=toolchain.cache_directory)
+    archs: list[str] = field(default_factory=toolchain.gpu_architectures)
+    progress: bool = False
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        self.root, self.cache = self.root.absolute(), self.cache.absolute()  # ninja runs in another directory
+
+    def source_hash(self) -> str:
+        """Digest of every source and header, names included."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.root.rglob("*") if path.suffix in SOURCE_SUFFIXES):
+            digest.update(f"{path.relative_to(self.root)}\0".encode() + path.read_bytes() + b"\0")
+        return digest.hexdigest()
+
+    def key(self) -> str:
+        """Digest of everything that the compiled code depends on."""
+        cuda = [torch.version.cuda, *toolchain.cuda_flags(self.archs)] if self.archs else []
+        python = [sys.implementation.cache_tag, sys.platform]
+        versions = [torch.__version__, torch.version.git_version]
+        parts = [self.source_hash(), toolchain.flags(), toolchain.cpu_features(), cuda, python, versions]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+    def cached(self) -> tuple[Path, Record] | None:
+        """The built extension; None if there is none, it is damaged, or there was no nvcc then but is now."""
+        record = Record.read(directory := self.cache / self.key())
+        if record is None or (record.cuda_missing == toolchain.NVCC_MISSING and toolchain.find_nvcc()):
+            return None
+        return directory, record
+
+    def obtain(self, *, force: bool = False) -> tuple[Path, Record]:
+        """The cached extension, built first if need be (or with `force`, anyway). Raises BuildError."""
+        if not force and (found := self.cached()):
+            return found
+        toolchain.find_compiler()  # their absence is reported before anything is announced or created
+        toolchain.find_ninja()
+        target = self.cache / self.key()
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with _exclusively(self.cache / f"{target.name}.lock") as waited:
+                if (waited or not force) and (found := self.cached()):
+                    return found
+                # The lock is ours, so these are of builds that were killed.
+                for leftover in self.cache.glob(f"{target.name}.build-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                return self.build_into(target)
+        except (OSError, NotImplementedError) as error:
+            private = Path(tempfile.mkdtemp(prefix="sacfast-"))
+            say(f"cannot use the cache {self.cache} ({error}); building for this process only, in {private}")
+            built = self.build_into(private / target.name)
+            atexit.register(shutil.rmtree, private, ignore_errors=True)  # a failed build's log stays
+            return built
+
+    def build_into(self, target: Path) -> tuple[Path, Record]:
+        """Compile in a directory beside `target`, then move library and record there. Raises BuildError."""
+        target.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{target.name}.build-", dir=target.parent))
+        start = time.perf_counter()
+        machine = toolchain.cpu_name() + (f" and CUDA {', '.join(self.archs)}" if self.archs else "")
+        usual = USUAL_SECONDS[bool(self.archs)]
+        say(f"building native kernels for {machine}: about {usual}, once for this torch and machine ...")
+        try:
+            missing, flags = self._compile_what_can_be(work, target)
+            record = Record(
+                key=target.name,
+                sources=self.source_hash(),
+                torch=torch.__version__,
+                cpu=toolchain.cpu_features(),
+                cuda_archs=[] if missing else self.archs,
+                cuda_missing=missing,
+                compiler=(toolchain.version_of(toolchain.find_compiler()).splitlines() or [""])[0],
+                flags=flags,
+                seconds=round(time.perf_counter() - start, 1),
+                sha256=hashlib.sha256((work / LIBRARY).read_bytes()).hexdigest(),
+            )
+            (work / RECORD).write_text(json.dumps(asdict(record), indent=1))
+            for name in (RECORD, LIBRARY):
+                os.replace(work / name, target / name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        say(f"built native kernels in {record.seconds:.1f} s: {target / LIBRARY}")
+        return target, record
+
+    def _compile_what_can_be(self, work: Path, target: Path) -> tuple[str, list[str]]:
+        """Compile with CUDA if wanted and possible. Returns why CUDA is missing, and the flags."""
+        missing = ""
+        if self.archs:
+            try:
+                return "", self.compile(work, target / "build-cuda.log", self.archs)
+            except BuildError as error:
+                missing = str(error)
+                say(f"no CUDA kernels: {missing}; building those for the CPU alone")
+        return missing, self.compile(work, target / "build.log", [])
+
+    def compile(self, work: Path, log: Path, archs: Sequence[str], goal: str = LIBRARY) -> list[str]:
+        """Make `goal` (the library, or "objects") in `work`. Returns the flags. Raises BuildError."""
+        compiler = toolchain.find_compiler()
+        nvcc = toolchain.checked_nvcc(archs) if archs else None
+        machine = toolchain.machine_flags(compiler)
+        flags = [*toolchain.flags(cuda=bool(archs)), *machine]
+        commands = {"cxx": [*compiler, *flags, *toolchain.include_flags(self.root)], "link": compiler}
+        if nvcc:
+            host = next(word for word in compiler if Path(word).name not in ("ccache", "sccache"))
+            commands["nvcc"] = [nvcc, *toolchain.cuda_flags(archs), f"-ccbin={host}", "-I", str(self.root)]
+        linked = toolchain.link_flags(openmp="-fopenmp" in machine, nvcc=nvcc)
+        units = toolchain.sources(self.root, cuda=bool(archs))
+        (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, linked))
+        self._run([toolchain.find_ninja(), "-C", str(work), "-k", "0", *["-v"] * self.verbose, goal], log)
+        return flags
+
+    def _run(self, command: list[str], log: Path) -> None:
+        shown = self.progress or self.verbose
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, **pipes, text=True, errors="replace")  # type: ignore[call-overload]
+        with log.open("w") as out, process:
+            for line in process.stdout:
+                out.write(line)
+                if shown:
+                    sys.stderr.write(line)
+        if process.returncode:
+            tail = log.read_text().splitlines()[-20:]
+            raise BuildError(f"the compiler failed (full log: {log})", "" if shown else "\n".join(tail))
+
+
+@contextmanager
+def _exclusively(path: Path) -> Iterator[bool]:
+    """Hold an operating-system lock, which ends with the process that holds it. Yields whether we waited."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    waited = False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waited = True
+        say("another process is building the native kernels; waiting for it")
+        try:
+            lock.acquire(timeout=LOCK_TIMEOUT_S)
+        except Timeout:
+            raise BuildError(f"another process has held {path} for {LOCK_TIMEOUT_S} s; end it") from None
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def _ninja_file(root: Path, units: list[Path], commands: dict[str, list[str]], linked: list[str]) -> str:
+    def command(words: Sequence[str]) -> str:
+        return shlex.join(words).replace("$", "$$")
+
+    def path(name: Path | str) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(name))
+
+    text = []
+    for rule, words in commands.items():
+        tail = f"$in {command(linked)} -o $out" if rule == "link" else "-c $in -o $out"
+        text.append(f"rule {rule}\n command = {command(words)} {tail}\n description = {rule} $out")
+    objects = []
+    for unit in units:
+        name = path("_".join(unit.relative_to(root).parts) + ".o")
+        text.append(f"build {name}: {'nvcc' if unit.suffix == '.cu' else 'cxx'} {path(unit)}")
+        objects.append(name)
+    text.append(f"build objects: phony {' '.join(objects)}")
+    text.append(f"build {LIBRARY}: link {' '.join(objects)}")
+    return "\n".join([*text, ""])
+
+
+def check_cuda(builder: Builder) -> list[str]:
+    """Compile the CUDA half to object code for CHECKED_ARCHITECTURES, running and linking nothing.
+
+    Returns the names of the units. Raises BuildError with the compiler's last lines.
+    """
+    with tempfile.TemporaryDirectory(prefix="sacfast-check-") as work:
+        log = Path(tempfile.gettempdir()) / f"sacfast-check-cuda-{os.getpid()}.log"
+        builder.compile(Path(work), log, CHECKED_ARCHITECTURES, "objects")
+        log.unlink()
+    units = toolchain.sources(builder.root, cuda=True)
+    return [str(unit.relative_to(builder.root)) for unit in units]

@@ -1,0 +1,40 @@
+"""Refusals that the operators share: how a native error is worded, and memory that may not overlap."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from sacfast.errors import SACError
+
+
+def refusal(error: Exception) -> SACError:
+    """A native operator's complaint (or the dispatcher's, about tensors on a mixture of devices) as
+    SACError.
+    """
+    return SACError(str(error).partition("\n")[0])
+
+
+def check_disjoint(operator: str, written: Iterable[Tensor], read: Iterable[Tensor], what: str) -> None:
+    """Raise SACError if a written tensor's stretch, first element to last, meets another tensor's or itself.
+
+    `what` begins the message: "a target overlaps ...". While torch.compile traces, memory has no address yet,
+    and nothing is checked.
+    """
+    if torch.compiler.is_compiling():
+        return
+    extents = []
+    for tensors, is_written in ((written, True), (read, False)):
+        for tensor in (t for t in tensors if t.numel()):
+            steps = list(zip(tensor.shape, tensor.stride(), strict=True))
+            if is_written and any(n > 1 and stride == 0 for n, stride in steps):
+                raise SACError(f"{operator}: {what}; pass tensors with memory of their own")
+            last = sum((n - 1) * stride for n, stride in steps)
+            begin = tensor.data_ptr()
+            extents.append((begin, begin + (last + 1) * tensor.element_size(), is_written))
+    end_of_any = end_of_written = 0
+    for begin, end, is_written in sorted(extents):
+        if begin < (end_of_any if is_written else end_of_written):
+            raise SACError(f"{operator}: {what}; pass tensors with memory of their own")
+        end_of_any = max(end_of_any, end)
+        end_of_written = max(end_of_written, end) if is_written else end_of_written

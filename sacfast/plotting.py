@@ -1,0 +1,225 @@
+"""Pictures of a run: the notebook's two plots, and the learning curve of the evaluations.
+
+matplotlib is imported when something is drawn, not before. A figure that goes to a file does not pass
+through pyplot, so nothing stays open and no display is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacfast.errors import SACError
+from sacfast.logger import Row, read_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# key of metrics_history, title of its panel, unit or meaning on the y axis, colour
+PANELS = (
+    ("critic_loss", "Critic Loss", "summed squared error", "tab:blue"),
+    ("actor_loss", "Actor Loss", r"mean of $\alpha \log \pi - Q$", "tab:red"),
+    ("alpha", "Alpha (Temperature)", r"$\alpha$", "tab:green"),
+    ("q1_mean", "Q1 Mean", "return", "tab:purple"),
+    ("q2_mean", "Q2 Mean", "return", "tab:orange"),
+    ("log_prob_mean", "Log Prob Mean", "nats", "tab:brown"),
+)
+TEXT_STYLE: dict[Any, Any] = {
+    "font.size": 13,
+    "axes.titlesize": 15,
+    "axes.labelsize": 13,
+    "legend.fontsize": 12,
+    "figure.constrained_layout.w_pad": 0.15,
+    "figure.constrained_layout.h_pad": 0.15,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+SavePath = str | os.PathLike | None
+
+
+def moving_average(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
+    """Mean of each `window` consecutive values, [n - window + 1]; NaN values are left out of their means."""
+    array = np.asarray(values, np.float64)
+    known = np.isfinite(array)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(known, array, 0.0), kernel, "valid")
+    count = np.convolve(known.astype(np.float64), kernel, "valid")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / count
+
+
+def plot_training_metrics(metrics_history: Mapping[str, Sequence[float]], save_path: SavePath = None) -> None:
+    """Plot critic and actor loss, temperature, both Q means and the log-probability, one panel each.
+
+    metrics_history: lists by metric name, one entry per update as SACAgent.update returns them; a metric
+        that is missing or empty leaves its panel empty. A list "step" of the same length, where given, is
+        the x axis.
+    save_path: where to write the picture (any suffix matplotlib knows). Without it, or in a Jupyter notebook,
+        the figure is shown.
+
+    Raises SACError when the picture cannot be written.
+    """
+    steps = metrics_history.get("step")
+    label = "Update Step" if steps is None else "Environment Step"
+
+    def draw(figure: Figure) -> None:
+        for axes, (key, title, unit, color) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+            _decorate(axes, title, label, unit)
+            values = np.asarray(metrics_history.get(key, ()), np.float64)
+            if values.size:
+                _curve(axes, values, steps, color, color, "step" if steps is None else "point")
+
+    _render(draw, (18, 10), save_path)
+
+
+def plot_episode_rewards(episode_rewards: Sequence[float], save_path: SavePath = None) -> None:
+    """Plot the return of every episode with its moving average; save_path as in plot_training_metrics."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _decorate(axes, "Episode Rewards Over Time", "Episode", "Total Reward")
+        values = np.asarray(episode_rewards, np.float64)
+        if values.size:
+            _curve(axes, values, None, "tab:blue", "tab:red", "episode")
+
+    _render(draw, (14, 6), save_path)
+
+
+def plot_learning_curve(
+    evaluations: Sequence[Row],
+    baselines: Mapping[str, float] | None = None,
+    save_path: SavePath = None,
+    title: str = "Learning Curve",
+) -> None:
+    """Plot mean ± standard deviation of the evaluation returns against environment steps.
+
+    evaluations: rows of evaluation.csv (step, mean, std). baselines: scores by name, drawn as dashed lines.
+    save_path and errors: plot_training_metrics.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        _decorate(axes, title, "Environment Step", "Evaluation Return")
+        step, mean, std = (
+            np.array([row[name] for row in evaluations], np.float64) for name in ("step", "mean", "std")
+        )
+        axes.fill_between(step, mean - std, mean + std, color="tab:blue", alpha=0.2, linewidth=0)
+        axes.plot(step, mean, color="tab:blue", linewidth=2, marker="o", label="policy (mean ± std)")
+        colors = ("tab:red", "tab:green", "tab:orange", "tab:purple")
+        for (name, score), color in zip((baselines or {}).items(), colors, strict=False):
+            axes.axhline(score, color=color, linewidth=1.5, linestyle="--", label=f"{name} ({score:.1f})")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="best")
+
+    _render(draw, (10, 6), save_path)
+
+
+def plot_run(run: Path) -> list[Path]:
+    """Draw training_metrics.png, episode_rewards.png and learning_curve.png in a run folder from its logs.
+
+    Pictures without data are left out. Returns the files written. Raises SACError when the folder holds no
+    logs, or cannot be written to.
+    """
+    progress = [row for row in read_csv(run / "progress.csv") if row.get("critic_loss") is not None]
+    episodes, evaluations = read_csv(run / "episodes.csv"), read_csv(run / "evaluation.csv")
+    written = []
+    if progress:
+        names = ("step", *(key for key, *_ in PANELS))
+        history = {name: [_known(row[name]) for row in progress] for name in names}
+        written.append(run / "training_metrics.png")
+        plot_training_metrics(history, written[-1])
+    if episodes:
+        written.append(run / "episode_rewards.png")
+        plot_episode_rewards([_known(row["return"]) for row in episodes], written[-1])
+    if evaluations:
+        summary = _summary(run)
+        scores = {f"{name} actions": score["mean"] for name, score in summary.get("baselines", {}).items()}
+        written.append(run / "learning_curve.png")
+        plot_learning_curve(evaluations, scores, written[-1], summary.get("env", "Learning Curve"))
+    if not written:
+        raise SACError(f"{run} holds no logs to draw; give the folder that training printed.")
+    return written
+
+
+def _known(value: float | int | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """Scores at the end of the run; empty while it is unfinished."""
+    try:
+        return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _decorate(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+
+
+def _curve(
+    axes: Axes, values: np.ndarray, steps: Sequence[float] | None, raw: str, smooth: str, unit: str
+) -> None:
+    """The values, faint, with their moving average over a tenth of them (at most 100)."""
+    x = np.arange(len(values)) if steps is None else np.asarray(steps, np.float64)
+    window = min(100, len(values) // 10)
+    if window < 2:
+        axes.plot(x, values, color=raw, linewidth=2, marker="o" if len(values) == 1 else "")
+    else:
+        axes.plot(x, values, color=raw, alpha=0.35, linewidth=1.0 if len(values) <= 1000 else 0.5)
+        average = moving_average(values, window)
+        axes.plot(
+            x[window - 1 :], average, color=smooth, linewidth=2, label=f"{window}-{unit} moving average"
+        )
+        axes.legend()
+    axes.locator_params(axis="x", nbins=6)  # more labels of five digits would touch
+    if x[-1] >= 1000:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _render(draw: Any, size: tuple[float, float], save_path: SavePath) -> None:
+    """Run `draw` on a new figure; write it to save_path, and show it where somebody is looking."""
+    import matplotlib
+
+    with matplotlib.rc_context(TEXT_STYLE):
+        if save_path is None or _in_notebook(matplotlib):
+            from matplotlib import pyplot
+
+            figure = pyplot.figure(figsize=size, layout="constrained")
+            draw(figure)
+            if save_path is not None:
+                _save(figure, save_path)
+            if matplotlib.get_backend().lower() != "agg":  # Agg cannot show, and warns when asked to
+                pyplot.show()
+            pyplot.close(figure)
+        else:
+            from matplotlib.figure import Figure
+
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure)
+            _save(figure, save_path)
+
+
+def _in_notebook(matplotlib: Any) -> bool:
+    """Whether figures appear inside a document (inline, ipympl, nbagg): showing one there never blocks."""
+    backend = matplotlib.get_backend().lower()
+    return any(name in backend for name in ("inline", "ipympl", "nbagg", "widget"))
+
+
+def _save(figure: Figure, save_path: str | os.PathLike) -> None:
+    try:
+        figure.savefig(save_path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise SACError(
+            f"cannot write the picture {os.fspath(save_path)} ({error}); choose another file."
+        ) from error

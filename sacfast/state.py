@@ -1,0 +1,142 @@
+"""SACState: everything that is learned, in one place.
+
+One flat float32 buffer per network; the modules' parameters are views of it, so Adam and Polyak are
+single passes and a checkpoint is a handful of tensors. Engines read and write these buffers in place.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sacfast.networks import ActorNetwork, CriticNetwork
+from sacfast.ops import Stream, random_key
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+def flatten_parameters(module: nn.Module) -> Tensor:
+    """Move a module's parameters into one new flat buffer [P] and make each parameter a view of its slice."""
+    params = list(module.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in params])
+    for param, view in zip(params, split_like(flat, params), strict=True):
+        param.data = view
+    return flat
+
+
+def split_like(flat: Tensor, params: list[nn.Parameter]) -> list[Tensor]:
+    """Views of `flat` [P] with the shapes of `params`, in order."""
+    pieces = flat.split([p.numel() for p in params])
+    return [piece.view_as(p) for piece, p in zip(pieces, params, strict=True)]
+
+
+@dataclass
+class Adam:
+    """Adam's moments for one flat parameter buffer [P] (Kingma & Ba, arXiv:1412.6980, Algorithm 1)."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: int = 0
+
+    @classmethod
+    def zeros(cls, param: Tensor) -> "Adam":
+        return cls(torch.zeros_like(param), torch.zeros_like(param))
+
+    @torch.no_grad()
+    def update_(self, param: Tensor, grad: Tensor, lr: float) -> None:
+        """param <- param - lr * m_hat / (sqrt(v_hat) + eps), in place; all [P]."""
+        self.step += 1
+        self.exp_avg.lerp_(grad, 1 - BETA1)
+        self.exp_avg_sq.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+        correction1, correction2 = 1 - BETA1**self.step, 1 - BETA2**self.step
+        denominator = (self.exp_avg_sq.sqrt() / correction2**0.5).add_(EPSILON)
+        param.addcdiv_(self.exp_avg, denominator, value=-lr / correction1)
+
+
+class SACState:
+    """Weights, target weights, Adam moments, temperature, counters and the random seed of one agent.
+
+    actor, critic, critic_target    modules whose parameters view the flat buffers below
+    actor_params, critic_params, critic_target_params    float32 [P]
+    log_alpha    float32 [1]
+    actor_adam, critic_adam, alpha_adam    Adam moments
+    step    updates done; together with `seed` it keys every random number of an update
+    action_step    exploratory actions drawn; keys the exploration noise
+    """
+
+    def __init__(self, actor: ActorNetwork, critic: CriticNetwork, log_alpha: Tensor, seed: int):
+        self.actor, self.critic, self.critic_target = actor, critic, copy.deepcopy(critic)
+        self.actor_params = flatten_parameters(self.actor)
+        self.critic_params = flatten_parameters(self.critic)
+        self.critic_target_params = flatten_parameters(self.critic_target)
+        self.critic_target.requires_grad_(False)
+        self.log_alpha = log_alpha
+        self.actor_adam = Adam.zeros(self.actor_params)
+        self.critic_adam = Adam.zeros(self.critic_params)
+        self.alpha_adam = Adam.zeros(self.log_alpha)
+        self.seed = seed
+        self.step = 0
+        self.action_step = 0
+
+    @property
+    def obs_dim(self) -> int:
+        return self.actor.fc1.in_features
+
+    @property
+    def action_dim(self) -> int:
+        return self.actor.mean.out_features
+
+    @property
+    def device(self) -> torch.device:
+        return self.actor_params.device
+
+    def key(self, stream: Stream) -> Tensor:
+        """The random key int64 [3] of this update (of this action for EXPLORE) for one purpose."""
+        step = self.action_step if stream == Stream.EXPLORE else self.step
+        return random_key(self.seed, stream, step, device=self.device)
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every learned tensor under its checkpoint name, as a live view: copy_ into it to load."""
+        for name in ("actor", "critic", "critic_target"):
+            for key, tensor in getattr(self, name).state_dict().items():
+                yield f"{name}.{key}", tensor
+        yield "log_alpha", self.log_alpha
+        for name in ("actor_adam", "critic_adam", "alpha_adam"):
+            adam: Adam = getattr(self, name)
+            yield f"{name}.exp_avg", adam.exp_avg
+            yield f"{name}.exp_avg_sq", adam.exp_avg_sq
+
+    def counters(self) -> dict[str, int]:
+        """The integers of a checkpoint; `set_counters` is the inverse."""
+        return {
+            "seed": self.seed,
+            "step": self.step,
+            "action_step": self.action_step,
+            "actor_adam_step": self.actor_adam.step,
+            "critic_adam_step": self.critic_adam.step,
+            "alpha_adam_step": self.alpha_adam.step,
+        }
+
+    def set_counters(self, counters: dict[str, int]) -> None:
+        self.seed = int(counters["seed"])
+        self.step = int(counters["step"])
+        self.action_step = int(counters["action_step"])
+        self.actor_adam.step = int(counters["actor_adam_step"])
+        self.critic_adam.step = int(counters["critic_adam_step"])
+        self.alpha_adam.step = int(counters["alpha_adam_step"])
+
+    def __deepcopy__(self, memo: dict) -> "SACState":
+        """A copy whose modules view the copy's own buffers (the default would leave them detached from each other)."""
+        twin = SACState(
+            copy.deepcopy(self.actor, memo),
+            copy.deepcopy(self.critic, memo),
+            self.log_alpha.clone(),
+            self.seed,
+        )
+        for (_, source), (_, target) in zip(self.named_tensors(), twin.named_tensors(), strict=True):
+            target.copy_(source)
+        twin.set_counters(self.counters())
+        memo[id(self)] = twin
+        return twin

@@ -1,0 +1,211 @@
+"""Sets up a run and starts it; `python -m sacfast.train`. The loop itself is in trainer.py."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import gymnasium
+import torch
+import tyro
+
+from sacfast import native
+from sacfast.agent import SACAgent
+from sacfast.config import SACConfig, TrainConfig, check_resume
+from sacfast.envs import check_spaces, make_env
+from sacfast.errors import SACError
+from sacfast.evaluate import read_config
+from sacfast.trainer import Counters, Trainer, TrainingInterrupted, write_json
+
+EnvSource = gymnasium.Env | Callable[[], gymnasium.Env] | None
+
+
+def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
+    """Train as `config` says and return the run's folder.
+
+    env: for an environment that is not registered with Gymnasium, a function that makes it (training and
+        evaluation each get their own), or an environment made by gymnasium.make, which is left open. Its name
+        replaces config.env.
+
+    Raises SACError for anything the user can put right, TrainingInterrupted after SIGINT or SIGTERM; in both
+    cases what was learned has been saved.
+    """
+    config = config or TrainConfig()
+    if config.resume is not None:
+        check_resume(read_config(Path(config.resume)), config)
+    training, evaluation, owned = _environments(config, env)
+    try:
+        if env is not None:
+            config = dataclasses.replace(config, env=_name(training))
+        trainer = _make_trainer(config, training, evaluation)
+        trainer.run()
+    finally:
+        for each in owned:
+            each.close()
+    return trainer.folder
+
+
+def _make_trainer(config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.Env) -> Trainer:
+    if config.resume is None:
+        _check_writable(Path(config.out))
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = config.threads or physical_cores()
+    if threads:
+        torch.set_num_threads(threads)
+    if config.engine != "reference":
+        native.available(device.split(":")[0])  # the build, if there is one, talks before the display starts
+    agent = SACAgent.from_env(
+        env, device=device, engine=config.engine, seed=config.seed, **config.sac.agent_kwargs()
+    )
+    resumed = None
+    if config.resume is not None:
+        folder = Path(config.resume)
+        names = {f.name for f in dataclasses.fields(Counters)}
+        extra = agent.load(folder / "last.safetensors")
+        resumed = Counters(**{name: value for name, value in extra.items() if name in names})
+        if resumed.step >= config.steps:
+            print(f"{folder} has reached its {resumed.step:,} steps; give a larger --steps to train further")
+    else:
+        folder = _new_folder(config)
+    write_json(folder / "config.json", dataclasses.replace(config, resume=None).to_dict())
+    print(
+        f"{config.env}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
+        f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
+        f"run folder: {folder}",
+        flush=True,
+    )
+    return Trainer(config, agent, env, eval_env, folder, resumed)
+
+
+def _environments(
+    config: TrainConfig, source: EnvSource
+) -> tuple[gymnasium.Env, gymnasium.Env, list[gymnasium.Env]]:
+    """The training environment, another one for evaluation, and those of them that the run must close."""
+    if source is None:
+        pair = [make_env(config.env), make_env(config.env)]
+        return pair[0], pair[1], pair
+    if not isinstance(source, gymnasium.Env):
+        pair = [source(), source()]
+        for each in pair:
+            check_spaces(each)
+        return pair[0], pair[1], pair
+    check_spaces(source)
+    if source.spec is None:
+        raise SACError(
+            f"env={source} was not made by gymnasium.make, so no second one can be made for evaluation; "
+            "pass a function that makes it instead."
+        )
+    second = gymnasium.make(source.spec)
+    return source, second, [second]
+
+
+def _name(env: gymnasium.Env) -> str:
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def physical_cores() -> int:
+    """CPU cores that this process may run on, hyper-threads counted once; 0 where that cannot be told."""
+    cores = set()
+    try:
+        for cpu in os.sched_getaffinity(0):
+            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            cores.add(path.read_text(encoding="ascii").strip())
+    except (AttributeError, OSError):
+        return 0
+    return len(cores)
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise SACError(
+            f"--out {out} cannot be written to ({error.strerror}); choose another folder."
+        ) from error
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    """OUT/ENV/DATE-TIME-sSEED, with a number behind it when two runs start in the same second."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path(config.out) / config.env.replace("/", "-").replace(":", "-") / f"{stamp}-s{config.seed}"
+    folder, count = base, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            count += 1
+            folder = base.with_name(f"{base.name}-{count}")
+        except OSError as error:
+            raise SACError(
+                f"cannot make the run folder {folder} ({error.strerror}); choose another --out."
+            ) from error
+
+
+# The command line fills these in; they are checked as one TrainConfig afterwards, so that a bad value is
+# reported in our one sentence and not from inside the parser.
+@dataclass(frozen=True)
+class _SACFlags(SACConfig):
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _TrainFlags(TrainConfig):
+    sac: _SACFlags = field(default_factory=_SACFlags)
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def parse(arguments: list[str] | None = None) -> TrainConfig:
+    """Settings from command-line arguments; with --resume, those not given come from the run.
+
+    Raises SACError for values out of range and for a run that cannot be read.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--resume")
+    resume = None
+    with suppress(argparse.ArgumentError):  # tyro reports it below
+        resume = finder.parse_known_args(arguments)[0].resume
+    values = (TrainConfig() if resume is None else read_config(Path(resume))).to_dict()
+    values["sac"] = _SACFlags(**values["sac"])
+    flags = tyro.cli(
+        _TrainFlags,
+        default=_TrainFlags(**values),
+        args=arguments,
+        prog="python -m sacfast.train",
+        description=TrainConfig.__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return TrainConfig.from_dict(dataclasses.asdict(flags))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        train(parse(arguments))
+    except SACError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingInterrupted as stopped:
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print("interrupted before the first step; there is nothing to resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,370 @@
+"""The training loop: one run, from its first step, or from a checkpoint, to its last.
+
+    random actions until learning_starts, then the policy's
+    environment step -> replay buffer -> one update -> every so often: log, evaluate, checkpoint
+
+Every episode starts from a seed made of the run's seed and the episode's number, so that a run resumed
+between two episodes continues as if it had never stopped. An episode cut off by an interruption is left
+behind, and the resumed run begins with the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from sacfast.agent import SACAgent
+from sacfast.config import TrainConfig
+from sacfast.engines import Metrics
+from sacfast.envs import check_finite
+from sacfast.errors import CheckpointError, SACError
+from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
+from sacfast.logger import Row, RunLogger, make_display
+from sacfast.plotting import plot_run
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Raised once a run that a signal stopped has saved itself: `run` is its folder, `signum` the signal."""
+
+    def __init__(self, run: Path, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; resume with {_resume_command(run)}")
+        self.run, self.signum = run, signum
+
+
+class DivergedError(SACError):
+    """The policy's numbers are no longer finite: the one error after which nothing must be saved."""
+
+
+class _EvaluationStopped(Exception):
+    """Ends an evaluation early once a signal has asked the run to stop."""
+
+
+class StopRequest:
+    """SIGINT and SIGTERM as a flag while active, so that neither a step nor a save is ever cut in half.
+
+    Outside the main thread, where Python delivers no signals, it stays quiet.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+
+
+@dataclass
+class Counters:
+    """Where a run stands: what a checkpoint carries beside the agent."""
+
+    step: int = 0
+    episode: int = 0
+    """Episodes begun before the current one."""
+    best: float | None = None
+    best_step: int = 0
+    evaluated_step: int = 0
+    elapsed_s: float = 0.0
+
+
+class Trainer:
+    """One run: the agent, its environments, its logs and its place in time. `run()` does everything.
+
+    agent, env, eval_env fit together; `folder` exists; `resumed` are the counters of the checkpoint that the
+    agent was loaded from.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        agent: SACAgent,
+        env: gymnasium.Env,
+        eval_env: gymnasium.Env,
+        folder: Path,
+        resumed: Counters | None = None,
+    ) -> None:
+        self.config, self.agent, self.env, self.eval_env = config, agent, env, eval_env
+        self.folder = folder
+        self.at = resumed or Counters()
+        self.stop = StopRequest()
+        self.display = make_display(config.env, config.steps)
+        resume_step = None if resumed is None else resumed.step
+        self.logger = RunLogger(folder, self.display, tensorboard=config.tensorboard, resume_step=resume_step)
+        self.metrics: Metrics | None = None
+        self.episode_return, self.episode_length = 0.0, 0
+        self._returns: list[float] = []  # of the episodes that ended since the last log row
+        self._mark = (perf_counter(), self.at.step, agent.training_steps)
+
+    def run(self) -> None:
+        """Train to the end, score the best policy, draw the plots.
+
+        Raises TrainingInterrupted after a signal, SACError for what the environment or the disk did; what was
+        learned is saved first, unless saving is what failed.
+        """
+        try:
+            with self.stop:
+                self._run()
+        finally:
+            self.display.close()
+            self.logger.close()
+        if self.stop.signum is not None:
+            raise TrainingInterrupted(self.folder, self.stop.signum)
+
+    def _run(self) -> None:
+        try:
+            self.display.start(self.at.step)
+            self._loop()
+            self._finish()
+        except (CheckpointError, DivergedError):
+            raise
+        except Exception:
+            self._rescue()
+            raise
+
+    def _loop(self) -> None:
+        config = self.config
+        self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
+        self._enter_phase()
+        if self._due(config.eval_every) and self.at.evaluated_step != self.at.step:
+            self._evaluate()  # the signal that ended the run's previous part cut this one short
+        observation = self._reset()
+        while self.at.step < config.steps and self.stop.signum is None:
+            observation = self._advance(observation)
+            if self.at.step >= config.first_update:
+                self.metrics = self.agent.train(1, config.sac.batch_size)
+            if self.at.step == config.learning_starts:
+                self._enter_phase()
+            self.display.step(self.at.step)
+            if self._due(config.log_every):
+                self._log()
+            if self._due(config.eval_every):
+                self._evaluate()
+            if self._due(config.checkpoint_every) and self.at.step < config.steps:
+                self._save_last()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.at.step > 0 and self.at.step % every == 0
+
+    def _reset(self) -> np.ndarray:
+        self.episode_return, self.episode_length = 0.0, 0
+        seed = episode_seed(self.config.seed, self.at.episode)
+        self.env.action_space.seed(seed)
+        observation, _ = self.env.reset(seed=seed)
+        check_finite(self.config.env, self.at.step, observation)
+        return observation
+
+    def _advance(self, observation: np.ndarray) -> np.ndarray:
+        """One environment step into the replay buffer. Returns the observation to act on next."""
+        if self.at.step < self.config.learning_starts:
+            action = self.env.action_space.sample()
+        else:
+            action = self._act(observation)
+        following, reward, terminated, truncated, _ = self.env.step(action)
+        self.at.step += 1
+        check_finite(self.config.env, self.at.step, following, float(reward))
+        # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
+        self.agent.replay_buffer.push(observation, action, reward, following, terminated)
+        self.episode_return += float(reward)
+        self.episode_length += 1
+        if not (terminated or truncated):
+            return following
+        self.at.episode += 1
+        self._returns.append(self.episode_return)
+        self.logger.episode(self.at.episode, self.at.step, self.episode_return, self.episode_length)
+        return self._reset()
+
+    def _act(self, observation: np.ndarray, evaluate: bool = False) -> np.ndarray:
+        action = self.agent.select_action(observation, evaluate)
+        if not math.isfinite(action.sum()):
+            raise DivergedError(
+                f"the policy's action at step {self.at.step} is {action.tolist()}: training diverged; start "
+                f"again with a lower --lr than {self.config.sac.lr:g} or with smaller rewards (checkpoints "
+                f"in {self.folder} are older)."
+            )
+        return action
+
+    def _log(self) -> None:
+        (then, step, updates), now = self._mark, perf_counter()
+        seconds = max(now - then, 1e-9)
+        self.at.elapsed_s += seconds
+        self._mark = (now, self.at.step, self.agent.training_steps)
+        row: Row = {
+            "step": self.at.step,
+            "episode": self.at.episode,
+            "updates": self.agent.training_steps,
+            "episode_return": sum(self._returns) / len(self._returns) if self._returns else None,
+            "steps_per_s": (self.at.step - step) / seconds,
+            "updates_per_s": (self.agent.training_steps - updates) / seconds,
+            "elapsed_s": self.at.elapsed_s,
+        }
+        self._returns.clear()
+        self.logger.progress(row, self.metrics)
+
+    def _evaluate(self) -> None:
+        """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
+        with self._untimed("evaluating"):
+            try:
+                score = evaluate(
+                    self._evaluation_policy, self.eval_env, self.config.eval_episodes, SELECTION_SEED
+                )
+            except _EvaluationStopped:
+                return
+            self.at.evaluated_step = self.at.step
+            is_best = self.at.best is None or score.mean > self.at.best
+            row: Row = {
+                "step": self.at.step,
+                "mean": score.mean,
+                "std": score.std,
+                "min": score.min,
+                "max": score.max,
+                "episodes": len(score.returns),
+                "mean_length": sum(score.lengths) / len(score.lengths),
+            }
+            self.logger.evaluation(row, is_best)
+            if is_best:
+                self.at.best, self.at.best_step = score.mean, self.at.step
+                self._save("best.safetensors", replay_buffer=False)
+
+    def _evaluation_policy(self, observation: np.ndarray) -> np.ndarray:
+        if self.stop.signum is not None:
+            raise _EvaluationStopped
+        return self._act(observation, evaluate=True)
+
+    def _save_last(self) -> None:
+        with self._untimed("saving"):
+            # Acting shows whether the weights are still numbers: NaN must not replace a good checkpoint.
+            self._act(np.zeros(self.agent.state_dim, np.float32), evaluate=True)
+            self._save("last.safetensors", replay_buffer=True)
+
+    def _save(self, name: str, *, replay_buffer: bool) -> None:
+        counters = dataclasses.asdict(self.at)
+        counters["episode"] += self.episode_length > 0  # an episode under way cannot be continued later
+        self.agent.save(self.folder / name, replay_buffer=replay_buffer, extra=counters)
+
+    def _rescue(self) -> None:
+        """Save what was learned before an error leaves, and say where; failing here must not hide it."""
+        if self.at.step == 0:
+            return
+        try:
+            self._save_last()
+            self.display.message(
+                f"saved step {self.at.step:,}; {_resume_command(self.folder)} continues there"
+            )
+        except SACError as second:
+            self.display.message(f"what was learned since the last checkpoint could not be saved: {second}")
+
+    @contextmanager
+    def _untimed(self, phase: str) -> Iterator[None]:
+        """Leave the time spent inside out of the rates."""
+        begin = perf_counter()
+        self.display.phase(phase)
+        yield
+        seconds = perf_counter() - begin
+        then, step, updates = self._mark
+        self._mark = (then + seconds, step, updates)
+        self.display.pause(seconds)
+        self._enter_phase()
+
+    def _enter_phase(self) -> None:
+        self.display.phase("random actions" if self.at.step < self.config.learning_starts else "training")
+
+    def _finish(self) -> None:
+        """Save; at the end of the run also evaluate, score the best policy on fresh starts, and draw."""
+        if self.stop.signum is None:
+            if self._mark[1] != self.at.step:
+                self._log()
+            if self.at.evaluated_step != self.at.step:
+                self._evaluate()
+        self._save_last()
+        if self.stop.signum is None:
+            with suppress(_EvaluationStopped), self._untimed("scoring"):
+                self._report()
+        if self.stop.signum is not None:
+            name = signal.Signals(self.stop.signum).name
+            self.display.message(
+                f"stopped by {name} at step {self.at.step:,} of {self.config.steps:,}; everything "
+                f"learned is in {self.folder}\nto go on: {_resume_command(self.folder)}"
+            )
+
+    def _report(self) -> None:
+        best = self.folder / "best.safetensors"
+        which = "last policy"
+        if best.exists():
+            step = self.agent.load(best)["step"]
+            which = f"best policy, step {step:,}"
+        episodes = self.config.eval_episodes
+        score = evaluate(self._evaluation_policy, self.eval_env, episodes, REPORT_SEED)
+        others = baselines(self.eval_env, episodes, REPORT_SEED)
+        self._write_summary(score, others)
+        complaint = _draw(self.folder)
+        self.display.close()
+        if complaint is not None:
+            self.display.message(complaint)
+        self.display.message(
+            f"{self.config.env} after {self.at.step:,} steps: {score} over {episodes} episodes ({which}); "
+            f"random actions {others['random']}, zero actions {others['zero']}"
+        )
+        self.display.message(f"run folder: {self.folder}")
+
+    def _write_summary(self, score: Evaluation, others: dict[str, Evaluation]) -> None:
+        summary = {
+            "env": self.config.env,
+            "step": self.at.step,
+            "best_step": self.at.best_step,
+            "score": dataclasses.asdict(score),
+            "baselines": {name: dataclasses.asdict(value) for name, value in others.items()},
+        }
+        write_json(self.folder / "summary.json", summary)
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed of one episode of a run: well mixed, so that neighbouring runs share no episodes."""
+    return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SACError(
+            f"cannot write {path} ({error.strerror}); free some space and resume the run."
+        ) from error
+
+
+def _draw(folder: Path) -> str | None:
+    """Draw the pictures. What to print when that fails, since a picture must never cost a finished run."""
+    try:
+        plot_run(folder)
+    except Exception as error:
+        return f"no pictures ({error}); python -m sacfast.plot {shlex.quote(str(folder))} tries again"
+    return None
+
+
+def _resume_command(folder: Path) -> str:
+    return f"python -m sacfast.train --resume {shlex.quote(str(folder))}"

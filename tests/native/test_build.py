@@ -1,0 +1,211 @@
+"""Building, caching and loading, when nothing goes wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sacfast import native
+from sacfast.native import toolchain
+from sacfast.native.builder import LIBRARY, RECORD, USUAL_SECONDS, Builder, Record
+
+
+@pytest.fixture
+def builder(tiny, tmp_path):
+    return Builder(root=tiny, cache=tmp_path / "cache", archs=[])
+
+
+def test_second_build_uses_the_cache(builder, capfd):
+    directory, record = builder.obtain()
+    first = capfd.readouterr().err.splitlines()
+    modified = (directory / LIBRARY).stat().st_mtime_ns
+    assert builder.obtain() == (directory, record)
+    assert (directory / LIBRARY).stat().st_mtime_ns == modified
+    assert capfd.readouterr().err == ""
+    before, after = first
+    assert toolchain.cpu_name() in before and USUAL_SECONDS[False] in before
+    assert f"{record.seconds:.1f} s" in after and str(directory / LIBRARY) in after
+    assert not list(builder.cache.glob("*.build-*"))
+
+
+def test_key_depends_on_all_that_the_code_depends_on(builder, monkeypatch):
+    keys = {builder.key()}
+    (builder.root / "new.h").write_text("// a header")
+    keys.add(builder.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "cpu_features", lambda: ["another-cpu"])
+        keys.add(builder.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "flags", lambda **_: ["-O0"])
+        keys.add(builder.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.8.0")
+        keys.add(builder.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.implementation, "cache_tag", "cpython-399")
+        keys.add(builder.key())
+    keys.add(replace(builder, archs=["9.0"]).key())
+    keys.add(replace(builder, archs=["8.0", "9.0"]).key())
+    assert len(keys) == 8
+    assert replace(builder, cache=builder.root).key() in keys
+
+
+def test_paths_with_spaces_and_dollars(tiny, tmp_path):
+    root = tiny.rename(tmp_path / "a $HOME dir: of")
+    directory, _ = Builder(root=root, cache=tmp_path / "my $cache: dir", archs=[]).obtain()
+    assert (directory / LIBRARY).is_file()
+
+
+def test_flags_the_compiler_rejects_are_left_out(builder, compiler):
+    compiler('for a in "$@"; do case $a in -m*=native|-fopenmp) exit 1;; esac; done; exec c++ "$@"')
+    _, record = builder.obtain()
+    assert not {"-march=native", "-mcpu=native", "-fopenmp"} & set(record.flags)
+
+
+def test_flags_never_give_up_ieee_arithmetic(builder):
+    _, record = builder.obtain()
+    assert "-O3" in record.flags
+    assert not {"-ffast-math", "-Ofast", "-funsafe-math-optimizations", "-ffinite-math-only"} & set(
+        record.flags
+    )
+
+
+def test_load_calls_back_once(fresh):
+    calls = []
+    fresh.on_load(lambda: calls.append(("early", fresh.available())))
+    assert not calls
+    assert fresh.load() and fresh.load() and fresh.available()
+    fresh.on_load(lambda: calls.append(("late", fresh.available())))
+    assert calls == [("early", True), ("late", True)]
+
+
+def test_availability_by_device(fresh):
+    assert fresh.available("cpu")
+    assert not fresh.available("cuda") and not fresh.available("mps")
+
+
+def test_threads_share_one_build(fresh, compiler, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    compiler(f'compiles "$@" && echo x >> "{tmp_path}/calls"; exec c++ "$@"')
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: fresh.available(), range(8)))
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def prebuild(builder, folder, **changes):
+    """An ahead-of-time extension in `folder`, its record altered by `changes`."""
+    builder.build_into(folder)
+    record = json.loads((folder / RECORD).read_text()) | changes
+    (folder / RECORD).write_text(json.dumps(record))
+    return folder
+
+
+def test_prebuilt_extension_is_preferred(fresh, builder, tmp_path, monkeypatch, capfd):
+    folder = prebuild(builder, tmp_path / "_native")
+    monkeypatch.setattr(native, "PREBUILT", folder)
+    capfd.readouterr()
+    assert fresh.load()
+    assert fresh._process.found[0] == folder
+    assert capfd.readouterr().err == "" and not builder.cache.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"torch": "2.7.0"}, {"cpu": ["x86_64", "avx1024"]}, {"sources": "of another version"}, {"sha256": "x"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_prebuilt_extension_that_does_not_fit_is_passed_over(fresh, builder, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(native, "PREBUILT", prebuild(builder, tmp_path / "_native", **changes))
+    assert fresh.load()
+    assert fresh._process.found[0] == builder.cache / builder.key()
+
+
+def test_status_builds_nothing(fresh, builder):
+    before = fresh.status()
+    assert not before.loaded and before.path is None and not builder.cache.exists()
+    assert before.key == builder.key() and before.compiler and before.cuda_reason
+    builder.obtain()
+    after = fresh.status()
+    assert after.path == builder.cache / builder.key() / LIBRARY and not after.loaded
+
+
+def test_nvcc_that_appears_later_is_used(builder, monkeypatch):
+    builder = replace(builder, archs=["9.0"])
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    directory, record = builder.obtain()
+    assert record.cuda_archs == [] and record.cuda_missing == toolchain.NVCC_MISSING
+    assert builder.cached() == (directory, record)
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: "/usr/local/cuda/bin/nvcc")
+    assert builder.cached() is None
+
+
+def test_architecture_list(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;8.0 12.0+PTX,9.0")
+    assert toolchain.gpu_architectures() == ["12.0+PTX", "8.0", "9.0"]
+    ptx = [flag for flag in toolchain.cuda_flags(["12.0+PTX"]) if "gencode" in flag]
+    assert ptx == ["-gencode=arch=compute_120,code=sm_120", "-gencode=arch=compute_120,code=compute_120"]
+    with pytest.raises(native.BuildError, match=r"'Hopper'.*9\.0"):
+        toolchain.checked_nvcc(["Hopper"])
+
+
+@pytest.mark.native
+def test_real_extension_was_built_for_this_machine():
+    state = native.status()
+    record = Record.read(state.path.parent)
+    assert state.loaded and state.compiled_for and record is not None
+    assert set(record.cpu) <= set(toolchain.cpu_features())
+
+
+@pytest.mark.native
+def test_torch_compile_takes_availability_as_a_constant():
+    """Under fullgraph=True, in a process that has not loaded the library before it traces."""
+    code = """
+import torch
+from sacfast import native
+from sacfast.ops import squashed_gaussian
+
+def sample(mean, log_std, noise):
+    return squashed_gaussian(mean, log_std, noise=noise) if native.available(mean.device.type) else None
+
+assert not native.status().loaded
+inputs = [torch.randn(4, 3) for _ in range(3)]
+compiled = torch.compile(sample, fullgraph=True, backend="aot_eager")(*inputs)
+assert native.status().loaded
+torch.testing.assert_close(compiled, sample(*inputs))
+"""
+    cached = native.status().path.parent.parent
+    environment = {**os.environ, "SACFAST_CACHE_DIR": str(cached), "SACFAST_REQUIRE_NATIVE": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_command_line(tmp_path):
+    """`status` of a cache without an extension says so; `clean` deletes what is ours, and only that."""
+    ours, other = tmp_path / "cache" / ("0" * 20), tmp_path / "cache" / "thesis"
+    ours.mkdir(parents=True)
+    other.mkdir()
+
+    def command(name):
+        return subprocess.run(
+            [sys.executable, "-m", "sacfast.native", name], capture_output=True, text=True, check=True
+        )
+
+    result = command("status")
+    assert "not built yet" in result.stdout and result.stderr == ""
+    assert "deleted 1" in command("clean").stdout
+    assert other.exists() and not ours.exists()
+
+
+def test_availability_costs_next_to_nothing(fresh):
+    """It is asked on every operator call."""
+    fresh.load()
+    start = time.perf_counter()
+    for _ in range(10_000):
+        fresh.available("cpu")
+    assert (time.perf_counter() - start) / 10_000 < 5e-6

@@ -1,0 +1,207 @@
+"""What a person sees when the extension cannot be built, and that nothing hangs or half-exists afterwards."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sacfast.errors import NativeUnavailable
+from sacfast.native import toolchain
+from sacfast.native.builder import LIBRARY, RECORD, Builder
+
+BROKEN = (
+    'compiles "$@" && { for i in $(seq 50); do echo "error number $i" >&2; done; exit 1; }; exec c++ "$@"'
+)
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def test_no_compiler_falls_back_with_one_line(tmp_path):
+    """In a process of its own, with the real package: an operator works, and says so once."""
+    code = """
+import torch
+from sacfast import native, ops
+target, source = torch.zeros(3), torch.ones(3)
+for _ in range(2):
+    ops.polyak_update_(target, source, 0.5)
+assert not native.available() and target.tolist() == [0.75] * 3
+"""
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    environment = {**os.environ, "PATH": str(empty), "CXX": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert "no C++ compiler" in line and "PyTorch reference" in line
+
+
+def test_compiler_that_is_named_but_missing(fresh, monkeypatch, capfd):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert not fresh.load()
+    assert "CXX=/nowhere/g++" in capfd.readouterr().err
+
+
+def test_broken_compiler_is_reported_once(fresh, compiler, tmp_path, capfd):
+    compiler(f'compiles "$@" && echo x >> "{tmp_path}/calls"\n{BROKEN}')
+    assert not fresh.available()
+    text = capfd.readouterr().err
+    assert "error number 50" in text and "error number 33" in text and "error number 29" not in text
+    assert text.count("warning:") == 1 and "PyTorch reference" in text
+    log = Path(text.split("full log: ")[1].split(")")[0])
+    assert "error number 1\n" in log.read_text()
+    assert not fresh.available() and not fresh.load()
+    assert capfd.readouterr().err == "" and (tmp_path / "calls").read_text() == "x\n"
+    assert not list(log.parent.parent.glob("*.build-*")) and not (log.parent / LIBRARY).exists()
+
+
+def test_required_extension_is_an_error(fresh, compiler, monkeypatch):
+    compiler(BROKEN)
+    monkeypatch.setenv("SACFAST_REQUIRE_NATIVE", "1")
+    for _ in range(2):
+        with pytest.raises(NativeUnavailable, match="the compiler failed"):
+            fresh.available()
+
+
+def test_require_raises_without_the_variable_too(fresh, compiler):
+    compiler(BROKEN)
+    with pytest.raises(NativeUnavailable, match="full log"):
+        fresh.require()
+
+
+def test_disabled_extension_is_quiet(fresh, monkeypatch, capfd, tmp_path):
+    monkeypatch.setenv("SACFAST_DISABLE_NATIVE", "1")
+    assert not fresh.available()
+    assert fresh.status().reason == "SACFAST_DISABLE_NATIVE is set"
+    assert capfd.readouterr().err == "" and not (tmp_path / "cache").exists()
+
+
+def test_disabled_and_required_is_an_error(fresh, monkeypatch):
+    monkeypatch.setenv("SACFAST_DISABLE_NATIVE", "1")
+    monkeypatch.setenv("SACFAST_REQUIRE_NATIVE", "1")
+    with pytest.raises(NativeUnavailable, match="SACFAST_DISABLE_NATIVE"):
+        fresh.load()
+
+
+def test_missing_ninja(fresh, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    monkeypatch.setenv("CXX", toolchain.find_compiler()[0])
+    monkeypatch.setenv("PATH", "")
+    assert not fresh.load()
+    assert "pip install ninja" in capfd.readouterr().err
+
+
+def test_unwritable_cache_builds_for_this_process(fresh, monkeypatch, tmp_path, capfd):
+    (tmp_path / "file").write_text("a file where the cache should be")
+    monkeypatch.setenv("SACFAST_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert fresh.load()
+    private = fresh._process.found[0]
+    assert "for this process only" in capfd.readouterr().err.splitlines()[0]
+    assert tmp_path not in private.parents and (private / LIBRARY).is_file()
+
+
+def test_unwritable_entry_in_a_writable_cache(fresh, tiny, capfd):
+    builder = Builder(root=tiny, archs=[])
+    builder.cache.mkdir()
+    (builder.cache / builder.key()).write_text("in the way")
+    assert fresh.load()
+    assert "for this process only" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("length", [0, 100, 5000])
+def test_truncated_library_is_built_again(tiny, length, capfd):
+    """Such a file must not even be tried: to load it can kill the process."""
+    builder = Builder(root=tiny, archs=[])
+    directory, _ = builder.obtain()
+    os.truncate(directory / LIBRARY, length)
+    assert builder.cached() is None
+    assert builder.obtain()[0] == directory
+    assert builder.cached() is not None
+    assert capfd.readouterr().err.count("built native kernels in") == 2
+
+
+def test_library_that_cannot_be_loaded_is_built_again_once(fresh, tiny, capfd):
+    """Intact, but for another machine."""
+    directory, _ = Builder(root=tiny, archs=[]).obtain()
+    foreign = b"\x7fELF another architecture"
+    (directory / LIBRARY).write_bytes(foreign)
+    record = json.loads((directory / RECORD).read_text()) | {"sha256": hashlib.sha256(foreign).hexdigest()}
+    (directory / RECORD).write_text(json.dumps(record))
+    capfd.readouterr()
+    assert fresh.load()
+    lines = capfd.readouterr().err.splitlines()
+    assert "cannot be loaded" in lines[0] and "built native kernels in" in lines[-1] and len(lines) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}'])
+def test_damaged_record_is_built_again(tiny, text):
+    builder = Builder(root=tiny, archs=[])
+    directory, _ = builder.obtain()
+    (directory / RECORD).write_text(text)
+    assert builder.cached() is None
+    builder.obtain()
+    assert builder.cached() is not None
+
+
+def test_two_processes_at_once_compile_once(start, compiler, tmp_path):
+    """The first is held inside the compiler until the second has said that it waits."""
+    compiler(f"""
+        compiles "$@" && {{
+            echo x >> "{tmp_path}/calls"
+            while [ ! -e "{tmp_path}/go" ]; do sleep 0.05; done
+        }}
+        exec c++ "$@"
+    """)
+    first, first_log = start("assert native.load()", "first")
+    wait_until((tmp_path / "calls").exists)
+    second, second_log = start("assert native.load()", "second")
+    wait_until(lambda: "waiting" in second_log.read_text())
+    (tmp_path / "go").touch()
+    assert first.wait(60) == 0 and second.wait(60) == 0
+    assert (tmp_path / "calls").read_text() == "x\n"
+    assert "built native kernels" in first_log.read_text()
+    assert len(second_log.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("victim", ["process group", "process alone"])
+def test_killed_build_neither_hangs_nor_spoils_the_next(start, compiler, tiny, tmp_path, monkeypatch, victim):
+    compiler(f'compiles "$@" && {{ touch "{tmp_path}/started"; sleep 600; }}; exec c++ "$@"')
+    process, _ = start("native.load()")
+    wait_until((tmp_path / "started").exists)
+    (os.killpg if victim == "process group" else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+    monkeypatch.delenv("CXX")
+    builder = Builder(root=tiny, archs=[])
+    assert builder.cached() is None
+    begin = time.monotonic()
+    directory, _ = builder.obtain()
+    assert time.monotonic() - begin < 10
+    assert (directory / LIBRARY).is_file() and not list(builder.cache.glob("*.build-*"))
+
+
+def test_broken_cuda_leaves_the_cpu_kernels(tiny, tmp_path, monkeypatch, capfd):
+    """One line says why there are no CUDA kernels; the reason is kept, and the failure is not repeated."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\necho "nvcc is unhappy"; exit 1\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    (tiny / "cuda").mkdir()
+    (tiny / "cuda" / "kernel.cu").write_text("not CUDA")
+    builder = Builder(root=tiny, archs=["9.0"])
+    directory, record = builder.obtain()
+    text = capfd.readouterr().err
+    assert text.count("no CUDA kernels") == 1 and record.cuda_archs == [] and record.cuda_missing
+    assert "nvcc is unhappy" in (directory / "build-cuda.log").read_text()
+    assert builder.obtain() == (directory, record) and capfd.readouterr().err == ""

@@ -1,0 +1,201 @@
+"""replay_sample and replay_insert_: the same rows on every path, wrap-around, registration, and bad input."""
+
+import pytest
+import torch
+
+from sacfast.errors import SACError
+from sacfast.ops import (
+    indices_reference,
+    random_key,
+    replay_insert_,
+    replay_insert_reference_,
+    replay_sample,
+    replay_sample_reference,
+)
+
+BOTH_PATHS = pytest.mark.parametrize("native_path", [pytest.param(True, marks=pytest.mark.native), False])
+
+
+@pytest.fixture
+def path(monkeypatch, request):
+    """Runs the public functions natively or, with native_path False, on their references."""
+    if not request.node.callspec.params["native_path"]:
+        monkeypatch.setattr("sacfast.native.available", lambda device_type="cpu": False)
+
+
+def _storage(N=1000):
+    """Fields of every size of row that the kernel treats differently, and of several dtypes."""
+    fields = [
+        torch.arange(N, dtype=torch.float32),
+        torch.arange(N * 23, dtype=torch.float32).reshape(N, 23),
+        torch.arange(N * 7, dtype=torch.float64).reshape(N, 7),
+        (torch.arange(N) % 2).bool(),
+        (torch.arange(N * 3) % 251).to(torch.uint8).reshape(N, 3),
+        torch.arange(N * 6, dtype=torch.int32).reshape(N, 2, 3),
+        torch.arange(N * 100, dtype=torch.float32).reshape(N, 4, 25),
+        torch.arange(N * 5).to(torch.bfloat16).reshape(N, 5),
+        torch.zeros(N, 0),
+    ]
+    return fields
+
+
+def test_reference_by_hand():
+    """Key (0, 0, 0): the first two indices from the generator's known answer."""
+    words = 0x6627E8D5 << 32 | 0xE169C58D, 0xBC57AC4C << 32 | 0x9B00DBD8
+    expected = [(word * 10) >> 64 for word in words]
+    (rows,), indices = replay_sample_reference([10 * torch.arange(12)], 10, 2, (0, 0, 0))
+    assert indices.tolist() == expected and rows.tolist() == [10 * i for i in expected]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("B", [0, 1, 2, 3, 63, 64, 65, 255, 256, 257, 1000])
+def test_native_equals_the_reference(B):
+    storage, key = _storage(), random_key(-5, 0, 2**50 + B)
+    rows, indices = replay_sample(storage, 900, B, key)
+    expected, expected_indices = replay_sample_reference(storage, 900, B, key)
+    assert torch.equal(indices, expected_indices)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(rows, expected, strict=True))
+
+
+@pytest.mark.native
+def test_size_may_be_a_tensor_and_key_a_tuple():
+    storage = _storage()
+    by_int = replay_sample(storage, 77, 64, random_key(1, 2, 3))
+    by_tensor = replay_sample(storage, torch.tensor(77), 64, (1, 2, 3))
+    assert torch.equal(by_int[1], by_tensor[1]) and by_int[1].max() < 77
+    assert all(torch.equal(a, b) for a, b in zip(by_int[0], by_tensor[0], strict=True))
+
+
+@pytest.mark.native
+def test_the_number_of_threads_changes_no_byte():
+    storage, key = [torch.randn(5000, 23), torch.randn(5000)], random_key(7, 0, 0)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(replay_sample(storage, 5000, 20001, key))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0][1], indices_reference(key, 20001, 5000))
+    for rows, indices in results:
+        assert torch.equal(indices, results[0][1])
+        assert all(torch.equal(field[indices], row) for field, row in zip(storage, rows, strict=True))
+
+
+@pytest.mark.native
+def test_native_indices_are_uniform():
+    """Chi-square over 1000 cells below its 0.1 % quantile (1142.8 at 999 degrees of freedom)."""
+    _, indices = replay_sample([torch.zeros(1000)], 1000, 2**20, random_key(1, 0, 1))
+    counts = torch.bincount(indices, minlength=1000).double()
+    expected = 2**20 / 1000
+    assert ((counts - expected) ** 2 / expected).sum().item() < 1142.8
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize(
+    "n, position", [(0, 3), (1, 0), (1, 9), (4, 8), (10, 0), (10, 3), (13, 7), (20, 0), (37, 9)]
+)
+def test_insertion_goes_round_and_keeps_the_last(path, native_path, n, position):
+    """Against the definition: one row after the other."""
+    storage = _storage(10)
+    rows = [field.clone()[:1].expand(n, *field.shape[1:]).clone() for field in storage]
+    for row in rows:
+        row.copy_((torch.arange(row.numel()) % 97).reshape(row.shape) if row.numel() else row)
+    expected = [field.clone() for field in storage]
+    for j in range(n):
+        for field, row in zip(expected, rows, strict=True):
+            field[(position + j) % 10] = row[j]
+    versions = [field._version for field in storage]
+    replay_insert_(storage, rows, position)
+    assert all(torch.equal(a, b) for a, b in zip(storage, expected, strict=True))
+    assert n == 0 or all(
+        field._version > v for field, v in zip(storage, versions, strict=True) if field.numel()
+    )
+
+
+@pytest.mark.native
+def test_rows_need_not_be_contiguous():
+    storage, rows = [torch.zeros(8, 3)], torch.randn(3, 5)
+    replay_insert_(storage, [rows.T], 6)
+    assert torch.equal(storage[0][[6, 7, 0, 1, 2]], rows.T)
+
+
+@pytest.mark.native
+def test_opcheck():
+    storage, key = _storage(20), random_key(1, 2, 3)
+    ops = torch.ops.sacfast
+    torch.library.opcheck(ops.replay_sample.default, (storage, torch.tensor(20), 6, key))
+    torch.library.opcheck(ops.replay_sample.int, (storage, 20, 6, key))
+    torch.library.opcheck(ops.replay_insert_.default, (storage, [f[:4].clone() for f in storage], 18))
+
+
+@pytest.mark.native
+def test_compiles_without_a_graph_break():
+    storage = [torch.randn(30, 4), torch.randn(30)]
+    compiled, expected = [[f.clone() for f in storage] for _ in range(2)]
+
+    def step(storage, rows, size, key):
+        replay_insert_(storage, rows, 28)
+        (x, y), indices = replay_sample(storage, size, 12, key)
+        return x.sum(1) + y, indices
+
+    for size in (30, torch.tensor(30)):
+        arguments = [torch.ones(5, 4), torch.ones(5)], size, random_key(4, 0, 4)
+        actual = torch.compile(step, fullgraph=True, backend="aot_eager")(compiled, *arguments)
+        wanted = step(expected, *arguments)
+        assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(compiled, expected, strict=True))
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize(
+    "storage, size, batch_size, key, message",
+    [
+        ([], 1, 2, (1, 2, 3), "storage has (no|0) fields"),
+        ([torch.zeros(4), torch.zeros(5)], 4, 2, (1, 2, 3), "storage\\[1\\] holds 5 rows"),
+        ([torch.zeros(4, 6)[:, ::2]], 4, 2, (1, 2, 3), "contiguous"),
+        ([torch.zeros(())], 1, 2, (1, 2, 3), "N at least 1"),
+        ([torch.zeros(0, 3)], 1, 2, (1, 2, 3), "N at least 1"),
+        ([torch.zeros(4)], 0, 2, (1, 2, 3), "size is 0; expected 1 to 4"),
+        ([torch.zeros(4)], 5, 2, (1, 2, 3), "size is 5; expected 1 to 4"),
+        ([torch.zeros(4)], torch.tensor(5), 2, (1, 2, 3), "size is 5; expected 1 to 4"),
+        ([torch.zeros(4)], 4, -1, (1, 2, 3), "-1"),
+        ([torch.zeros(4)], 4, 2, torch.zeros(3), "key is"),
+    ],
+)
+def test_bad_samples(path, native_path, storage, size, batch_size, key, message):
+    with pytest.raises(SACError, match=message):
+        replay_sample(storage, size, batch_size, key)
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize(
+    "rows, position, message",
+    [
+        ([torch.zeros(2, 3)], 0, "rows has 1 fields but storage has 2"),
+        ([torch.zeros(2, 4), torch.zeros(2)], 0, "rows\\[0\\] .*expected"),
+        ([torch.zeros(2, 3), torch.zeros(3)], 0, "rows\\[1\\]"),
+        ([torch.zeros(2, 3), torch.zeros(2).double()], 0, "rows\\[1\\] is .*(float64|Double)"),
+        ([torch.zeros(2, 3), torch.zeros(2)], 5, "position is 5; expected 0 to 4"),
+        ([torch.zeros(2, 3), torch.zeros(2)], -1, "position is -1; expected 0 to 4"),
+    ],
+)
+def test_bad_insertions(path, native_path, rows, position, message):
+    storage = [torch.ones(5, 3), torch.ones(5)]
+    with pytest.raises(SACError, match=message):
+        replay_insert_(storage, rows, position)
+    assert all((field == 1).all() for field in storage)
+
+
+@BOTH_PATHS
+def test_rows_may_not_be_part_of_the_storage(path, native_path):
+    storage = torch.arange(10.0)
+    with pytest.raises(SACError, match="overlaps"):
+        replay_insert_([storage], [storage[2:5]], 4)
+    assert torch.equal(storage, torch.arange(10.0))
+
+
+def test_insert_reference_by_hand():
+    storage = torch.zeros(4)
+    replay_insert_reference_([storage], [torch.tensor([1.0, 2.0, 3.0])], 2)
+    assert storage.tolist() == [3.0, 0.0, 1.0, 2.0]

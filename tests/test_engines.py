@@ -1,0 +1,194 @@
+"""The engines: every term of the update against a separate computation, and one engine against the other."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sacfast import Batch, NativeUnavailable, Noise, SACAgent, SACError, make_engine
+from sacfast.ops import Stream
+
+ENGINES = ["reference", "auto"]
+
+
+def make_agent(engine="reference", rows=300, **kwargs) -> SACAgent:
+    agent = SACAgent(5, 3, 32, engine=engine, seed=1, buffer_capacity=1000, **kwargs)
+    rng = np.random.default_rng(0)
+    agent.replay_buffer.push_batch(
+        rng.normal(size=(rows, 5)),
+        rng.uniform(-1, 1, (rows, 3)),
+        rng.normal(size=rows),
+        rng.normal(size=(rows, 5)),
+        rng.random(rows) < 0.2,
+    )
+    return agent
+
+
+def draw(agent: SACAgent, size: int = 16) -> tuple[Batch, Noise]:
+    batch = agent.replay_buffer.sample_batch(size, agent.state.key(Stream.BATCH))
+    return batch, Noise.draw(agent.state, size)
+
+
+def log_density(mean, log_std, noise):
+    """log pi in float64, the literal way: log N(u) - log(1 - tanh(u)^2)."""
+    mean, log_std, noise = mean.double(), log_std.double(), noise.double()
+    u = mean + log_std.exp() * noise
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    return torch.tanh(u), (normal.log_prob(u) - torch.log1p(-(torch.tanh(u) ** 2))).sum(1)
+
+
+def test_target_bootstraps_unless_terminated():
+    agent = make_agent()
+    batch, noise = draw(agent, 64)
+    assert 0 < batch.terminated.sum() < 64
+    alpha = torch.tensor([0.7])
+    target = agent.engine.target(agent.state, batch, noise, alpha)
+    with torch.no_grad():
+        action, log_prob = log_density(*agent.actor(batch.next_obs), noise.next_action)
+        q1, q2 = agent.critic_target(batch.next_obs, action.float())
+    value = torch.min(q1, q2).squeeze(1) - 0.7 * log_prob
+    expected = torch.where(batch.terminated.bool(), batch.reward, batch.reward + 0.99 * value.float())
+    torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_update_against_autograd_written_out(engine):
+    """Losses and gradients (read off Adam's first moment) against a literal float64 computation."""
+    agent = make_agent(engine)
+    batch, noise = draw(agent)
+    before = copy.deepcopy(agent.state)
+    metrics = agent.engine.update(agent.state, batch, noise).as_dict()
+
+    y = agent.engine.target(before, batch, noise, torch.ones(1)).double()
+    actor, critic = before.actor.double(), before.critic.double()
+    batch = Batch(*(getattr(batch, f.name).double() for f in dataclasses.fields(batch)))
+    q1, q2 = critic(batch.obs, batch.action)
+    critic_loss = ((q1.squeeze(1) - y) ** 2).mean() + ((q2.squeeze(1) - y) ** 2).mean()
+    critic_loss.backward()
+    check_gradient(agent.state.critic_adam, critic)
+    assert metrics["critic_loss"] == pytest.approx(critic_loss.item(), rel=1e-5)
+    assert metrics["q1_mean"] == pytest.approx(q1.mean().item(), rel=1e-4, abs=1e-6)
+    assert metrics["q2_mean"] == pytest.approx(q2.mean().item(), rel=1e-4, abs=1e-6)
+
+    action, log_prob = log_density_with_gradient(actor, batch.obs, noise.action)
+    q1, q2 = copy.deepcopy(agent.critic).double()(batch.obs, action)
+    actor_loss = (log_prob - torch.min(q1, q2).squeeze(1)).mean()
+    actor_loss.backward()
+    check_gradient(agent.state.actor_adam, actor)
+    assert metrics["actor_loss"] == pytest.approx(actor_loss.item(), rel=1e-5)
+    assert metrics["log_prob_mean"] == pytest.approx(log_prob.mean().item(), rel=1e-5)
+
+    alpha_gradient = -(log_prob.mean().item() - 3.0)
+    assert agent.state.alpha_adam.exp_avg.item() == pytest.approx(0.1 * alpha_gradient, rel=1e-5)
+    assert metrics["alpha"] == pytest.approx(np.exp(-3e-4 * np.sign(alpha_gradient)), rel=1e-6)
+
+
+def log_density_with_gradient(actor, obs, noise):
+    mean, log_std = actor(obs)
+    return log_density(mean, log_std, noise)
+
+
+def check_gradient(adam, module):
+    """After one step from zero, Adam's first moment is 0.1 times the gradient."""
+    ours = (adam.exp_avg / 0.1).split([p.numel() for p in module.parameters()])
+    for (name, param), piece in zip(module.named_parameters(), ours, strict=True):
+        torch.testing.assert_close(
+            piece.view_as(param).double(), param.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_targets_follow_slowly():
+    agent = make_agent()
+    old = agent.state.critic_target_params.clone()
+    agent.train(1, 32)
+    expected = 0.995 * old + 0.005 * agent.state.critic_params
+    torch.testing.assert_close(agent.state.critic_target_params, expected, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(agent.state.critic_target_params, old)
+
+
+@pytest.mark.parametrize(("target_entropy", "falls"), [(-50.0, True), (50.0, False)])
+def test_temperature_steers_towards_the_target_entropy(target_entropy, falls):
+    """A policy more random than asked for lowers alpha; one less random raises it."""
+    agent = make_agent(target_entropy=target_entropy)
+    agent.train(5, 32)
+    assert (agent.alpha.item() < 1) == falls
+
+
+def test_fixed_temperature_stays():
+    agent = make_agent(automatic_entropy_tuning=False, alpha=0.37)
+    metrics = agent.train(3, 32).as_dict()
+    assert agent.alpha.item() == pytest.approx(0.37)
+    assert metrics["alpha_loss"] == 0 and metrics["alpha"] == pytest.approx(0.37)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_same_seed_same_bytes(engine):
+    first, second = make_agent(engine), make_agent(engine)
+    first.train(10, 32)
+    for _ in range(10):
+        second.train(1, 32)
+    for (name, a), (_, b) in zip(first.state.named_tensors(), second.state.named_tensors(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_engines_agree_over_ten_updates_and_swap_in_the_middle():
+    reference, auto = make_agent("reference"), make_agent("auto")
+    for step in range(10):
+        if step == 5:
+            auto.engine, reference.engine = reference.engine, auto.engine
+        a, b = reference.train(1, 64).tensor, auto.train(1, 64).tensor
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(reference.state.actor_params, auto.state.actor_params, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_belongs_to_the_step():
+    agent = make_agent()
+    first = Noise.draw(agent.state, 8)
+    assert torch.equal(first.action, Noise.draw(agent.state, 8).action)
+    assert not torch.equal(first.action, first.next_action)
+    agent.state.step += 1
+    assert not torch.equal(first.action, Noise.draw(agent.state, 8).action)
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [("obs", (16, 4)), ("action", (16, 2)), ("reward", (16, 1)), ("next_obs", (15, 5)), ("terminated", (3,))],
+)
+def test_wrong_shapes_are_named_and_nothing_changes(field, shape):
+    agent = make_agent()
+    batch, noise = draw(agent)
+    before = agent.state.critic_params.clone()
+    wrong = dataclasses.replace(batch, **{field: torch.zeros(shape)})
+    with pytest.raises(SACError, match="shape"):
+        agent.engine.update(agent.state, wrong, noise)
+    assert torch.equal(agent.state.critic_params, before) and agent.training_steps == 0
+
+
+def test_wrong_dtypes_are_named():
+    agent = make_agent()
+    batch, noise = draw(agent)
+    with pytest.raises(SACError, match=r"batch.reward is torch.float64.*needs torch.float32"):
+        agent.engine.update(agent.state, dataclasses.replace(batch, reward=batch.reward.double()), noise)
+
+
+def test_metrics_are_tensors_by_name_until_read():
+    metrics = make_agent().train(1, 32)
+    assert isinstance(metrics["alpha"], torch.Tensor) and metrics["alpha"].ndim == 0
+    assert list(metrics) == list(metrics.as_dict()) and len(metrics) == 7
+    with pytest.raises(KeyError):
+        metrics["entropy"]
+
+
+def test_engine_names():
+    config = make_agent().config
+    with pytest.raises(SACError, match="unknown engine 'fast'"):
+        make_engine("fast", config)
+    with pytest.raises(NativeUnavailable, match="engine='auto'"):
+        make_engine("native", config)
+
+
+def test_updates_below_one():
+    with pytest.raises(SACError, match="updates must be at least 1"):
+        make_agent().train(0, 32)

@@ -1,0 +1,130 @@
+"""Environments: bounds, spaces that are refused, names that are nearly right."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sacfast.envs import ActionBounds, check_finite, check_spaces, make_env, nearest_names
+from sacfast.errors import SACError
+
+VECTOR = Box(-np.inf, np.inf, (3,))
+ACTION = Box(-1.0, 1.0, (2,), np.float32)
+
+
+class Spaces(gymnasium.Env):
+    def __init__(self, observation, action):
+        self.observation_space, self.action_space = observation, action
+
+
+def test_bounds_by_hand():
+    bounds = ActionBounds([-2.0, 0.0], [2.0, 10.0])
+    np.testing.assert_array_equal(bounds.to_env(np.array([0.5, -1.0])), [1.0, 0.0])
+    np.testing.assert_array_equal(
+        bounds.to_unit(np.array([[1.0, 0.0], [-2.0, 7.5]])), [[0.5, -1.0], [-1.0, 0.5]]
+    )
+    assert bounds.to_env(np.zeros(2)).dtype == np.float32
+    np.testing.assert_array_equal(bounds.to_unit([99.0, -99.0]), [1.0, -1.0])
+    assert bounds == ActionBounds([-2, 0], [2, 10])
+    assert bounds != ActionBounds.unit(2)
+
+
+@given(
+    low=st.floats(-1e3, 1e3, width=32),
+    width=st.floats(0.125, 1e3, width=32),
+    unit=st.floats(-1.0, 1.0, width=32),
+)
+def test_there_and_back(low, width, unit):
+    bounds = ActionBounds([low], [np.float32(low) + np.float32(width)])
+    there = bounds.to_env(np.array([unit], np.float32))
+    assert bounds.low[0] <= there[0] <= bounds.high[0]
+    # One rounding of a number as large as the bounds, seen through the division by half the width.
+    error = 4 * np.finfo(np.float32).eps * max(abs(bounds.low[0]), abs(bounds.high[0])) / (0.5 * width)
+    assert abs(bounds.to_unit(there)[0] - unit) <= error + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ([-np.inf], [1.0]),
+        ([0.0], [np.inf]),
+        ([1.0], [1.0]),
+        ([2.0], [1.0]),
+        ([np.nan], [1.0]),
+        ([-3e38], [3e38]),
+    ],
+)
+def test_unusable_bounds(low, high):
+    with pytest.raises(SACError, match=r"action dimension 0 has bounds .* finite bounds"):
+        ActionBounds(low, high)
+
+
+def test_bounds_of_different_shapes():
+    with pytest.raises(SACError, match=r"shapes \(1,\) and \(2,\)"):
+        ActionBounds([0.0], [1.0, 2.0])
+    with pytest.raises(SACError, match="not numeric"):
+        ActionBounds("low", "high")
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "words"),
+    [
+        (Dict({"x": VECTOR}), ACTION, ["Dict", "FlattenObservation"]),
+        (Box(0, 255, (8, 8, 3), np.uint8), ACTION, ["(8, 8, 3)", "FlattenObservation"]),
+        (Discrete(4), ACTION, ["Discrete(4)", "1-D Box"]),
+        (VECTOR, Discrete(2), ["Discrete(2)", "continuous"]),
+        (VECTOR, MultiDiscrete([2, 3]), ["MultiDiscrete", "continuous"]),
+        (VECTOR, Box(-1.0, 1.0, (2, 2)), ["(2, 2)", "ActionWrapper"]),
+        (VECTOR, Box(0, 3, (2,), np.int64), ["int64", "floats"]),
+        (VECTOR, Box(-np.inf, np.inf, (2,)), ["action dimension 0", "[-inf, inf]"]),
+    ],
+)
+def test_unusable_spaces_are_named_with_a_remedy(observation, action, words):
+    with pytest.raises(SACError) as caught:
+        check_spaces(Spaces(observation, action))
+    for word in ["Spaces", *words]:
+        assert word in str(caught.value)
+
+
+def test_usable_spaces_of_either_precision():
+    for dtype in (np.float32, np.float64):
+        bounds = check_spaces(Spaces(Box(-1, 1, (3,), dtype), Box(-2, 2, (2,), dtype)))
+        np.testing.assert_array_equal(bounds.high, [2, 2])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Pusher-v99", "Pusher-v5"),
+        ("pusher-v5", "Pusher-v5"),
+        ("Puhser-v5", "Pusher-v5"),
+        ("pendulum", "Pendulum-v1"),
+    ],
+)
+def test_unknown_names_bring_up_the_nearest(typed, meant):
+    assert nearest_names(typed)[0] == meant
+    with pytest.raises(SACError, match=f"{typed}.*not registered.*did you mean {meant}"):
+        make_env(typed)
+
+
+def test_a_name_like_no_other_and_a_missing_module():
+    with pytest.raises(SACError, match="pprint_registry"):
+        make_env("Zqxjkv-v0")
+    with pytest.raises(SACError, match="could not be made"):
+        make_env("no_such_module:Thing-v0")
+
+
+def test_seed_fixes_the_environment_and_its_actions():
+    first, second = make_env("Pendulum-v1", seed=3), make_env("Pendulum-v1", seed=3)
+    np.testing.assert_array_equal(first.reset()[0], second.reset()[0])
+    np.testing.assert_array_equal(first.action_space.sample(), second.action_space.sample())
+
+
+def test_values_that_are_not_finite_are_located():
+    check_finite("Toy", 1, np.full(3, 1e308), 2.0)
+    with pytest.raises(SACError, match=r"Toy returned at step 7 .*entry 1 is nan"):
+        check_finite("Toy", 7, np.array([0.0, np.nan, np.inf]))
+    with pytest.raises(SACError, match="Toy returned at step 8 the reward inf"):
+        check_finite("Toy", 8, np.zeros(3), np.inf)

@@ -1,0 +1,196 @@
+"""Evaluation: repeatable scores, baselines, and a video whose failure costs nothing."""
+
+import json
+import os
+import subprocess
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from sacfast import evaluate as module
+from sacfast.agent import SACAgent
+from sacfast.config import SACConfig, TrainConfig
+from sacfast.errors import CheckpointError, SACError
+from sacfast.evaluate import (
+    baselines,
+    choose_mujoco_gl,
+    evaluate,
+    load_agent,
+    main,
+    random_policy,
+    zero_policy,
+)
+from sacfast.trainer import write_json
+
+TINY = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=100)
+
+
+class Sum(gymnasium.Env):
+    """Reward: the sum of the action. Episodes of `seed % 10 + 1` steps."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's interface)
+    observation_space = Box(-1, 1, (3,), np.float32)
+
+    def __init__(self, low=-2.0, high=4.0, render_mode=None):
+        self.action_space = Box(low, high, (2,), np.float32)
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = seed % 10 + 1
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.zeros(3, np.float32), float(action.sum()), self.left == 0, False, {}
+
+    def render(self):
+        return np.full((32, 48, 3), 40 * self.left % 255, np.uint8)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder as training leaves it, with an untrained agent."""
+    config = TrainConfig(env="Pendulum-v1", sac=TINY)
+    agent = SACAgent.from_env(
+        gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **TINY.agent_kwargs()
+    )
+    write_json(tmp_path / "config.json", config.to_dict())
+    agent.save(tmp_path / "best.safetensors", replay_buffer=False, extra={"step": 1234})
+    return tmp_path
+
+
+def test_statistics_by_hand():
+    score = evaluate(lambda _: np.array([1.0, 2.0]), Sum(), episodes=3, seed=10)
+    assert score.lengths == (1, 2, 3)
+    assert score.returns == (3.0, 6.0, 9.0)
+    assert (score.mean, score.min, score.max) == (6.0, 3.0, 9.0)
+    assert score.std == pytest.approx(np.sqrt(6.0))
+    assert str(score) == "6.00 ± 2.45"
+
+
+def test_the_same_seed_gives_the_same_returns_and_another_seed_others():
+    agent = SACAgent.from_env(
+        gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **TINY.agent_kwargs()
+    )
+    first, again, other = (evaluate(agent, "Pendulum-v1", 2, seed) for seed in (5, 5, 6))
+    assert first == again
+    assert first.returns != other.returns
+    assert first.returns[1] == other.returns[0]  # episode i starts from seed + i
+
+
+def test_baselines_use_the_environments_units():
+    scores = baselines(Sum(), 10, 0)
+    assert scores["zero"].mean == 0.0
+    assert scores["random"] == baselines(Sum(), 10, 0)["random"]
+    actions = np.stack(
+        [policy(None) for policy in [random_policy(Sum().action_space, 0)] for _ in range(2000)]
+    )
+    assert -2 <= actions.min() < -1.9
+    assert 3.9 < actions.max() <= 4
+    assert actions.mean() == pytest.approx(1.0, abs=0.12)  # 3 standard errors of a uniform of width 6
+
+
+def test_the_zero_action_respects_bounds_without_zero():
+    np.testing.assert_array_equal(zero_policy(Sum(low=1.0).action_space)(None), [1.0, 1.0])
+
+
+def test_an_endless_episode_is_cut(monkeypatch):
+    monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 7)
+    env = Sum()
+    env.reset = lambda seed: (setattr(env, "left", 10**9), (np.zeros(3), {}))[1]
+    assert evaluate(lambda _: np.zeros(2), env, 1, 0).lengths == (7,)
+
+
+def test_no_episodes_are_refused():
+    with pytest.raises(SACError, match="episodes=0"):
+        evaluate(lambda _: np.zeros(2), Sum(), episodes=0)
+
+
+def test_command_line_prints_a_line_or_json(run, capsys):
+    assert main([str(run), "--episodes", "2"]) == 0
+    line = capsys.readouterr().out
+    assert main([str(run), "--episodes", "2", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert f"{values['mean']:.2f} ± {values['std']:.2f} over 2 episodes" in line
+    assert "step 1,234" in line
+    assert values["step"] == 1234
+    assert len(values["returns"]) == 2
+    agent, _, _ = load_agent(run)
+    assert list(evaluate(agent, "Pendulum-v1", 2).returns) == values["returns"]
+
+
+def test_what_is_not_a_run_is_refused(tmp_path, run, capsys):
+    assert main([str(tmp_path / "absent")]) == 2
+    assert "absent is not the folder of a run" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"last.safetensors"):
+        load_agent(run, "last")
+    (run / "best.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:500])
+    assert main([str(run)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    (run / "config.json").write_text("{")
+    with pytest.raises(SACError, match=r"config.json cannot be read"):
+        load_agent(run)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")  # nothing here renders with MuJoCo: no need to look for a backend
+    gymnasium.register("SumForVideo-v0", entry_point=Sum, max_episode_steps=5)
+    yield "SumForVideo-v0"
+    del gymnasium.registry["SumForVideo-v0"]
+
+
+def test_a_video_holds_every_frame_of_the_episode(registered, tmp_path):
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "episode.mp4"
+    module.record_video(lambda _: np.zeros(2, np.float32), registered, path, seed=3)
+    with imageio.get_reader(path) as reader:
+        frames = [frame for frame in reader]  # list() would ask for a length, which is infinite
+    assert len(frames) == 5  # the first observation's and one per step
+    assert frames[0].shape == (32, 48, 3)
+
+
+def test_a_failing_renderer_leaves_the_scores_and_one_sentence(run, capsys, monkeypatch, tmp_path):
+    pytest.importorskip("imageio")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    real = module.make_env
+
+    def broken(env_id, seed=None, **kwargs):
+        if "render_mode" in kwargs:
+            raise RuntimeError("no OpenGL\nlong story")
+        return real(env_id, seed, **kwargs)
+
+    monkeypatch.setattr(module, "make_env", broken)
+    assert main([str(run), "--episodes", "1", "--video", str(tmp_path / "x.mp4")]) == 2
+    output = capsys.readouterr()
+    assert "over 1 episodes" in output.out
+    assert output.err == f"error: no video of Pendulum-v1 at {tmp_path / 'x.mp4'}: no OpenGL\n"
+
+
+def test_the_first_backend_that_works_is_chosen(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    tried, works = [], {"osmesa"}
+
+    def attempt(command, *, env, **_):
+        tried.append(env["MUJOCO_GL"])
+        if env["MUJOCO_GL"] not in works:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", attempt)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    choose_mujoco_gl()
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+    choose_mujoco_gl()  # set already: left alone
+    assert tried == ["egl", "osmesa"]
+    monkeypatch.setenv("MUJOCO_GL", "")
+    works.clear()
+    with pytest.raises(SACError, match="neither EGL nor OSMesa"):
+        choose_mujoco_gl()

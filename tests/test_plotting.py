@@ -1,0 +1,114 @@
+"""Pictures: the notebook's two functions and the learning curve write real images and leave nothing open."""
+
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+
+from sacfast import plot
+from sacfast.errors import SACError
+from sacfast.plotting import (
+    PANELS,
+    moving_average,
+    plot_episode_rewards,
+    plot_learning_curve,
+    plot_run,
+    plot_training_metrics,
+)
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch):
+    matplotlib.use("Agg")
+
+
+def ink(picture):
+    """Fraction of the pixels that are not white: of a file, or of an array [height, width, colours]."""
+    pixels = picture if isinstance(picture, np.ndarray) else matplotlib.image.imread(picture)
+    return float((pixels[..., :3].min(axis=-1) < 0.95).mean())
+
+
+def test_moving_average_by_hand():
+    np.testing.assert_allclose(moving_average([1, 2, 3, 4], 2), [1.5, 2.5, 3.5])
+    np.testing.assert_allclose(moving_average([1, np.nan, 3, np.nan, np.nan], 2), [1, 3, 3, np.nan])
+
+
+def test_training_metrics_draw_every_panel(tmp_path):
+    rng = np.random.default_rng(0)
+    history = {key: rng.normal(size=300).tolist() for key, *_ in PANELS}
+    assert len(history) == 6
+    plot_training_metrics({}, save_path=tmp_path / "empty.png")
+    plot_training_metrics(history, save_path=tmp_path / "full.png")
+    empty, full = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("empty", "full"))
+    for before, after in zip(np.array_split(empty, 2), np.array_split(full, 2), strict=True):
+        for blank, panel in zip(np.array_split(before, 3, 1), np.array_split(after, 3, 1), strict=True):
+            assert ink(panel) > ink(blank) + 0.02
+
+
+def test_episode_rewards(tmp_path):
+    plot_episode_rewards([], str(tmp_path / "none.png"))
+    plot_episode_rewards(np.sin(np.arange(200)), str(tmp_path / "many.png"))
+    assert ink(tmp_path / "many.png") > ink(tmp_path / "none.png") + 0.01
+
+
+def test_learning_curve_with_baselines(tmp_path):
+    rows = [{"step": s, "mean": s / 10, "std": 5.0} for s in range(0, 1000, 100)]
+    plot_learning_curve(rows, None, tmp_path / "alone.png")
+    plot_learning_curve(rows, {"random": -20.0, "zero": 10.0}, tmp_path / "with.png")
+    alone, both = (matplotlib.image.imread(tmp_path / f"{n}.png") for n in ("alone", "with"))
+    assert ink(tmp_path / "alone.png") > 0.01
+    assert not np.array_equal(alone, both)
+
+
+def test_without_a_path_nothing_is_shown_on_a_headless_backend_and_nothing_leaks(recwarn):
+    from matplotlib import pyplot
+
+    plot_training_metrics({"alpha": [1.0, 0.5]})
+    plot_episode_rewards([1.0, 2.0])
+    assert pyplot.get_fignums() == []
+    assert not recwarn.list
+
+
+def test_an_interactive_backend_is_shown_the_figure(monkeypatch):
+    from matplotlib import pyplot
+
+    shown = []
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(len(pyplot.get_fignums())))
+    plot_episode_rewards([1.0, 2.0])
+    assert shown == [1]
+
+
+def test_in_a_notebook_a_saved_figure_is_shown_too(monkeypatch, tmp_path):
+    from matplotlib import pyplot
+
+    shown = []
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(True))
+    plot_episode_rewards([1.0, 2.0], tmp_path / "x.png")
+    assert shown == [True]
+    assert (tmp_path / "x.png").exists()
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    with pytest.raises(SACError, match=r"cannot write the picture .*nowhere"):
+        plot_episode_rewards([1.0], tmp_path / "nowhere" / "x.png")
+    with pytest.raises(SACError, match=r"cannot write the picture .*x.nonsense"):
+        plot_episode_rewards([1.0], tmp_path / "x.nonsense")
+
+
+def test_plot_run_needs_logs_and_tolerates_part_of_them(tmp_path, capsys):
+    with pytest.raises(SACError, match="holds no logs"):
+        plot_run(tmp_path)
+    assert plot.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    (tmp_path / "episodes.csv").write_text("episode,step,return,length\n1,100,-3.5,100\n2,200,-2.5,10")
+    assert [p.name for p in plot_run(tmp_path)] == ["episode_rewards.png"]
+
+
+def test_importing_the_module_does_not_import_matplotlib():
+    code = "import sacfast.plotting, sys; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,197 @@
+"""benchmarks/render.py: README's tables say what the JSON says."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "render.py"
+
+pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks/ is not beside tests/")
+
+
+@pytest.fixture(scope="module")
+def script() -> dict:
+    return runpy.run_path(str(SCRIPT))
+
+
+MACHINE = {
+    "cpu": "Test CPU",
+    "cores": 2,
+    "system": "Linux x86_64",
+    "python": "3.11.4",
+    "torch": "2.13.0+cpu",
+    "compiler": "c++ 12.2.0",
+    "sacfast": "0.1.0",
+    "kernels": "avx512",
+}
+
+
+def entry(table: str, operation: str, shape: str, contestants: dict) -> dict:
+    info = {"table": table, "operation": operation, "shape": shape, "threads": 2, "machine": MACHINE}
+    return {"name": "test", "stats": {"median": 1e-6}, "extra_info": info | {"contestants": contestants}}
+
+
+RUN = {
+    "datetime": "2025-11-22T17:00:00+00:00",
+    "benchmarks": [
+        entry(
+            "operators",
+            "polyak_",
+            "64 MiB",
+            {
+                "sacfast": {"us": [4500.0, 4567.8, 4700.0], "gb_per_s": 44.1},
+                "usual": {"us": [9000.0, 9100.0, 9200.0], "ratio": [1.9, 1.99, 2.1], "gb_per_s": 22.0},
+                "eager": {"us": [4400.0, 4600.0, 4700.0], "ratio": [0.9, 1.01, 1.1], "gb_per_s": 43.0},
+                "stream": {"us": [3000.0, 3050.0, 3100.0], "gb_per_s": 42.0},
+            },
+        ),
+        entry(
+            "operators",
+            "normal",
+            "[256, 7]",
+            {
+                "sacfast": {"us": [2.1, 2.2, 2.3]},
+                "eager": {"us": [11.0, 12.0, 13.0], "ratio": [5.1, 5.454, 5.6]},
+            },
+        ),
+        entry(
+            "update",
+            "SAC update",
+            "batch 256, 2 threads",
+            {
+                "sacfast": {"us": [4900.0, 5000.0, 5100.0]},
+                "notebook": {"us": [11000.0, 12000.0, 13000.0], "ratio": [2.3, 2.4, 2.5]},
+            },
+        ),
+    ],
+}
+
+TRAINING = {
+    "datetime": "2025-11-22T18:00:00+00:00",
+    "benchmarks": [
+        {
+            "extra_info": {
+                "table": "training",
+                "machine": MACHINE,
+                "runs": [
+                    {
+                        "env": "Pusher-v5",
+                        "steps": 50000,
+                        "seed": 0,
+                        "minutes": 4.25,
+                        "score": {"mean": -38.21, "std": 4.5},
+                        "episodes": 10,
+                        "baselines": {"random": -150.3, "zero": -54.2},
+                        "evaluations": [],
+                    }
+                ],
+            }
+        }
+    ],
+}
+
+README = """# Title
+
+<!-- BEGIN table:operators -->
+old
+<!-- END table:operators -->
+between
+<!-- BEGIN table:update -->
+<!-- END table:update -->
+<!-- BEGIN table:training -->
+<!-- END table:training -->
+the end
+"""
+
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    """The arguments that name results and a README in a folder of their own."""
+    (tmp_path / "cpu.json").write_text(json.dumps(RUN))
+    (tmp_path / "training.json").write_text(json.dumps(TRAINING))
+    (tmp_path / "README.md").write_text(README)
+    return ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
+
+
+def test_tables(script, files, tmp_path):
+    assert script["main"](files) == 0
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert (
+        "| polyak_ | 64 MiB | 4,568 (4,500 to 4,700) | 9,100 (1.99x) | 4,600 (1.01x) | - | 44.1 (105%) |"
+        in lines
+    )
+    assert "| normal | [256, 7] | 2.20 (2.10 to 2.30) | - | 12.0 (5.45x) | - | - |" in lines
+    assert "| ms per update | batch 256, 2 threads |" in lines
+    assert '| **sacfast**, `engine="auto"` | 5.00 (4.90 to 5.10) |' in lines
+    assert "| the notebook | 12.0 (11.0 to 13.0), 2.40x |" in lines
+    assert "| sacfast, seed 0 | -38.2 ± 4.5 | 4.2 |" in lines
+    assert "| zero actions | -54.2 | |" in lines
+    captions = [line for line in lines if line.startswith("<sub>")]
+    assert len(captions) == 3
+    for part in (
+        "2025-11-22",
+        "Test CPU, 2 cores",
+        "torch 2.13.0+cpu",
+        "Python 3.11.4",
+        "sacfast 0.1.0 (avx512)",
+    ):
+        assert all(part in caption for caption in captions)
+    assert lines[0] == "# Title" and lines[-1] == "the end" and "between" in lines and "old" not in lines
+
+
+def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):
+    assert script["main"]([*files, "--check"]) == 1
+    assert (tmp_path / "README.md").read_text() == README
+    assert "is stale; run: python benchmarks/render.py" in capsys.readouterr().err
+    assert script["main"](files) == 0
+    assert script["main"]([*files, "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("<!-- END table:update -->\n", ""),
+        lambda text: text.replace("BEGIN table:update", "BEGIN table:updates"),
+        lambda text: text + text,
+    ],
+)
+def test_missing_or_repeated_markers(script, files, tmp_path, capsys, damage):
+    (tmp_path / "README.md").write_text(damage(README))
+    assert script["main"](files) == 2
+    assert "README needs the lines <!-- BEGIN table:" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == damage(README)
+
+
+def test_a_run_of_some_benchmarks_only(script, files, tmp_path, capsys):
+    (tmp_path / "cpu.json").write_text(json.dumps(RUN | {"benchmarks": RUN["benchmarks"][:2]}))
+    assert script["main"](files) == 2
+    assert "no benchmark for table update; run all" in capsys.readouterr().err
+
+
+def test_no_run_yet(script, files, tmp_path, capsys):
+    (tmp_path / "cpu.json").unlink()
+    assert script["main"](files) == 2
+    assert "render.py --help says how to make it" in capsys.readouterr().err
+
+
+RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
+TRAINED = RESULT.with_name("training.json")
+
+
+@pytest.mark.skipif(
+    not (RESULT.exists() and TRAINED.exists()), reason="benchmarks/results/ holds no recorded runs"
+)
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="README.md is not beside tests/")
+def test_readme_is_up_to_date(script):
+    assert script["main"](["--check"]) == 0
+
+
+@pytest.mark.skipif(not RESULT.exists(), reason="benchmarks/results/cpu.json is absent: no run is recorded")
+def test_the_recorded_run_is_anonymous():
+    content = json.loads(RESULT.read_text())
+    assert content["commit_info"] == {}
+    assert set(content["machine_info"]) == set(MACHINE)
+    assert all("data" not in benchmark["stats"] for benchmark in content["benchmarks"])
