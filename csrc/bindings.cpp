@@ -1,6 +1,6 @@
-// Every operator that Python sees: its schema and, for each device, the call of its kernel. Fake
-// registrations are made from Python, in sacfast/ops. Compiling torch's headers is most of the build's time,
-// so this is the only file that includes them.
+// Every operator that Python sees: its schema and, for each device, the call of its kernel. Gradients are in
+// autograd.cpp, fake registrations in sacfast/ops. Compiling torch's headers is most of the build's time, so
+// these are the only two files that include them, and they compile side by side.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "arguments.h"
-#include "autograd.h"
 #include "kernels.h"
 
 #ifdef SACFAST_WITH_CUDA
@@ -324,14 +323,3 @@ TORCH_LIBRARY_IMPL(sacfast, CUDA, m) {
   m.impl("replay_insert_", &sacfast::replay_insert_cuda);
 }
 #endif
-
-TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
-  m.impl("squashed_gaussian", &sacfast::squashed_gaussian_autograd);
-  m.impl("squashed_gaussian_key", &sacfast::squashed_gaussian_key_autograd);
-  m.impl("squashed_gaussian_backward", &sacfast::squashed_gaussian_backward_autograd);
-  // Not differentiable: with gradients on or off they run as they are, also on leaves that require gradients.
-  for (const char* name :
-       {"normal", "polyak_update_", "replay_sample", "replay_sample.int", "replay_insert_"}) {
-    m.impl(name, torch::CppFunction::makeFallthrough());
-  }
-}

@@ -12,6 +12,7 @@ from sacfast.errors import SACError
 from sacfast.ops import Stream, random_key, replay_insert_, replay_sample
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
+CACHE_LINE_FLOATS = 16
 MAX_CAPACITY = 2**31 - 1
 
 
@@ -28,6 +29,9 @@ class Batch:
 
 class ReplayBuffer:
     """The last `capacity` transitions, on one device, without a Python object per transition.
+
+    A transition is one float32 record [obs | action | reward | next_obs | terminated], padded to whole cache
+    lines: a random transition then costs neighbouring lines instead of five distant ones.
 
     Dimensions are taken from the first push when not given. With `action_low`/`action_high` [A], actions are
     pushed and sampled in the environment's units and stored in [-1, 1]; without them they are stored as given.
@@ -60,16 +64,26 @@ class ReplayBuffer:
         self.size = 0
         self.position = 0
         self._draws = 0
-        self._storage: list[Tensor] | None = None
+        self._records: Tensor | None = None  # [N, R]
         if obs_dim is not None and action_dim is not None:
             self._allocate(obs_dim, action_dim)
 
-    def _allocate(self, obs_dim: int, action_dim: int) -> list[Tensor]:
+    def _allocate(self, obs_dim: int, action_dim: int) -> Tensor:
         self.obs_dim, self.action_dim = obs_dim, action_dim
-        shapes = ((obs_dim,), (action_dim,), (), (obs_dim,), ())
+        width = 2 * obs_dim + action_dim + 2
+        width += -width % CACHE_LINE_FLOATS
         # The operating system maps pages on first touch, so on a CPU a large empty ring costs no memory yet.
-        self._storage = [torch.empty((self.capacity, *s), device=self.device) for s in shapes]
-        return self._storage
+        self._records = torch.empty((self.capacity, width), device=self.device)
+        return self._records
+
+    def _columns(self, records: Tensor) -> tuple[Tensor, ...]:
+        """The FIELDS of records [n, R], as views."""
+        obs_dim, action_dim = self.obs_dim or 0, self.action_dim or 0
+        used = 2 * obs_dim + action_dim + 2
+        obs, action, reward, next_obs, terminated, _ = records.split(
+            [obs_dim, action_dim, 1, obs_dim, 1, records.shape[1] - used], dim=1
+        )
+        return obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1)
 
     def push(self, state, action, reward, next_state, done) -> None:
         """Add one transition: state [O], action [A], reward, next_state [O], done.
@@ -83,14 +97,28 @@ class ReplayBuffer:
 
     def push_batch(self, state, action, reward, next_state, done) -> None:
         """Add n transitions at once, oldest first: state, next_state [n, O], action [n, A], reward, done [n]."""
+        columns = self._checked((state, action, reward, next_state, done))
+        rows, obs_dim, action_dim = len(columns[2]), columns[0].shape[1], columns[1].shape[1]
+        if rows == 0:
+            return
+        if self.bounds is not None:
+            columns[1] = self.bounds.to_unit(columns[1])
+        records = self._records if self._records is not None else self._allocate(obs_dim, action_dim)
+        parts = [column.reshape(rows, -1) for column in columns]
+        padding = np.zeros((rows, records.shape[1] - sum(part.shape[1] for part in parts)), np.float32)
+        new = torch.from_numpy(np.concatenate([*parts, padding], axis=1))
+        replay_insert_([records], [new.to(self.device)], self.position)
+        self.position = (self.position + rows) % self.capacity
+        self.size = min(self.size + rows, self.capacity)
+
+    def _checked(self, values: tuple) -> list[np.ndarray]:
+        """The five columns of push_batch as float32 arrays. Raises SACError naming the first that is wrong."""
         columns = [
             _array(name, value, ndim)
-            for name, value, ndim in zip(
-                FIELDS, (state, action, reward, next_state, done), (2, 2, 1, 2, 1), strict=True
-            )
+            for name, value, ndim in zip(FIELDS, values, (2, 2, 1, 2, 1), strict=True)
         ]
-        rows, obs_dim, action_dim = len(columns[2]), columns[0].shape[1], columns[1].shape[1]
-        obs_dim, action_dim = self.obs_dim or obs_dim, self.action_dim or action_dim
+        rows = len(columns[2])
+        obs_dim, action_dim = self.obs_dim or columns[0].shape[1], self.action_dim or columns[1].shape[1]
         shapes = ((rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,))
         for name, column, shape in zip(FIELDS, columns, shapes, strict=True):
             if column.shape != shape:
@@ -101,12 +129,7 @@ class ReplayBuffer:
             if not np.isfinite(column).all():
                 bad = column[~np.isfinite(column)].flat[0]
                 raise SACError(f"{name} holds {bad}: the transition was not stored; check the environment")
-        if self.bounds is not None:
-            columns[1] = self.bounds.to_unit(columns[1])
-        storage = self._storage or self._allocate(obs_dim, action_dim)
-        replay_insert_(storage, [torch.from_numpy(c).to(self.device) for c in columns], self.position)
-        self.position = (self.position + rows) % self.capacity
-        self.size = min(self.size + rows, self.capacity)
+        return columns
 
     def sample(self, batch_size: int):
         """Draw (states [B, O], actions [B, A], rewards [B, 1], next_states [B, O], dones [B, 1]), NumPy float32.
@@ -128,13 +151,13 @@ class ReplayBuffer:
         """Draw a batch on the device; the same `key` and contents give the same batch. Raises as `sample` does."""
         if not _is_whole(batch_size) or batch_size < 1:
             raise SACError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
-        if self._storage is None or batch_size > self.size:
+        if self._records is None or batch_size > self.size:
             raise SACError(
                 f"batch_size {batch_size} is above the {self.size} transitions in the buffer: "
                 "collect more first, or lower batch_size"
             )
-        fields, _ = replay_sample(self._storage, self.size, int(batch_size), key)
-        return Batch(*fields)
+        (records,), _ = replay_sample([self._records], self.size, int(batch_size), key)
+        return Batch(*self._columns(records))
 
     def __len__(self) -> int:
         return self.size
@@ -145,8 +168,8 @@ class ReplayBuffer:
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The filled part of every field, in storage order, as views: what a checkpoint keeps."""
-        for name, tensor in zip(FIELDS, self._storage or [], strict=self._storage is not None):
-            yield name, tensor[: self.size]
+        if self._records is not None:
+            yield from zip(FIELDS, self._columns(self._records[: self.size]), strict=True)
 
     def counters(self) -> dict[str, int]:
         """The integers of a checkpoint; `restore` reads them."""
@@ -167,13 +190,15 @@ class ReplayBuffer:
         kept = min(size, self.capacity)
         if size:
             rows = [tensors[name] for name in FIELDS]
-            storage = self._storage or self._allocate(rows[0].shape[1], rows[1].shape[1])
-            for target, source in zip(storage, rows, strict=True):
+            if self._records is None:
+                self._allocate(rows[0].shape[1], rows[1].shape[1])
+            self.size = kept
+            for (_, target), source in zip(self.named_tensors(), rows, strict=True):
                 if (
                     counters["capacity"] != self.capacity
                 ):  # the ring closes elsewhere: lay it out oldest first
                     source = source.roll(-position, 0)[size - kept :]
-                target[:kept].copy_(source)
+                target.copy_(source)
         same_ring = counters["capacity"] == self.capacity
         self.size, self.position = kept, position if same_ring else kept % self.capacity
         self.seed, self._draws = int(counters["seed"]), int(counters["draws"])

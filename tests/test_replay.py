@@ -150,6 +150,12 @@ def test_bad_batch_sizes():
             buffer.sample(bad)
 
 
+def test_an_empty_batch_changes_nothing():
+    buffer = ReplayBuffer(10, obs_dim=3, action_dim=2)
+    buffer.push_batch(np.zeros((0, 3)), np.zeros((0, 2)), [], np.zeros((0, 3)), [])
+    assert len(buffer) == 0
+
+
 def test_tensors_may_be_pushed():
     buffer = ReplayBuffer(10)
     buffer.push(torch.ones(3), torch.zeros(2), torch.tensor(1.5), torch.ones(3), torch.tensor(True))

@@ -56,9 +56,9 @@ def source_root() -> Path:
 
 
 def sources(root: Path | None = None, *, cuda: bool = False) -> list[Path]:
-    """The translation units, in a fixed order: bindings.cpp, cpu/*.cpp, and with `cuda` also cuda/*.cu."""
+    """The translation units, slowest to compile first: *.cpp, cpu/*.cpp, and with `cuda` also cuda/*.cu."""
     root = root or source_root()
-    units = [root / "bindings.cpp", *sorted(root.glob("cpu/*.cpp"))]
+    units = [*sorted(root.glob("*.cpp")), *sorted(root.glob("cpu/*.cpp"))]
     return units + sorted(root.glob("cuda/*.cu")) if cuda else units
 
 

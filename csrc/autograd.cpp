@@ -1,18 +1,18 @@
 // Gradients of squashed_gaussian: to mean and log_std, by one call of squashed_gaussian_backward. In C++
 // because the same registration from Python costs 10 to 25 us in each direction, several times the kernels'
 // own time at B = 256.
-#pragma once
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include <initializer_list>
 #include <tuple>
 
 namespace sacfast {
+namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -26,26 +26,26 @@ using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using In = const at::Tensor&;
 
-inline TwoTensors call_forward(In mean, In log_std, In noise) {
+TwoTensors call_forward(In mean, In log_std, In noise) {
   static const auto op = find_operator<TwoTensors(In, In, In)>("sacfast::squashed_gaussian");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(mean, log_std, noise);
 }
 
-inline ThreeTensors call_forward_key(In mean, In log_std, In key) {
+ThreeTensors call_forward_key(In mean, In log_std, In key) {
   static const auto op = find_operator<ThreeTensors(In, In, In)>("sacfast::squashed_gaussian_key");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(mean, log_std, key);
 }
 
-inline TwoTensors call_backward(In grad_action, In grad_log_prob, In mean, In log_std, In noise) {
+TwoTensors call_backward(In grad_action, In grad_log_prob, In mean, In log_std, In noise) {
   static const auto op = find_operator<TwoTensors(In, In, In, In, In)>("sacfast::squashed_gaussian_backward");
   return op.call(grad_action, grad_log_prob, mean, log_std, noise);
 }
 
 // Both forward operators save (mean, log_std, noise) and share this: gradients of mean, log_std and the third
 // argument.
-inline variable_list gaussian_backward(AutogradContext* context, const variable_list& gradients) {
+variable_list gaussian_backward(AutogradContext* context, const variable_list& gradients) {
   const variable_list saved = context->get_saved_variables();
   auto [mean, log_std] = call_backward(gradients[0], gradients[1], saved[0], saved[1], saved[2]);
   return {mean, log_std, at::Tensor()};
@@ -53,7 +53,7 @@ inline variable_list gaussian_backward(AutogradContext* context, const variable_
 
 // Whether a graph node is wanted. Function::apply would find out too, after a microsecond and a half of
 // preparation; and it is what complains about forward-mode derivatives, which these operators do not have.
-inline bool needs_graph(std::initializer_list<const at::Tensor*> inputs) {
+bool needs_graph(std::initializer_list<const at::Tensor*> inputs) {
   for (const at::Tensor* input : inputs) {
     if ((input->requires_grad() && at::GradMode::is_enabled()) || input->_fw_grad(0).defined()) return true;
   }
@@ -99,20 +99,20 @@ struct SquashedGaussianBackward : torch::autograd::Function<SquashedGaussianBack
   }
 };
 
-inline TwoTensors squashed_gaussian_autograd(In mean, In log_std, In noise) {
+TwoTensors squashed_gaussian_autograd(In mean, In log_std, In noise) {
   if (!needs_graph({&mean, &log_std, &noise})) return call_forward(mean, log_std, noise);
   const variable_list out = SquashedGaussian::apply(mean, log_std, noise);
   return {out[0], out[1]};
 }
 
-inline ThreeTensors squashed_gaussian_key_autograd(In mean, In log_std, In key) {
+ThreeTensors squashed_gaussian_key_autograd(In mean, In log_std, In key) {
   if (!needs_graph({&mean, &log_std})) return call_forward_key(mean, log_std, key);
   const variable_list out = SquashedGaussianKey::apply(mean, log_std, key);
   return {out[0], out[1], out[2]};
 }
 
-inline TwoTensors squashed_gaussian_backward_autograd(In grad_action, In grad_log_prob, In mean, In log_std,
-                                                      In noise) {
+TwoTensors squashed_gaussian_backward_autograd(In grad_action, In grad_log_prob, In mean, In log_std,
+                                               In noise) {
   if (!needs_graph({&grad_action, &grad_log_prob, &mean, &log_std, &noise})) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(grad_action, grad_log_prob, mean, log_std, noise);
@@ -121,4 +121,16 @@ inline TwoTensors squashed_gaussian_backward_autograd(In grad_action, In grad_lo
   return {out[0], out[1]};
 }
 
+}  // namespace
 }  // namespace sacfast
+
+TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
+  m.impl("squashed_gaussian", &sacfast::squashed_gaussian_autograd);
+  m.impl("squashed_gaussian_key", &sacfast::squashed_gaussian_key_autograd);
+  m.impl("squashed_gaussian_backward", &sacfast::squashed_gaussian_backward_autograd);
+  // Not differentiable: with gradients on or off they run as they are, also on leaves that require gradients.
+  for (const char* name :
+       {"normal", "polyak_update_", "replay_sample", "replay_sample.int", "replay_insert_"}) {
+    m.impl(name, torch::CppFunction::makeFallthrough());
+  }
+}
