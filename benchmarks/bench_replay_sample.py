@@ -1,12 +1,18 @@
-"""replay_sample: a batch of five fields from a million transitions, which no cache holds."""
+"""replay_sample: a batch from a million transitions, which no cache holds.
 
+As five separate fields, and as ReplayBuffer keeps them: one padded record per transition. Baselines have the fields.
+"""
+
+import dataclasses
 import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from baselines import ACTION_DIM, OBS_DIM, sample_eager, sample_usual
 from race import COMPILED, OURS, Case, race
 
+from sacfast import ReplayBuffer
 from sacfast.ops import Stream, random_key, replay_sample, replay_sample_reference
 
 N = 1_000_000
@@ -34,16 +40,54 @@ def moved_bytes(storage: list[torch.Tensor], batch: int) -> int:
 
 @pytest.mark.parametrize(("batch", "threads"), [(256, 2), (8192, 1), (8192, 2)], indirect=["threads"])
 def test_sample(benchmark, storage, batch, threads):
+    keys = new_keys()
+    check_same_indices(storage, batch)
+    shape = f"{batch} of {N:,}" + (f", {threads} thread{'s' * (threads > 1)}" if batch > 1024 else "")
+    moved = moved_bytes(storage, batch) if batch > 1024 else None
+    contestants = {OURS: lambda: replay_sample(storage, N, batch, next(keys)), **baselines(storage, batch)}
+    race(benchmark, Case("operators", "replay_sample", shape, moved), contestants, checker(storage, batch))
+
+
+@pytest.mark.parametrize("batch", [256, 8192])
+def test_replay_buffer(benchmark, storage, batch):
+    keys = new_keys()
+    buffer = ReplayBuffer(N)
+    buffer.push_batch(*(field.numpy() for field in storage))
+
+    def ours():
+        sampled = buffer.sample_batch(batch, next(keys))
+        return [getattr(sampled, field.name) for field in dataclasses.fields(sampled)]
+
+    def check(call) -> None:
+        if call is ours:
+            key = random_key(1, Stream.BATCH, 2)
+            rows, expected = buffer.sample_batch(batch, key), replay_sample(storage, N, batch, key)[0]
+            for field, wanted in zip(dataclasses.fields(rows), expected, strict=True):
+                assert torch.equal(getattr(rows, field.name), wanted)
+        else:
+            checker(storage, batch)(call)
+
+    contestants = {OURS: ours, **baselines(storage, batch)}
+    race(benchmark, Case("operators", "ReplayBuffer.sample_batch", f"{batch} of {N:,}"), contestants, check)
+
+
+def new_keys() -> Iterator[torch.Tensor]:
+    """A key per call, as in training: the same rows twice would come from the cache."""
+    return itertools.cycle([random_key(0, Stream.BATCH, step) for step in range(1024)])
+
+
+def baselines(storage: list[torch.Tensor], batch: int) -> dict[str, Callable]:
     arrays = [field.numpy() for field in storage]
-    # A key per call, as in training: the same rows twice would come from the cache.
-    keys = itertools.cycle([random_key(0, Stream.BATCH, step) for step in range(1024)])
     compiled = torch.compile(sample_eager, fullgraph=True, dynamic=False)
-    contestants = {
-        OURS: lambda: replay_sample(storage, N, batch, next(keys)),
+    return {
         "usual": lambda: sample_usual(arrays, batch),
         "eager": lambda: sample_eager(storage, batch),
         COMPILED: lambda: compiled(storage, batch),
     }
+
+
+def checker(storage: list[torch.Tensor], batch: int) -> Callable[[Callable], None]:
+    """Checks that a contestant's indices are spread over the storage and that its rows are those of its indices."""
 
     def check(call) -> None:
         fields, indices = call()
@@ -52,12 +96,12 @@ def test_sample(benchmark, storage, batch, threads):
         for field, rows in zip(storage, fields, strict=True):
             assert torch.equal(rows, field[indices])
 
+    return check
+
+
+def check_same_indices(storage: list[torch.Tensor], batch: int) -> None:
     key = random_key(1, Stream.BATCH, 2)
     ours, expected = (
         sample(storage, N, batch, key)[1] for sample in (replay_sample, replay_sample_reference)
     )
     assert torch.equal(ours, expected)
-
-    shape = f"{batch} of {N:,}" + (f", {threads} thread{'s' * (threads > 1)}" if batch > 1024 else "")
-    moved = moved_bytes(storage, batch) if batch > 1024 else None
-    race(benchmark, Case("operators", "replay_sample", shape, moved), contestants, check)
