@@ -138,7 +138,7 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "compiler": native.status().compiler.partition(": ")[2],
         "sacfast": sacfast.__version__,
-        "kernels": torch.ops.sacfast.cpu_features(),
+        "kernels": torch.ops.sacfast.cpu_features() if native.available() else "no native kernels",
     }
 
 

@@ -55,11 +55,9 @@ def draw(runs: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     curves = [np.array(run["evaluations"]) for run in runs]
-    for run, curve in zip(runs, curves, strict=True):
-        axes.plot(curve[:, 0], curve[:, 1], color="tab:blue", alpha=0.35, linewidth=1)
-        axes.annotate(
-            f"seed {run['seed']}", curve[-1, :2], fontsize=7, xytext=(4, -3), textcoords="offset points"
-        )
+    for i, curve in enumerate(curves):
+        label = "each seed" if i == 0 else None
+        axes.plot(curve[:, 0], curve[:, 1], color="tab:blue", alpha=0.4, linewidth=1, label=label)
     mean = np.mean([curve[:, 1] for curve in curves], axis=0)
     axes.plot(
         curves[0][:, 0], mean, color="tab:blue", linewidth=2.5, marker="o", label=f"mean of {len(runs)} seeds"

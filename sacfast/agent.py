@@ -15,7 +15,7 @@ from sacfast.envs import ActionBounds, check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.ops import Stream
-from sacfast.replay import FIELDS, ReplayBuffer
+from sacfast.replay import FIELDS, ReplayBuffer, as_float32, is_whole
 from sacfast.state import SACState
 
 
@@ -74,12 +74,7 @@ class SACAgent:
         )
         self.device = _device(device)
         self.engine = make_engine(engine, self.config)
-        if seed is None:
-            self.state = self._new_state(int(torch.randint(2**31, ()).item()))
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.state = self._new_state(int(seed))
+        self.state = self._new_state(seed)
         self.replay_buffer = ReplayBuffer(
             buffer_capacity,
             obs_dim=self.state_dim,
@@ -112,6 +107,10 @@ class SACAgent:
         cls, path: str | os.PathLike, *, device: torch.device | str = "cpu", engine: str = "auto"
     ) -> "SACAgent":
         """The agent that `save` wrote to `path`, dimensions and settings included. Raises CheckpointError."""
+        if checkpoint.is_notebook_file(path):
+            raise CheckpointError(
+                f"{path} is the notebook's format, which lacks some settings; make a SACAgent and load() it"
+            )
         meta = checkpoint.read_meta(path)
         agent = cls(
             meta["state_dim"],
@@ -126,7 +125,17 @@ class SACAgent:
         agent.load(path)
         return agent
 
-    def _new_state(self, seed: int) -> SACState:
+    def _new_state(self, seed: int | None) -> SACState:
+        """Fresh networks, from torch's global generator or, with a seed, leaving that generator as it was."""
+        if seed is None:
+            return self._draw_state(int(torch.randint(2**31, ()).item()))
+        if not is_whole(seed) or not 0 <= seed < 2**63:
+            raise SACError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            return self._draw_state(int(seed))
+
+    def _draw_state(self, seed: int) -> SACState:
         config = self.config
         actor = ActorNetwork(
             self.state_dim, self.action_dim, config.hidden_dim, config.log_std_min, config.log_std_max
@@ -185,7 +194,7 @@ class SACAgent:
         Sampled, or deterministic (tanh of the mean) with `evaluate`; in the environment's units.
         Raises SACError for a wrong shape or a NaN or infinity in `state`.
         """
-        obs = np.asarray(state.cpu() if isinstance(state, Tensor) else state, dtype=np.float32)
+        obs = as_float32("the observation", state)
         if obs.ndim not in (1, 2) or obs.shape[-1] != self.state_dim:
             raise SACError(
                 f"the observation has shape {list(obs.shape)}; this agent needs [{self.state_dim}]"
@@ -242,25 +251,37 @@ class SACAgent:
         made for other dimensions or action bounds.
         """
         if checkpoint.is_notebook_file(filepath):
-            tensors, counters = _from_notebook(checkpoint.read_notebook(filepath), self.state)
+            content = checkpoint.read_notebook(filepath)
+            try:
+                tensors, counters = _from_notebook(content, self.state)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{filepath} is not laid out as the notebook's checkpoints ({error}); it was not loaded"
+                ) from None
             meta: dict[str, Any] = {"counters": counters}
         else:
             tensors, meta = checkpoint.read(filepath)
             self._check_meta(filepath, meta)
         live = dict(self.state.named_tensors())
-        _check_shapes(filepath, tensors, live)
+        _check_shapes(filepath, tensors, {name: tuple(tensor.shape) for name, tensor in live.items()})
+        replay = meta.get("replay")
+        if replay and replay["size"]:
+            _check_shapes(filepath, tensors, self._replay_shapes(replay["size"]))
         if not self.automatic_entropy_tuning:
             del live["log_alpha"]
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(tensors[name])
         self.state.set_counters(meta["counters"])
-        if meta.get("replay"):
-            self.replay_buffer.restore(
-                {name: tensors[f"replay.{name}"] for name in FIELDS if f"replay.{name}" in tensors},
-                meta["replay"],
-            )
+        if replay:
+            rows = {name: tensors[f"replay.{name}"] for name in FIELDS} if replay["size"] else {}
+            self.replay_buffer.restore(rows, replay)
         return meta.get("extra", {})
+
+    def _replay_shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        """What a checkpoint's `size` transitions look like for this agent."""
+        widths = ((self.state_dim,), (self.action_dim,), (), (self.state_dim,), ())
+        return {f"replay.{name}": (size, *width) for name, width in zip(FIELDS, widths, strict=True)}
 
     def _check_meta(self, path: str | os.PathLike, meta: dict[str, Any]) -> None:
         ours = {
@@ -280,7 +301,7 @@ class SACAgent:
 
 
 def _dimension(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    if not is_whole(value) or value < 1:
         raise SACError(f"{name} must be a whole number of at least 1, not {value!r}")
     return int(value)
 
@@ -290,29 +311,36 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise SACError(
             f"device {str(device)!r} is not available here ({str(error).splitlines()[0]}); use device='cpu'"
         ) from None
     return device
 
 
-def _check_shapes(path: str | os.PathLike, saved: dict[str, Tensor], live: dict[str, Tensor]) -> None:
-    for name, tensor in live.items():
+def _check_shapes(
+    path: str | os.PathLike, saved: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]
+) -> None:
+    for name, shape in wanted.items():
         if name not in saved:
             raise CheckpointError(f"{path} lacks {name}; it was not written by SACAgent.save")
-        if saved[name].shape != tensor.shape:
+        if saved[name].shape != shape:
             raise CheckpointError(
-                f"{path} holds {name} of shape {list(saved[name].shape)}, but this agent's is {list(tensor.shape)}; "
+                f"{path} holds {name} of shape {list(saved[name].shape)}, but this agent's is {list(shape)}; "
                 "make the agent with the checkpoint's dimensions"
             )
 
 
 def _from_notebook(content: dict[str, Any], state: SACState) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The notebook's checkpoint under our names; what it lacks (log_alpha of a fixed temperature) stays as it is."""
+    """The notebook's checkpoint under our names; what it lacks (log_alpha of a fixed temperature) stays as it is.
+
+    Raises KeyError, TypeError, ValueError or AttributeError where `content` is not laid out as the notebook's.
+    """
     tensors = {name: tensor.clone() for name, tensor in state.named_tensors()}
     counters = state.counters() | {"step": int(content["training_steps"])}
     for network in ("actor", "critic", "critic_target"):
+        if set(content[network]) != set(getattr(state, network).state_dict()):
+            raise ValueError(f"{network} has {', '.join(content[network])}")
         tensors |= {f"{network}.{name}": tensor for name, tensor in content[network].items()}
     optimizers = {
         "actor": (content["actor_optimizer"], list(state.actor.parameters())),

@@ -102,12 +102,15 @@ def _meta(path: str | os.PathLike, file) -> dict[str, Any]:
     header = file.metadata() or {}
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file, but no sacfast checkpoint")
-    if int(header["version"]) > VERSION:
-        raise CheckpointError(
-            f"{path} was written by a newer sacfast (format {header['version']}, this one reads {VERSION}); "
-            "upgrade sacfast"
-        )
-    return json.loads(header["meta"])
+    try:
+        version = int(header["version"])
+        if version <= VERSION:
+            return json.loads(header["meta"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: its description cannot be read ({error})") from None
+    raise CheckpointError(
+        f"{path} was written by a newer sacfast (format {version}, this one reads {VERSION}); upgrade sacfast"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,7 +52,7 @@ class ReplayBuffer:
         action_low: np.ndarray | None = None,
         action_high: np.ndarray | None = None,
     ):
-        if not _is_whole(capacity) or not 1 <= capacity <= MAX_CAPACITY:
+        if not is_whole(capacity) or not 1 <= capacity <= MAX_CAPACITY:
             raise SACError(f"capacity must be a whole number from 1 to {MAX_CAPACITY}, not {capacity!r}")
         self.capacity = int(capacity)
         self.device = torch.device(device)
@@ -69,11 +69,20 @@ class ReplayBuffer:
             self._allocate(obs_dim, action_dim)
 
     def _allocate(self, obs_dim: int, action_dim: int) -> Tensor:
-        self.obs_dim, self.action_dim = obs_dim, action_dim
+        for name, dim in (("obs_dim", obs_dim), ("action_dim", action_dim)):
+            if not is_whole(dim) or dim < 1:
+                raise SACError(f"{name} must be a whole number of at least 1, not {dim!r}")
         width = 2 * obs_dim + action_dim + 2
         width += -width % CACHE_LINE_FLOATS
-        # The operating system maps pages on first touch, so on a CPU a large empty ring costs no memory yet.
-        self._records = torch.empty((self.capacity, width), device=self.device)
+        try:
+            # The operating system maps pages on first touch, so on a CPU a large empty ring costs no memory yet.
+            self._records = torch.empty((self.capacity, width), device=self.device)
+        except (RuntimeError, MemoryError):
+            raise SACError(
+                f"a buffer of {self.capacity:,} transitions needs {4e-9 * self.capacity * width:.1f} GB, which "
+                f"cannot be had on {self.device}; lower the capacity (buffer_capacity)"
+            ) from None
+        self.obs_dim, self.action_dim = obs_dim, action_dim
         return self._records
 
     def _columns(self, records: Tensor) -> tuple[Tensor, ...]:
@@ -91,9 +100,8 @@ class ReplayBuffer:
         `done` means terminated: the episode's end is a state without future. A time limit (truncated) is not:
         pass False, and the true last observation as next_state.
         """
-        self.push_batch(
-            np.asarray(state)[None], np.asarray(action)[None], [reward], np.asarray(next_state)[None], [done]
-        )
+        values = zip(FIELDS, (state, action, reward, next_state, done), strict=True)
+        self.push_batch(*(as_float32(name, value)[None] for name, value in values))
 
     def push_batch(self, state, action, reward, next_state, done) -> None:
         """Add n transitions at once, oldest first: state, next_state [n, O], action [n, A], reward, done [n]."""
@@ -113,10 +121,10 @@ class ReplayBuffer:
 
     def _checked(self, values: tuple) -> list[np.ndarray]:
         """The five columns of push_batch as float32 arrays. Raises SACError naming the first that is wrong."""
-        columns = [
-            _array(name, value, ndim)
-            for name, value, ndim in zip(FIELDS, values, (2, 2, 1, 2, 1), strict=True)
-        ]
+        columns = [as_float32(name, value) for name, value in zip(FIELDS, values, strict=True)]
+        for name, column, ndim in zip(FIELDS, columns, (2, 2, 1, 2, 1), strict=True):
+            if column.ndim != ndim:
+                raise SACError(f"{name} has {column.ndim - 1} dimensions per transition, not {ndim - 1}")
         rows = len(columns[2])
         obs_dim, action_dim = self.obs_dim or columns[0].shape[1], self.action_dim or columns[1].shape[1]
         shapes = ((rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,))
@@ -129,6 +137,10 @@ class ReplayBuffer:
             if not np.isfinite(column).all():
                 bad = column[~np.isfinite(column)].flat[0]
                 raise SACError(f"{name} holds {bad}: the transition was not stored; check the environment")
+        ends = columns[4]
+        if ((ends != 0) & (ends != 1)).any():
+            bad = ends[(ends != 0) & (ends != 1)][0]
+            raise SACError(f"terminated holds {bad:g}; pass False or True")
         return columns
 
     def sample(self, batch_size: int):
@@ -149,7 +161,7 @@ class ReplayBuffer:
 
     def sample_batch(self, batch_size: int, key: Tensor) -> Batch:
         """Draw a batch on the device; the same `key` and contents give the same batch. Raises as `sample` does."""
-        if not _is_whole(batch_size) or batch_size < 1:
+        if not is_whole(batch_size) or batch_size < 1:
             raise SACError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         if self._records is None or batch_size > self.size:
             raise SACError(
@@ -204,7 +216,7 @@ class ReplayBuffer:
         self.seed, self._draws = int(counters["seed"]), int(counters["draws"])
 
 
-def _is_whole(value) -> bool:
+def is_whole(value) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -214,14 +226,12 @@ def _bounds(low: np.ndarray | None, high: np.ndarray | None) -> ActionBounds | N
     return None if low is None or high is None else ActionBounds(low, high)
 
 
-def _array(name: str, value, ndim: int) -> np.ndarray:
-    """`value` as a contiguous float32 array of `ndim` dimensions, or a SACError that names it."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
+def as_float32(name: str, value) -> np.ndarray:
+    """`value` (numbers, an array, a tensor on any device) as a float32 array, or a SACError that names it."""
     try:
-        array = np.ascontiguousarray(value, dtype=np.float32)
+        if isinstance(value, Tensor):
+            return value.detach().to("cpu", torch.float32).numpy()
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+            return np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise SACError(f"{name} is not numeric ({error}): pass numbers of one shape") from None
-    if array.ndim != ndim:
-        raise SACError(f"{name} has {array.ndim - 1} dimensions per transition, not {ndim - 1}")
-    return array

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import CheckpointError, SACAgent, SACError
+from sacfast import CheckpointError, SACAgent, SACError, checkpoint
 
 
 def make_agent(rows: int = 200, seed: int = 0, **kwargs) -> SACAgent:
@@ -67,11 +67,11 @@ def test_a_deep_copy_trains_on_its_own():
 
 
 def test_the_seed_decides_everything():
-    torch.manual_seed(1)
+    before = torch.get_rng_state()
     first = make_agent(seed=3)
-    drawn = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), drawn), "a seeded agent must not touch torch's global generator"
+    assert torch.equal(torch.get_rng_state(), before), (
+        "a seeded agent must not touch torch's global generator"
+    )
     assert same_state(first, make_agent(seed=3))
     assert not same_state(first, make_agent(seed=4))
 
@@ -126,7 +126,13 @@ def test_update_returns_the_seven_metrics_as_numbers():
 
 @pytest.mark.parametrize(
     ("obs", "message"),
-    [(np.zeros(4), "shape"), (np.zeros((2, 2, 5)), "shape"), (np.array([0, 0, np.nan, 0, 0]), "nan")],
+    [
+        (np.zeros(4), "shape"),
+        (np.zeros((2, 2, 5)), "shape"),
+        (np.array([0, 0, np.nan, 0, 0]), "nan"),
+        ("north", "not numeric"),
+        ({"position": 1.0}, "not numeric"),
+    ],
 )
 def test_bad_observations(obs, message):
     with pytest.raises(SACError, match=message):
@@ -148,6 +154,11 @@ def test_bad_observations(obs, message):
         ({"action_low": -np.ones(2), "action_high": np.ones(2)}, "action"),
         ({"action_low": -np.ones(3)}, "both action_low and action_high"),
         ({"engine": "warp"}, "unknown engine"),
+        ({"device": None}, "device 'None'"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"buffer_capacity": 2**31 - 1, "state_dim": 10**7, "hidden_dim": 1}, "lower the capacity"),
     ],
 )
 def test_bad_arguments_are_named(change, name):
@@ -182,6 +193,30 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         agent.load(path)
     assert same_state(agent, before)
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape"])
+def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage):
+    source = make_agent()
+    source.save(tmp_path / "a")
+    tensors, meta = checkpoint.read(tmp_path / "a")
+    if damage == "missing":
+        del tensors["replay.obs"]
+    else:
+        tensors["replay.obs"] = tensors["replay.obs"][:, :4]
+    checkpoint.write(tmp_path / "a", tensors, meta)
+    agent = make_agent(seed=7)
+    before = copy.deepcopy(agent)
+    with pytest.raises(CheckpointError, match="replay.obs"):
+        agent.load(tmp_path / "a")
+    assert same_state(agent, before)
+
+
+def test_an_empty_replay_buffer_is_saved_too(tmp_path):
+    make_agent(rows=0).save(tmp_path / "a")
+    agent = make_agent(rows=9)
+    agent.load(tmp_path / "a")
+    assert len(agent.replay_buffer) == 0
 
 
 def test_a_fixed_temperature_survives_loading(tmp_path):

@@ -74,6 +74,13 @@ def test_from_a_newer_version(tmp_path, monkeypatch):
         checkpoint.read(path)
 
 
+def test_a_damaged_description(tmp_path):
+    header = {"format": "sacfast", "version": "one", "meta": "{}"}
+    save_file(TENSORS, tmp_path / "x", metadata=header)
+    with pytest.raises(CheckpointError, match="its description cannot be read"):
+        checkpoint.read(tmp_path / "x")
+
+
 class Bomb:
     def __reduce__(self):
         return (os.system, ("echo executed",))

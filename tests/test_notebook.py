@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sacfast
-from sacfast import Batch, Noise, SACAgent
+from sacfast import Batch, CheckpointError, Noise, SACAgent
 
 HERE = Path(__file__).parent / "notebook"
 DIMS = {"state_dim": 5, "action_dim": 3, "hidden_dim": 32}
@@ -83,6 +83,29 @@ def test_an_untrained_notebook_checkpoint_loads(notebook, tmp_path):
     _, ours, path = trained_notebook_agent(notebook, tmp_path, updates=0)
     ours.load(path)
     assert ours.training_steps == 0 and ours.state.actor_adam.step == 0
+
+
+@pytest.mark.parametrize("damage", ["layers", "moments", "not a network"])
+def test_a_foreign_checkpoint_of_the_notebooks_layout_changes_nothing(notebook, tmp_path, damage):
+    _, ours, path = trained_notebook_agent(notebook, tmp_path)
+    content = torch.load(path, weights_only=True)
+    if damage == "layers":
+        content["actor"] = {f"net.{name}": tensor for name, tensor in content["actor"].items()}
+    elif damage == "moments":
+        del content["critic_optimizer"]["state"][3]
+    else:
+        content["critic"] = [1, 2]
+    torch.save(content, path)
+    before = ours.state.actor_params.clone()
+    with pytest.raises(CheckpointError, match="not laid out as the notebook's"):
+        ours.load(path)
+    assert torch.equal(ours.state.actor_params, before) and ours.training_steps == 0
+
+
+def test_an_agent_cannot_be_made_of_the_notebooks_file_alone(notebook, tmp_path):
+    _, _, path = trained_notebook_agent(notebook, tmp_path)
+    with pytest.raises(CheckpointError, match="make a SACAgent and load"):
+        SACAgent.from_checkpoint(path)
 
 
 def test_one_update_equals_the_notebooks(notebook, tmp_path, monkeypatch):

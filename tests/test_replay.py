@@ -125,9 +125,10 @@ def test_bad_capacity(capacity):
         (2, float("nan"), "reward holds nan"),
         (3, np.zeros(2), "next_obs has shape"),
         (3, np.array([1e300, 0, 0]), "next_obs holds inf"),
+        (3, [[1.0], [1.0, 2.0]], "next_obs is not numeric"),
+        (4, 2.0, "terminated holds 2; pass False or True"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow")
 def test_a_bad_transition_is_named_and_not_stored(field, value, message):
     buffer = ReplayBuffer(10)
     buffer.push(*transition(1))
@@ -156,8 +157,20 @@ def test_an_empty_batch_changes_nothing():
     assert len(buffer) == 0
 
 
+def test_more_memory_than_there_is():
+    with pytest.raises(SACError, match=r"2,147,483,647 transitions needs .* GB.*lower the capacity"):
+        ReplayBuffer(2**31 - 1, obs_dim=10**7, action_dim=1)
+
+
+@pytest.mark.parametrize("dims", [(-1, 2), (3, 0), (2.5, 1)])
+def test_bad_dimensions(dims):
+    with pytest.raises(SACError, match="_dim must be a whole number"):
+        ReplayBuffer(10, obs_dim=dims[0], action_dim=dims[1])
+
+
 def test_tensors_may_be_pushed():
     buffer = ReplayBuffer(10)
-    buffer.push(torch.ones(3), torch.zeros(2), torch.tensor(1.5), torch.ones(3), torch.tensor(True))
+    obs = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    buffer.push(obs, torch.zeros(2), torch.tensor(1.5), torch.ones(3), torch.tensor(True))
     assert buffer.sample(1)[2].item() == 1.5
     assert buffer.sample(1)[4].item() == 1.0
