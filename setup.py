@@ -4,7 +4,6 @@ Everything else is in pyproject.toml.
 """
 
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -27,6 +26,15 @@ def native_package():
     return module
 
 
+def environment_flag(name):
+    """sacfast.native's, from its file, because torch need not be there."""
+    path = HERE / "sacfast" / "native" / "environment.py"
+    spec = importlib.util.spec_from_file_location("sacfast_environment", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.environment_flag(name)
+
+
 class BuildAheadOfTime(build_ext):
     """Compiles with the sources, flags and tools that the first native call would use."""
 
@@ -47,7 +55,7 @@ class BuildAheadOfTime(build_ext):
 
 
 ahead = {}
-if os.environ.get("SACFAST_AOT", "0") == "1":
+if environment_flag("AOT"):
     ahead = {"ext_modules": [Extension("sacfast._native", [])], "cmdclass": {"build_ext": BuildAheadOfTime}}
 
 # Setuptools takes every folder for a package, those without Python too.
@@ -56,6 +64,6 @@ csrc = ["sacfast.csrc", *(f"sacfast.csrc.{name}" for name in find_namespace_pack
 setup(
     packages=[*find_packages(include=["sacfast", "sacfast.*"]), *csrc],
     package_dir={"sacfast.csrc": "csrc"},
-    package_data={name: ["*.cpp", "*.h", "*.cu", "*.cuh"] for name in csrc},
+    package_data={"sacfast": ["py.typed"], **{name: ["*.cpp", "*.h", "*.cu", "*.cuh"] for name in csrc}},
     **ahead,
 )

@@ -109,7 +109,8 @@ inline void check_polyak(at::TensorList target, at::TensorList source) {
                       "] overlaps itself; pass tensors with memory of their own");
   }
   check_disjoint(op, extents,
-                 "a target overlaps a source or another target; pass tensors with memory of their own");
+                 "a target's memory interleaves or overlaps with a source's or another target's; pass "
+                 "tensors with memory of their own");
 }
 
 inline PolyakArguments polyak_arguments(at::TensorList target, at::TensorList source) {
@@ -139,7 +140,7 @@ struct SampleArguments {
 inline SampleArguments sample_arguments(at::TensorList storage, int64_t B, const Tensor& key) {
   const char* op = "replay_sample";
   SampleArguments arguments;
-  arguments.N = check_storage(op, storage, cuda::kMaxReplayFields);
+  arguments.N = check_storage(op, storage);
   check_key(op, key, storage[0].device());
   TORCH_CHECK_VALUE(B >= 0, op, ": batch_size is ", B, "; expected at least 0");
   check_draw(op, B);
@@ -167,7 +168,7 @@ struct InsertArguments {
 inline InsertArguments insert_arguments(at::TensorList storage, at::TensorList rows, int64_t position) {
   const char* op = "replay_insert_";
   InsertArguments arguments;
-  const int64_t N = arguments.N = check_storage(op, storage, cuda::kMaxReplayFields);
+  const int64_t N = arguments.N = check_storage(op, storage);
   const int64_t given = check_rows(op, storage, rows);
   TORCH_CHECK_VALUE(position >= 0 && position < N, op, ": position is ", position, "; expected 0 to ", N - 1);
   const int64_t skipped = std::max<int64_t>(0, given - N);
@@ -183,9 +184,9 @@ inline InsertArguments insert_arguments(at::TensorList storage, at::TensorList r
     arguments.fields.push_back(
         {static_cast<char*>(storage[i].mutable_data_ptr()), first + skipped * row_bytes, row_bytes});
   }
-  check_disjoint(
-      op, extents,
-      "a storage tensor overlaps the rows or another field; pass tensors with memory of their own");
+  check_disjoint(op, extents,
+                 "a storage tensor's memory interleaves or overlaps with the rows' or another field's; pass "
+                 "tensors with memory of their own");
   for (const Tensor& field : storage) field.unsafeGetTensorImpl()->bump_version();
   return arguments;
 }

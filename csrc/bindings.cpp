@@ -142,7 +142,7 @@ std::vector<Tensor> replay_sample_int_cpu(at::TensorList storage, int64_t size, 
 
 std::vector<Tensor> replay_sample_cpu(at::TensorList storage, const Tensor& size, int64_t B,
                                       const Tensor& key) {
-  check_storage("replay_sample", storage, cuda::kMaxReplayFields);
+  check_storage("replay_sample", storage);
   check_size_tensor(size, storage[0]);
   return replay_sample_int_cpu(storage, *size.const_data_ptr<int64_t>(), B, key);
 }
@@ -242,9 +242,11 @@ std::tuple<Tensor, Tensor> squashed_gaussian_backward_cuda(const Tensor& grad_ac
 }
 
 void polyak_update_cuda(at::TensorList target, at::TensorList source, double tau) {
+  if (target.empty() && source.empty()) return;
   const at::AutoDispatchBelowADInplaceOrView below;
-  const c10::DeviceGuard guard(target[0].device());
+  // The dispatcher comes here if either list holds a CUDA tensor: only after the checks is there a target[0].
   const PolyakArguments x = polyak_arguments(target, source);
+  const c10::DeviceGuard guard(target[0].device());
   const auto count = static_cast<int64_t>(x.pairs.size());
   void* stream = current_stream(target[0].device());
   if (target[0].scalar_type() == at::kBFloat16) {
@@ -272,8 +274,8 @@ std::vector<Tensor> replay_sample_cuda(at::TensorList storage, const Tensor& siz
 }
 
 void replay_insert_cuda(at::TensorList storage, at::TensorList rows, int64_t position) {
-  const c10::DeviceGuard guard(storage[0].device());
   const InsertArguments x = insert_arguments(storage, rows, position);
+  const c10::DeviceGuard guard(storage[0].device());  // after the checks: storage may be empty
   check_launch("replay_insert_",
                cuda::launch_replay_insert(x.fields.data(), static_cast<int64_t>(x.fields.size()), x.N, x.n,
                                           x.position, current_stream(storage[0].device())));

@@ -60,9 +60,11 @@ inline void check_draw(const char* op, int64_t numel) {
 }
 
 // Storage of a replay buffer: contiguous [N, ...] tensors, one device, N >= 1. Returns N.
-inline int64_t check_storage(const char* op, at::TensorList storage, size_t most) {
-  TORCH_CHECK_VALUE(!storage.empty() && storage.size() <= most, op, ": storage has ", storage.size(),
-                    " fields; expected 1 to ", most);
+inline int64_t check_storage(const char* op, at::TensorList storage) {
+  TORCH_CHECK_VALUE(!storage.empty(), op, ": storage has no fields; expected at least 1");
+  TORCH_CHECK_VALUE(!storage[0].is_cuda() || storage.size() <= size_t{cuda::kMaxReplayFields}, op,
+                    ": storage has ", storage.size(), " fields; expected at most ", cuda::kMaxReplayFields,
+                    " on a GPU");
   for (size_t i = 0; i < storage.size(); ++i) {
     const at::Tensor& field = storage[i];
     TORCH_CHECK_VALUE(field.dim() >= 1 && field.size(0) >= 1 && field.is_contiguous(), op, ": storage[", i,

@@ -2,8 +2,8 @@
 // C++, so that a loop over them vectorises with any compiler and instruction set; the float64 ones call the
 // standard library.
 //
-//   normals      z0 = r cos(angle), z1 = r sin(angle), r = sqrt(-2 ln u)                     (Box and Muller,
-//   1958) squash       a = tanh(u), log(1 - a^2) = -2 (|u| + log1p(m / 2)), 1 - a^2 = 4 e / (2 + m)^2,
+//   normals      z0 = r cos(angle), z1 = r sin(angle), r = sqrt(-2 ln u)   (Box and Muller, 1958)
+//   squash       a = tanh(u), log(1 - a^2) = -2 (|u| + log1p(m / 2)), 1 - a^2 = 4 e / (2 + m)^2,
 //                with m = expm1(-2 |u|) and e = exp(-2 |u|)
 //   log-density  log N(u; mean, std) = -noise^2 / 2 - log_std - log(2 pi) / 2, as u = mean + std * noise
 //

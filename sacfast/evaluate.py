@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,16 +77,17 @@ def evaluate(
         to action [A] in the environment's units.
     env_id: an environment id, or an environment, which is left open.
 
-    Raises SACError for an environment that SAC cannot use (`make_env`) and for episodes < 1.
+    Raises SACError for an environment that SAC cannot use (`make_env`), for episodes < 1 and for seed < 0.
     """
-    if episodes < 1:
-        raise SACError(f"episodes={episodes} must be at least 1.")
+    for name, value, minimum in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+            raise SACError(f"{name}={value!r} must be a whole number of at least {minimum}.")
     policy = _as_policy(agent_or_policy)
     env = make_env(env_id) if isinstance(env_id, str) else env_id
     try:
         returns, lengths = [], []
         for episode in range(episodes):
-            total, length = _rollout(policy, env, seed + episode)
+            total, length = _rollout(policy, env, int(seed) + episode)
             returns.append(total)
             lengths.append(length)
     finally:
@@ -248,6 +250,9 @@ class EvaluateConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m sacfast.evaluate")
+    if config.video is not None:
+        with suppress(SACError):  # record_video says it, after the scores
+            choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint)
         score = evaluate(agent, trained.env, config.episodes, config.seed)

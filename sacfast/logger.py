@@ -43,6 +43,8 @@ TIMING_FIELDS = ("steps_per_s", "updates_per_s", "elapsed_s")
 
 Row = dict[str, float | int | None]
 
+_MOVE_AWAY = "restore it, or move it away to go on without it."
+
 
 class CSVLog:
     """One CSV file, appended to row by row and flushed, so that it can be read while the run goes on.
@@ -54,7 +56,9 @@ class CSVLog:
     def __init__(self, path: Path, fields: Iterable[str], resume_step: int | None = None) -> None:
         self.path, self.fields = path, tuple(fields)
         self._file: IO[str] | None = None
-        kept = [] if resume_step is None else [r for r in read_csv(path) if (r["step"] or 0) <= resume_step]
+        kept = []
+        if resume_step is not None:
+            kept = [row for row in read_csv(path, ("step",)) if (row["step"] or 0) <= resume_step]
         # Written beside and moved into place: a crash here must not cost the log of the steps before.
         temporary = path.with_name(f".{path.name}.tmp")
         try:
@@ -95,16 +99,25 @@ def _cannot_log(path: Path, error: OSError) -> SACError:
     )
 
 
-def read_csv(path: Path) -> list[Row]:
-    """Rows of a log file with numbers as numbers and empty cells as None; a torn last line is left out."""
+def read_csv(path: Path, needed: Iterable[str] = ()) -> list[Row]:
+    """Rows of a log file with numbers as numbers and empty cells as None; a torn last line is left out.
+
+    No file, no rows. Raises SACError for a file that cannot be read, is no CSV, or lacks a column in `needed`.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except (OSError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SACError(f"the log {path} cannot be read ({reason}); {_MOVE_AWAY}") from error
     if not rows:
         return []
     header, parsed = rows[0], []
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise SACError(f"the log {path} is damaged (it has no column {', '.join(missing)}); {_MOVE_AWAY}")
     for row in rows[1:]:
         if len(row) == len(header):
             with suppress(ValueError):

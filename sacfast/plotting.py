@@ -125,13 +125,14 @@ def plot_run(run: Path) -> list[Path]:
     """Draw training_metrics.png, episode_rewards.png and learning_curve.png in a run folder from its logs.
 
     Pictures without data are left out. Returns the files written. Raises SACError when the folder holds no
-    logs, or cannot be written to.
+    logs or damaged ones, or cannot be written to.
     """
-    progress = [row for row in read_csv(run / "progress.csv") if row.get("critic_loss") is not None]
-    episodes, evaluations = read_csv(run / "episodes.csv"), read_csv(run / "evaluation.csv")
+    names = ("step", *(key for key, *_ in PANELS))
+    progress = [row for row in read_csv(run / "progress.csv", names) if row["critic_loss"] is not None]
+    episodes = read_csv(run / "episodes.csv", ("return",))
+    evaluations = read_csv(run / "evaluation.csv", ("step", "mean", "std"))
     written = []
     if progress:
-        names = ("step", *(key for key, *_ in PANELS))
         history = {name: [_known(row[name]) for row in progress] for name in names}
         written.append(run / "training_metrics.png")
         plot_training_metrics(history, written[-1])
@@ -139,10 +140,9 @@ def plot_run(run: Path) -> list[Path]:
         written.append(run / "episode_rewards.png")
         plot_episode_rewards([_known(row["return"]) for row in episodes], written[-1])
     if evaluations:
-        summary = _summary(run)
-        scores = {f"{name} actions": score["mean"] for name, score in summary.get("baselines", {}).items()}
+        title, scores = _summary(run)
         written.append(run / "learning_curve.png")
-        plot_learning_curve(evaluations, scores, written[-1], summary.get("env", "Learning Curve"))
+        plot_learning_curve(evaluations, scores, written[-1], title)
     if not written:
         raise SACError(f"{run} holds no logs to draw; give the folder that training printed.")
     return written
@@ -152,12 +152,14 @@ def _known(value: float | int | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    """Scores at the end of the run; empty while it is unfinished."""
+def _summary(run: Path) -> tuple[str, dict[str, float]]:
+    """Environment and baseline scores at the end of the run; a general title while there are none."""
     try:
-        return json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        scores = {f"{name} actions": float(score["mean"]) for name, score in summary["baselines"].items()}
+        return str(summary["env"]), scores
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "Learning Curve", {}
 
 
 def _decorate(axes: Axes, title: str, x_label: str, y_label: str) -> None:

@@ -23,7 +23,7 @@ from sacfast.config import SACConfig, TrainConfig, check_resume
 from sacfast.envs import check_spaces, make_env
 from sacfast.errors import SACError
 from sacfast.evaluate import read_config
-from sacfast.trainer import Counters, Trainer, TrainingInterrupted, write_json
+from sacfast.trainer import Counters, Trainer, TrainingInterrupted, resume_command, write_json
 
 EnvSource = gymnasium.Env | Callable[[], gymnasium.Env] | None
 
@@ -35,17 +35,25 @@ def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
         evaluation each get their own), or an environment made by gymnasium.make, which is left open. Its name
         replaces config.env.
 
+    To resume a run in Python, take its settings over: train(parse(["--resume", RUN])), with the same `env`.
+
     Raises SACError for anything the user can put right, TrainingInterrupted after SIGINT or SIGTERM; in both
-    cases what was learned has been saved.
+    cases what was learned has been saved. A third SIGINT ends even an environment that hangs.
     """
     config = config or TrainConfig()
-    if config.resume is not None:
-        check_resume(read_config(Path(config.resume)), config)
+    saved = None if config.resume is None else read_config(Path(config.resume))
+    if saved is not None and env is None:
+        check_resume(saved, config)
     training, evaluation, owned = _environments(config, env)
     try:
         if env is not None:
             config = dataclasses.replace(config, env=_name(training))
-        trainer = _make_trainer(config, training, evaluation)
+            if saved is not None:
+                check_resume(saved, config)
+        try:
+            trainer = _make_trainer(config, training, evaluation, custom_env=env is not None)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_nothing_done(config, custom_env=env is not None)) from None
         trainer.run()
     finally:
         for each in owned:
@@ -53,7 +61,9 @@ def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
     return trainer.folder
 
 
-def _make_trainer(config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.Env) -> Trainer:
+def _make_trainer(
+    config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.Env, *, custom_env: bool
+) -> Trainer:
     if config.resume is None:
         _check_writable(Path(config.out))
     device = config.device
@@ -62,12 +72,11 @@ def _make_trainer(config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.E
     threads = config.threads or physical_cores()
     if threads:
         torch.set_num_threads(threads)
-    if config.engine != "reference":
-        native.available(device.split(":")[0])  # the build, if there is one, talks before the display starts
     agent = SACAgent.from_env(
         env, device=device, engine=config.engine, seed=config.seed, **config.sac.agent_kwargs()
     )
-    resumed = None
+    folder: Path | None = None
+    resumed: Counters | None = None
     if config.resume is not None:
         folder = Path(config.resume)
         names = {f.name for f in dataclasses.fields(Counters)}
@@ -75,7 +84,10 @@ def _make_trainer(config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.E
         resumed = Counters(**{name: value for name, value in extra.items() if name in names})
         if resumed.step >= config.steps:
             print(f"{folder} has reached its {resumed.step:,} steps; give a larger --steps to train further")
-    else:
+    # The build, if there is one, comes once everything else is known to be right, and talks before the display
+    # starts. With any engine: acting and the sampler use the operators too.
+    native.available(agent.device.type)
+    if folder is None:
         folder = _new_folder(config)
     write_json(folder / "config.json", dataclasses.replace(config, resume=None).to_dict())
     print(
@@ -84,7 +96,14 @@ def _make_trainer(config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.E
         f"run folder: {folder}",
         flush=True,
     )
-    return Trainer(config, agent, env, eval_env, folder, resumed)
+    return Trainer(config, agent, env, eval_env, folder, resumed, custom_env=custom_env)
+
+
+def _nothing_done(config: TrainConfig, custom_env: bool) -> str:
+    """What to say when Ctrl-C comes while a run is being set up."""
+    if config.resume is None:
+        return "interrupted before the first step; there is nothing to resume"
+    return f"interrupted before the first step; to go on: {resume_command(Path(config.resume), custom_env)}"
 
 
 def _environments(
@@ -201,8 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except TrainingInterrupted as stopped:
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        print("interrupted before the first step; there is nothing to resume", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "interrupted", file=sys.stderr)
         return 130
     return 0
 

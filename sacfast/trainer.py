@@ -41,8 +41,8 @@ from sacfast.plotting import plot_run
 class TrainingInterrupted(KeyboardInterrupt):
     """Raised once a run that a signal stopped has saved itself: `run` is its folder, `signum` the signal."""
 
-    def __init__(self, run: Path, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; resume with {_resume_command(run)}")
+    def __init__(self, run: Path, signum: int, command: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; resume with {command}")
         self.run, self.signum = run, signum
 
 
@@ -57,12 +57,18 @@ class _EvaluationStopped(Exception):
 class StopRequest:
     """SIGINT and SIGTERM as a flag while active, so that neither a step nor a save is ever cut in half.
 
-    Outside the main thread, where Python delivers no signals, it stays quiet.
+    Whoever insists may be facing an environment that hangs: the third SIGINT, and every later one, raises
+    KeyboardInterrupt, though never inside `shielded`. Outside the main thread, where Python delivers no
+    signals, it stays quiet.
     """
+
+    INSISTENCE = 3
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
+        self._interrupts = 0
+        self._shielded = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -74,8 +80,20 @@ class StopRequest:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """For what must not be cut, however often somebody asks: signals set the flag and nothing else."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
+        self._interrupts += signum == signal.SIGINT
+        if signum == signal.SIGINT and self._interrupts >= self.INSISTENCE and not self._shielded:
+            raise KeyboardInterrupt
 
 
 @dataclass
@@ -95,7 +113,7 @@ class Trainer:
     """One run: the agent, its environments, its logs and its place in time. `run()` does everything.
 
     agent, env, eval_env fit together; `folder` exists; `resumed` are the counters of the checkpoint that the
-    agent was loaded from.
+    agent was loaded from; `custom_env` says that the environment is not simply gymnasium.make(config.env).
     """
 
     def __init__(
@@ -106,9 +124,12 @@ class Trainer:
         eval_env: gymnasium.Env,
         folder: Path,
         resumed: Counters | None = None,
+        *,
+        custom_env: bool = False,
     ) -> None:
         self.config, self.agent, self.env, self.eval_env = config, agent, env, eval_env
         self.folder = folder
+        self.resume_command = resume_command(folder, custom_env)
         self.at = resumed or Counters()
         self.stop = StopRequest()
         self.display = make_display(config.env, config.steps)
@@ -117,13 +138,16 @@ class Trainer:
         self.metrics: Metrics | None = None
         self.episode_return, self.episode_length = 0.0, 0
         self._returns: list[float] = []  # of the episodes that ended since the last log row
+        self._changing = False  # a transition is being stored, or an update is under way
+        self._finished = False  # the last checkpoint of this part of the run is written
         self._mark = (perf_counter(), self.at.step, agent.training_steps)
 
     def run(self) -> None:
         """Train to the end, score the best policy, draw the plots.
 
         Raises TrainingInterrupted after a signal, SACError for what the environment or the disk did; what was
-        learned is saved first, unless saving is what failed.
+        learned is saved first, unless saving is what failed. A third SIGINT may come when nothing can be saved
+        (before the first step, in the middle of an update): it leaves as a plain KeyboardInterrupt.
         """
         try:
             with self.stop:
@@ -132,7 +156,7 @@ class Trainer:
             self.display.close()
             self.logger.close()
         if self.stop.signum is not None:
-            raise TrainingInterrupted(self.folder, self.stop.signum)
+            raise TrainingInterrupted(self.folder, self.stop.signum, self.resume_command)
 
     def _run(self) -> None:
         try:
@@ -141,6 +165,12 @@ class Trainer:
             self._finish()
         except (CheckpointError, DivergedError):
             raise
+        except KeyboardInterrupt:  # the third SIGINT, wherever it struck
+            if self._changing or not self._rescue():
+                raise KeyboardInterrupt(
+                    f"ended by SIGINT at step {self.at.step:,}; what was learned since the last checkpoint in "
+                    f"{self.folder} is lost"
+                ) from None
         except Exception:
             self._rescue()
             raise
@@ -155,7 +185,9 @@ class Trainer:
         while self.at.step < config.steps and self.stop.signum is None:
             observation = self._advance(observation)
             if self.at.step >= config.first_update:
+                self._changing = True
                 self.metrics = self.agent.train(1, config.sac.batch_size)
+                self._changing = False
             if self.at.step == config.learning_starts:
                 self._enter_phase()
             self.display.step(self.at.step)
@@ -184,10 +216,12 @@ class Trainer:
         else:
             action = self._act(observation)
         following, reward, terminated, truncated, _ = self.env.step(action)
+        self._changing = True
         self.at.step += 1
         check_finite(self.config.env, self.at.step, following, float(reward))
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
         self.agent.replay_buffer.push(observation, action, reward, following, terminated)
+        self._changing = False
         self.episode_return += float(reward)
         self.episode_length += 1
         if not (terminated or truncated):
@@ -256,26 +290,35 @@ class Trainer:
 
     def _save_last(self) -> None:
         with self._untimed("saving"):
-            # Acting shows whether the weights are still numbers: NaN must not replace a good checkpoint.
-            self._act(np.zeros(self.agent.state_dim, np.float32), evaluate=True)
-            self._save("last.safetensors", replay_buffer=True)
+            self._write_last()
+
+    def _write_last(self) -> None:
+        # Acting shows whether the weights are still numbers: NaN must not replace a good checkpoint.
+        self._act(np.zeros(self.agent.state_dim, np.float32), evaluate=True)
+        self._save("last.safetensors", replay_buffer=True)
 
     def _save(self, name: str, *, replay_buffer: bool) -> None:
         counters = dataclasses.asdict(self.at)
         counters["episode"] += self.episode_length > 0  # an episode under way cannot be continued later
-        self.agent.save(self.folder / name, replay_buffer=replay_buffer, extra=counters)
+        with self.stop.shielded():
+            self.agent.save(self.folder / name, replay_buffer=replay_buffer, extra=counters)
 
-    def _rescue(self) -> None:
-        """Save what was learned before an error leaves, and say where; failing here must not hide it."""
+    def _rescue(self) -> bool:
+        """Save what was learned before an error leaves, and say where; failing here must not hide the error.
+
+        Returns whether last.safetensors holds all that was learned.
+        """
         if self.at.step == 0:
-            return
+            return False
+        saved, text = True, f"saved step {self.at.step:,}; to go on: {self.resume_command}"
         try:
-            self._save_last()
-            self.display.message(
-                f"saved step {self.at.step:,}; {_resume_command(self.folder)} continues there"
-            )
-        except SACError as second:
-            self.display.message(f"what was learned since the last checkpoint could not be saved: {second}")
+            if not self._finished:  # once it is, the agent may be the best policy already, not the last
+                self._write_last()
+        except Exception as second:
+            saved, text = False, f"what was learned since the last checkpoint could not be saved: {second}"
+        with suppress(Exception):  # a closed pipe, say
+            self.display.message(text)
+        return saved
 
     @contextmanager
     def _untimed(self, phase: str) -> Iterator[None]:
@@ -300,6 +343,7 @@ class Trainer:
             if self.at.evaluated_step != self.at.step:
                 self._evaluate()
         self._save_last()
+        self._finished = True
         if self.stop.signum is None:
             with suppress(_EvaluationStopped), self._untimed("scoring"):
                 self._report()
@@ -307,7 +351,7 @@ class Trainer:
             name = signal.Signals(self.stop.signum).name
             self.display.message(
                 f"stopped by {name} at step {self.at.step:,} of {self.config.steps:,}; everything "
-                f"learned is in {self.folder}\nto go on: {_resume_command(self.folder)}"
+                f"learned is in {self.folder}\nto go on: {self.resume_command}"
             )
 
     def _report(self) -> None:
@@ -366,5 +410,9 @@ def _draw(folder: Path) -> str | None:
     return None
 
 
-def _resume_command(folder: Path) -> str:
+def resume_command(folder: Path, custom_env: bool = False) -> str:
+    """How to go on: on the command line, or in Python for an environment that only the caller can make."""
+    if custom_env:
+        arguments = ["--resume", str(folder)]
+        return f"from sacfast.train import parse, train; train(parse({arguments}), env=...)"
     return f"python -m sacfast.train --resume {shlex.quote(str(folder))}"

@@ -1,6 +1,5 @@
 """Says which package and extension are tested, and skips visibly what cannot run here."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,9 @@ import torch
 
 import sacfast
 from sacfast import native
+from sacfast.native.environment import environment_flag
 
-DISABLED = os.environ.get("SACFAST_DISABLE_NATIVE", "0") not in ("", "0")
+DISABLED = environment_flag("DISABLE_NATIVE")
 
 
 def pytest_report_header():

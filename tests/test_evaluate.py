@@ -3,8 +3,10 @@
 import json
 import os
 import subprocess
+import sys
 
 import gymnasium
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
@@ -50,16 +52,18 @@ class Sum(gymnasium.Env):
         return np.full((32, 48, 3), 40 * self.left % 255, np.uint8)
 
 
+def untrained_run(folder, env_id):
+    """A run folder as training leaves it, with an untrained agent."""
+    config = TrainConfig(env=env_id, sac=TINY)
+    agent = SACAgent.from_env(gymnasium.make(env_id), seed=1, engine="reference", **TINY.agent_kwargs())
+    write_json(folder / "config.json", config.to_dict())
+    agent.save(folder / "best.safetensors", replay_buffer=False, extra={"step": 1234})
+    return folder
+
+
 @pytest.fixture
 def run(tmp_path):
-    """A run folder as training leaves it, with an untrained agent."""
-    config = TrainConfig(env="Pendulum-v1", sac=TINY)
-    agent = SACAgent.from_env(
-        gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **TINY.agent_kwargs()
-    )
-    write_json(tmp_path / "config.json", config.to_dict())
-    agent.save(tmp_path / "best.safetensors", replay_buffer=False, extra={"step": 1234})
-    return tmp_path
+    return untrained_run(tmp_path, "Pendulum-v1")
 
 
 def test_statistics_by_hand():
@@ -104,9 +108,20 @@ def test_an_endless_episode_is_cut(monkeypatch):
     assert evaluate(lambda _: np.zeros(2), env, 1, 0).lengths == (7,)
 
 
-def test_no_episodes_are_refused():
-    with pytest.raises(SACError, match="episodes=0"):
-        evaluate(lambda _: np.zeros(2), Sum(), episodes=0)
+@pytest.mark.parametrize(
+    ("name", "value"), [("episodes", 0), ("episodes", 1.5), ("seed", -1), ("seed", None), ("seed", True)]
+)
+def test_bad_numbers_are_refused(name, value):
+    with pytest.raises(SACError, match=f"{name}={value} must be a whole number of at least"):
+        evaluate(lambda _: np.zeros(2), Sum(), **{name: value})
+
+
+def test_bad_numbers_on_the_command_line_are_one_sentence(run, capsys):
+    for flags in (["--seed", "-1"], ["--episodes", "0"]):
+        assert main([str(run), *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {flags[0][2:]}={flags[1]} must be")
+        assert error.count("\n") == 1
 
 
 def test_command_line_prints_a_line_or_json(run, capsys):
@@ -145,19 +160,43 @@ def registered(monkeypatch):
     del gymnasium.registry["SumForVideo-v0"]
 
 
+def decoded(path):
+    with imageio.get_reader(path) as reader:
+        return [frame for frame in reader]  # list() would ask for a length, which is infinite
+
+
 def test_a_video_holds_every_frame_of_the_episode(registered, tmp_path):
-    imageio = pytest.importorskip("imageio.v2")
-    pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "episode.mp4"
     module.record_video(lambda _: np.zeros(2, np.float32), registered, path, seed=3)
-    with imageio.get_reader(path) as reader:
-        frames = [frame for frame in reader]  # list() would ask for a length, which is infinite
+    frames = decoded(path)
     assert len(frames) == 5  # the first observation's and one per step
     assert frames[0].shape == (32, 48, 3)
 
 
+def test_the_command_line_films_mujoco_without_a_display(tmp_path, monkeypatch):
+    """In a process of its own: MUJOCO_GL counts only until mujoco is imported, which scoring does."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    environment = dict(os.environ)
+    try:
+        choose_mujoco_gl()
+    except SACError as error:
+        pytest.skip(str(error))
+    run, path = untrained_run(tmp_path, "Pusher-v5"), tmp_path / "pusher.mp4"
+    command = [sys.executable, "-W", "ignore", "-m", "sacfast.evaluate", str(run), "--episodes", "1"]
+    result = subprocess.run(
+        [*command, "--video", str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"video: {path}" in result.stdout
+    frames = decoded(path)
+    assert len(frames) == 101  # the first observation's and one per step
+    assert min(frame.std() for frame in frames) > 5  # of 255: a scene, not one colour
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50  # something moved
+
+
 def test_a_failing_renderer_leaves_the_scores_and_one_sentence(run, capsys, monkeypatch, tmp_path):
-    pytest.importorskip("imageio")
     monkeypatch.setenv("MUJOCO_GL", "egl")
     real = module.make_env
 

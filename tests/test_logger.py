@@ -40,6 +40,26 @@ def test_rows_come_back_as_they_went_in(tmp_path):
     assert read_csv(tmp_path / "absent.csv") == []
 
 
+def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path):
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(SACError, match=r"the log .*x.csv cannot be read \(Is a directory\); restore it"):
+        read_csv(tmp_path / "x.csv")
+    log = tmp_path / "y.csv"
+    log.write_bytes(b"step\n\xff\n")
+    with pytest.raises(SACError, match=r"y.csv cannot be read \('utf-8' codec"):
+        read_csv(log)
+    log.write_text("step\n" + "1" * 200_000)
+    with pytest.raises(SACError, match=r"y.csv cannot be read \(field larger than"):
+        read_csv(log)
+    log.write_text("mean,std\n1,2\n")
+    assert read_csv(log, ("mean",)) == [{"mean": 1, "std": 2}]
+    with pytest.raises(SACError, match=r"y.csv is damaged \(it has no column step, reward\)"):
+        read_csv(log, ("step", "mean", "reward"))
+    with pytest.raises(SACError, match="no column step"):
+        CSVLog(log, ("step",), resume_step=5)
+    assert read_csv(log / "below.csv") == []
+
+
 def test_resuming_drops_later_rows_and_a_torn_line(tmp_path):
     (tmp_path / "x.csv").write_text("step,value\n10,1.5\n20,2.5\n30,3.5\n4")
     log = CSVLog(tmp_path / "x.csv", ("step", "value"), resume_step=20)

@@ -109,6 +109,29 @@ def test_plot_run_needs_logs_and_tolerates_part_of_them(tmp_path, capsys):
     assert [p.name for p in plot_run(tmp_path)] == ["episode_rewards.png"]
 
 
+@pytest.mark.parametrize("name", ["progress.csv", "episodes.csv", "evaluation.csv"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"nothing,of,this\n1,2,3\n"])
+def test_plot_names_the_log_that_is_damaged(tmp_path, capsys, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert plot.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: the log {tmp_path / name} ")
+    assert error.count("\n") == 1
+
+
+def test_plot_of_a_file_that_is_no_run(tmp_path, capsys):
+    (tmp_path / "README.md").touch()
+    assert plot.main([str(tmp_path / "README.md")]) == 2
+    assert "README.md holds no logs to draw; give the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("summary", ["[]", "{}", '{"env": 1, "baselines": {"zero": 3}}', "{"])
+def test_a_damaged_summary_costs_the_baselines_only(tmp_path, summary):
+    (tmp_path / "evaluation.csv").write_text("step,mean,std\n1,2,3\n2,3,4\n")
+    (tmp_path / "summary.json").write_text(summary)
+    assert [path.name for path in plot_run(tmp_path)] == ["learning_curve.png"]
+
+
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sacfast.plotting, sys; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

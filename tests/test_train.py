@@ -1,91 +1,29 @@
-"""The training loop: what is stored, what is repeated exactly, what survives interruptions and mistakes."""
+"""The training loop: what is stored, what is repeated exactly, what a resumed run continues."""
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
-import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.envs.classic_control import PendulumEnv
+from gymnasium.wrappers import TimeLimit
+from training_runs import (
+    SMALL,
+    Clockwork,
+    assert_same_run,
+    quick_and_clean,  # noqa: F401 (a fixture)
+    replay_of,
+    small,
+)
 
-from sacfast import checkpoint, trainer
+from sacfast import checkpoint, native, trainer
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.envs import ActionBounds
-from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import evaluate, load_agent
-from sacfast.logger import TIMING_FIELDS, read_csv
+from sacfast.logger import read_csv
 from sacfast.plotting import plot_run
 from sacfast.train import main, parse, physical_cores, train
-from sacfast.trainer import StopRequest, episode_seed
-
-SMALL = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=2000)
-FLAGS = [
-    *("--hidden-dim", "8", "--batch-size", "16", "--buffer-capacity", "2000"),
-    *("--engine", "reference", "--threads", "1", "--eval-episodes", "1"),
-]
-
-
-@pytest.fixture(autouse=True)
-def quick_and_clean(monkeypatch):
-    """No pictures, which take longer than these runs, unless a test asks for them; threads are put back."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(trainer, "plot_run", lambda _: [])
-    yield
-    torch.set_num_threads(before)
-
-
-def small(tmp_path, **changes):
-    values = {
-        "env": "Pendulum-v1",
-        "steps": 300,
-        "engine": "reference",
-        "out": str(tmp_path / "runs"),
-        "learning_starts": 50,
-        "eval_every": 100,
-        "eval_episodes": 1,
-        "checkpoint_every": 0,
-        "log_every": 50,
-        "threads": 1,
-        "tensorboard": False,
-        "sac": SMALL,
-    }
-    return TrainConfig(**{**values, **changes})
-
-
-class Clockwork(gymnasium.Env):
-    """Observation (t, episode), reward t. Even episodes terminate at t = 3, odd ones are cut off at t = 5."""
-
-    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32))
-    made: list = []  # noqa: RUF012 (every instance, for the test to look into)
-
-    def __init__(self):
-        self.episode, self.actions, self.seeds = -1, [], []
-        self.made.append(self)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t, self.episode = 0, self.episode + 1
-        self.seeds.append(seed)
-        return np.array([0.0, self.episode]), {}
-
-    def step(self, action):
-        self.actions.append(np.array(action))
-        self.t += 1
-        even = self.episode % 2 == 0
-        observation = np.array([self.t, self.episode], np.float64)
-        return observation, float(self.t), even and self.t == 3, not even and self.t == 5, {}
-
-
-def replay_of(run):
-    tensors, meta = checkpoint.read(run / "last.safetensors")
-    return {k.removeprefix("replay."): v.numpy() for k, v in tensors.items() if k.startswith("replay.")}, meta
+from sacfast.trainer import episode_seed, resume_command
 
 
 def test_transitions_are_stored_as_they_happened(tmp_path):
@@ -113,26 +51,6 @@ def test_transitions_are_stored_as_they_happened(tmp_path):
     assert [row["length"] for row in rows] == [3, 5] * 10
     assert [row["return"] for row in rows[:2]] == [6, 15]
     assert json.loads((run / "config.json").read_text())["env"] == "Clockwork"
-
-
-def logs_of(run):
-    """Every CSV without its timing columns."""
-    return {
-        path.name: [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in read_csv(path)]
-        for path in sorted(run.glob("*.csv"))
-    }
-
-
-def tensors_of(run):
-    return checkpoint.read(run / "last.safetensors")[0]
-
-
-def assert_same_run(first, second):
-    assert logs_of(first) == logs_of(second)
-    a, b = tensors_of(first), tensors_of(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def test_a_run_leaves_everything_behind_and_repeats_itself(tmp_path, capsys, monkeypatch):
@@ -198,23 +116,47 @@ def test_resume_in_the_middle_of_an_episode_begins_the_next_one(tmp_path):
     assert (row["episode"], row["step"], row["length"]) == (2, 330, 200)
 
 
-def test_resume_refuses_contradictions_and_needs_a_run(tmp_path, capsys):
-    run = train(small(tmp_path, steps=60, eval_every=0))
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
-    for flags, words in (
-        (["--lr", "0.1"], "--lr 0.1 contradicts the run being resumed, which has 0.0003"),
-        (["--env", "Pusher-v5"], "--env Pusher-v5 contradicts"),
-        (["--steps", "55"], "--steps 55 is below the 60"),
-    ):
-        assert main(["--resume", str(run), *flags]) == 2
-        assert words in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    assert main([f"--resume={tmp_path}"]) == 2
-    assert "is not the folder of a run" in capsys.readouterr().err
-    (run / "last.safetensors").write_bytes(before["last.safetensors"][:1000])
-    assert main(["--resume", str(run), "--steps", "90"]) == 2
-    assert_one_error_line(capsys.readouterr().err)
-    assert (run / "progress.csv").read_bytes() == before["progress.csv"]
+def test_a_custom_environments_run_goes_on_as_the_trainer_says(tmp_path, capsys):
+    def make():
+        return TimeLimit(PendulumEnv(), 100)  # which has no spec, so gymnasium.make does not know it
+
+    config = small(tmp_path, steps=100)
+    whole, part = train(dataclasses.replace(config, steps=200), env=make), train(config, env=make)
+    imports, call = resume_command(part, custom_env=True).split("; ")
+    assert call == f"train(parse(['--resume', '{part}']), env=...)"
+    names: dict = {}
+    exec(imports, names)
+    assert names["train"](names["parse"](["--resume", str(part), "--steps", "200"]), env=make) == part
+    assert_same_run(whole, part)
+    assert json.loads((part / "config.json").read_text())["env"] == "PendulumEnv"
+    # The settings' own `env` counts for as little as in a new run.
+    assert train(dataclasses.replace(config, steps=250, resume=str(part)), env=make) == part
+    assert replay_of(part)[1]["extra"]["step"] == 250
+    assert main(["--resume", str(part)]) == 2
+    assert "'PendulumEnv' is not registered" in capsys.readouterr().err
+
+
+def test_a_buffer_smaller_than_the_random_phase_keeps_the_newest(tmp_path):
+    sac = dataclasses.replace(SMALL, buffer_capacity=30)
+    run = train(small(tmp_path, steps=121, learning_starts=50, eval_every=0, sac=sac), env=Clockwork)
+    replay, meta = replay_of(run)
+    assert meta["counters"]["step"] == 72  # an update per step from step 50 on
+    t, episode = replay["next_obs"].T
+    oldest = meta["replay"]["position"]
+    assert oldest == 121 % 30
+    # Steps 92 to 121 in order: two episodes take 8 steps.
+    kept = [(1 + s % 8, 2 * (s // 8)) if s % 8 < 3 else (s % 8 - 2, 2 * (s // 8) + 1) for s in range(91, 121)]
+    assert list(zip(np.roll(t, -oldest), np.roll(episode, -oldest), strict=True)) == kept
+
+
+def test_the_native_build_comes_before_the_display_with_any_engine(tmp_path, monkeypatch):
+    calls: list = []
+    available, make_display = native.available, trainer.make_display
+    monkeypatch.setattr(native, "available", lambda *device: calls.append(device) or available(*device))
+    monkeypatch.setattr(trainer, "make_display", lambda *a: calls.append("display") or make_display(*a))
+    train(small(tmp_path, steps=60, eval_every=0))
+    assert "display" in calls[1:]
+    assert calls[0] == ("cpu",)
 
 
 def test_resuming_a_finished_run_scores_it_again(tmp_path, capsys):
@@ -224,47 +166,6 @@ def test_resuming_a_finished_run_scores_it_again(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "has reached its 60 steps; give a larger --steps" in output
     assert line[0] in output
-
-
-def assert_one_error_line(text):
-    lines = text.strip().splitlines()
-    assert len(lines) == 1, text
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in text
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--env", "Pushr-v5"], ["'Pushr-v5'", "did you mean Pusher-v5?"]),
-        (["--env", "CartPole-v1"], ["Discrete(2)", "continuous"]),
-        (["--batch-size", "300", "--buffer-capacity", "200"], ["batch_size=300", "buffer_capacity=200"]),
-        (["--buffer-capacity", "-1"], ["buffer_capacity=-1", "at least 1"]),
-        (["--gamma", "2"], ["gamma=2.0", "at most 1"]),
-        (["--device", "cuda:99"], ["cuda:99"]),
-        (["--device", "toaster"], ["toaster"]),
-        (["--engine", "warp"], ["warp", "reference"]),
-        (["--steps", "10"], ["steps=10", "--learning-starts"]),
-        (["--out", "{file}"], ["--out", "cannot be written to", "choose another folder"]),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, capsys, flags, words):
-    file = tmp_path / "file"
-    file.touch()
-    flags = [flag.format(file=file) for flag in flags]
-    assert main(["--out", str(tmp_path / "runs"), "--threads", "1", "--engine", "reference", *flags]) == 2
-    error = capsys.readouterr().err
-    assert_one_error_line(error)
-    for word in words:
-        assert word in error
-    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
-
-
-def test_unknown_flags_end_with_status_two(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--batchsize", "3"])
-    assert caught.value.code == 2
-    assert "--batch-size" in capsys.readouterr().err
 
 
 def test_every_field_is_a_flag_of_its_own_name(capsys):
@@ -277,115 +178,6 @@ def test_every_field_is_a_flag_of_its_own_name(capsys):
     config = parse(["--batch-size", "64", "--lr", "1e-3", "--no-tensorboard", "--target-entropy", "-3"])
     assert config.sac == SACConfig(batch_size=64, lr=1e-3, target_entropy=-3.0)
     assert config.tensorboard is False
-
-
-class Faulty(Clockwork):
-    """Clockwork whose `fault` (a function of the results of a step) strikes at step 100."""
-
-    def __init__(self, fault):
-        super().__init__()
-        self.fault, self.steps = fault, 0
-
-    def step(self, action):
-        self.steps += 1
-        results = super().step(action)
-        return self.fault(*results) if self.steps == 100 else results
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (
-            lambda o, r, *rest: (np.array([np.nan, 1.0]), r, *rest),
-            "step 100 an observation whose entry 0 is nan",
-        ),
-        (lambda o, r, *rest: (o, np.inf, *rest), "step 100 the reward inf"),
-        (lambda o, r, *rest: (np.zeros(3), r, *rest), r"shape \[3\]"),
-    ],
-)
-def test_what_was_learned_is_saved_before_an_environments_fault_is_reported(tmp_path, capsys, fault, words):
-    config = small(tmp_path, eval_every=0)
-    with pytest.raises(SACError, match=words):
-        train(config, env=lambda: Faulty(fault))
-    (path,) = Path(config.out).rglob("last.safetensors")
-    replay, meta = replay_of(path.parent)
-    assert len(replay["obs"]) == 99
-    assert np.isfinite(replay["obs"]).all()
-    assert meta["counters"]["step"] == 50  # an update per step from step 50 to 99
-    assert f"python -m sacfast.train --resume {path.parent}" in capsys.readouterr().out
-
-
-def test_an_environments_own_exception_passes_through_after_saving(tmp_path):
-    def crash(*_):
-        raise RuntimeError("simulator crashed")
-
-    config = small(tmp_path, eval_every=0)
-    with pytest.raises(RuntimeError, match="simulator crashed"):
-        train(config, env=lambda: Faulty(crash))
-    assert list(Path(config.out).rglob("last.safetensors"))
-
-
-class Enormous(Clockwork):
-    """Rewards that fit into float32, with squares that do not: the first update makes the weights NaN."""
-
-    def step(self, action):
-        observation, reward, *rest = super().step(action)
-        return observation, reward * 1e37, *rest
-
-
-def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path):
-    config = small(tmp_path, learning_starts=100, checkpoint_every=90)
-    with pytest.raises(SACError, match=r"training diverged; start again with a lower --lr than 0\.0003"):
-        train(config, env=Enormous)
-    (path,) = Path(config.out).rglob("last.safetensors")
-    tensors, meta = checkpoint.read(path)
-    assert meta["extra"]["step"] == 90
-    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-
-
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_old_one_intact(
-    tmp_path, monkeypatch, capsys
-):
-    real, calls = trainer.SACAgent.save, []
-
-    def full_disk(self, path, **kwargs):
-        calls.append(path)
-        if len(calls) > 1:
-            raise CheckpointError(f"cannot write the checkpoint {path} (no space left)")
-        real(self, path, **kwargs)
-
-    monkeypatch.setattr(trainer.SACAgent, "save", full_disk)
-    flags = ["--env", "Pendulum-v1", "--steps", "300", "--learning-starts", "50", "--eval-every", "0"]
-    assert main([*FLAGS, *flags, "--checkpoint-every", "100", "--out", str(tmp_path / "runs")]) == 2
-    assert_one_error_line(capsys.readouterr().err)
-    assert [path.name for path in calls] == ["last.safetensors"] * 2  # it did not insist
-    assert checkpoint.read_meta(calls[0])["extra"]["step"] == 100
-
-
-def test_a_picture_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):
-    def broken(_):
-        raise RuntimeError("no fonts")
-
-    monkeypatch.setattr(trainer, "plot_run", broken)
-    run = train(small(tmp_path, steps=60, eval_every=0))
-    output = capsys.readouterr().out
-    assert f"no pictures (no fonts); python -m sacfast.plot {run} tries again" in output
-    assert "Pendulum-v1 after 60 steps" in output
-
-
-def test_unregistered_environments_and_their_mistakes(tmp_path):
-    with pytest.raises(SACError, match="pass a function that makes it"):
-        train(small(tmp_path), env=Clockwork())
-    env = gymnasium.make("Pendulum-v1")
-    run = train(small(tmp_path, env="Pusher-v5", steps=60, eval_every=0), env=env)
-    assert run.parent.name == "Pendulum-v1"
-    env.reset()  # still open
-
-    class Buttons(Clockwork):
-        action_space = Discrete(3)
-
-    with pytest.raises(SACError, match=r"Buttons has actions Discrete\(3\)"):
-        train(small(tmp_path), env=Buttons)
 
 
 def test_two_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -411,71 +203,7 @@ def test_episode_seeds_do_not_repeat():
     assert len(seeds) == 1000
 
 
-def test_signals_become_a_flag_and_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.signum == signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_physical_cores_are_no_more_than_the_machine_has():
     import os
 
     assert 0 <= physical_cores() <= (os.cpu_count() or 1)
-
-
-def start(*flags):
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "sacfast.train", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def stop(process, *signals):
-    """Send the signals once training is under way. Returns status, output and errors."""
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "updates/s" in line and "alpha" in line:
-            break
-    for signum in signals:
-        process.send_signal(signum)
-    output, errors = process.communicate(timeout=120)
-    return process.returncode, "".join(seen) + output, errors
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_interruptions_save_and_say_how_to_go_on(tmp_path):
-    flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--log-every", "50"]
-    first = start(*FLAGS, *flags, "--out", str(tmp_path / "runs"))
-    status, output, errors = stop(first, signal.SIGINT, signal.SIGINT)
-    assert (status, errors) == (130, "")
-    (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
-    assert f"to go on: python -m sacfast.train --resume {run}" in output
-    saved = checkpoint.read_meta(run / "last.safetensors")["extra"]["step"]
-    assert f"stopped by SIGINT at step {saved:,} of 1,000,000" in output
-    assert saved >= 50
-    assert not list(run.glob(".*"))
-
-    status, output, errors = stop(start("--resume", str(run)), signal.SIGTERM)
-    assert (status, errors) == (143, "")
-    assert "stopped by SIGTERM" in output
-    replay, meta = replay_of(run)
-    assert meta["extra"]["step"] > saved
-    assert len(replay["obs"]) == min(meta["extra"]["step"], 2000)
-    steps = [row["step"] for row in read_csv(run / "progress.csv")]
-    assert steps == sorted(set(steps))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_agent(run, "last")
-
-
-def test_a_mistake_on_the_real_command_line(tmp_path):
-    process = start("--env", "Pushr-v5", "--out", str(tmp_path))
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, output) == (2, "")
-    assert_one_error_line(errors)

@@ -1,6 +1,6 @@
 // u = mean + exp(log_std) * noise,  a = tanh(u),
-// log pi = sum_i [-noise_i^2 / 2 - log_std_i - log(2 pi) / 2 - log(1 - a_i^2)]        (SAC, arXiv:1801.01290,
-// eq. 21)
+// log pi = sum_i [-noise_i^2 / 2 - log_std_i - log(2 pi) / 2 - log(1 - a_i^2)]
+// (SAC, arXiv:1801.01290, eq. 21)
 //
 // Parallel over rows (the caller's threads). Within a range of rows the elements are taken flat, a tile at a
 // time: one vectorised loop of fixed length computes actions and terms, then the terms are added to their

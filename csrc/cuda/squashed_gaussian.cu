@@ -1,6 +1,6 @@
 // u = mean + exp(log_std) * noise,  a = tanh(u),
-// log pi = sum_i [-noise_i^2 / 2 - log_std_i - log(2 pi) / 2 - log(1 - a_i^2)]        (SAC, arXiv:1801.01290,
-// eq. 21)
+// log pi = sum_i [-noise_i^2 / 2 - log_std_i - log(2 pi) / 2 - log(1 - a_i^2)]
+// (SAC, arXiv:1801.01290, eq. 21)
 //
 // One thread per row: A is small (7 for Pusher, 17 for Humanoid), and a sum in order gives the bytes that the
 // CPU's sum gives for the same terms. With a key each thread draws the Philox blocks that its row touches;

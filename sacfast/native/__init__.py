@@ -3,7 +3,8 @@
 Importing it compiles nothing. The first `available()` or `load()` of a process takes the extension
 
 1. from beside the package, where an ahead-of-time installation put it (SACFAST_AOT=1), if it fits;
-2. else from the cache, under a key that hashes the sources, flags, torch, Python, CUDA and CPU features;
+2. else from the cache, under a key that hashes the sources, flags, torch, Python, CUDA, CPU features and
+   compiler (where there is no compiler any more, what any compiler built will do);
 3. else from the compiler, under an operating-system lock, and puts it into the cache.
 
 A process tries once. Without a compiler, or when the build fails, it says so once and `available()` stays
@@ -32,6 +33,7 @@ import torch
 
 from . import toolchain
 from .builder import LIBRARY, Builder, Record
+from .environment import environment_flag
 from .toolchain import BuildError, cache_directory, flags, say, sources
 
 __all__ = [
@@ -59,6 +61,7 @@ class _Process:
         self.attempted = False
         self.found: tuple[Path, Record] | None = None
         self.reason = "not loaded yet"
+        self.cuda_runs: bool | None = None  # None until somebody asks
         self.callbacks: list[Callable[[], None]] = []
 
     def renew_lock(self) -> None:
@@ -94,7 +97,7 @@ def load() -> bool:
                     _attempt()
                 finally:
                     _process.attempted = True
-    if _process.found is None and toolchain.environment_flag("REQUIRE_NATIVE"):
+    if _process.found is None and environment_flag("REQUIRE_NATIVE"):
         raise _unavailable("are required (SACFAST_REQUIRE_NATIVE) but unavailable", _process.reason)
     return _process.found is not None
 
@@ -102,13 +105,24 @@ def load() -> bool:
 def available(device_type: str = "cpu") -> bool:
     """Whether native kernels run on tensors of this device type. Loads, and builds, at the first call.
 
+    For "cuda" they must have been compiled for every GPU that torch shows; if not, one line says so.
     torch.compile takes the answer as a constant: a graph contains either the operator or the reference.
     """
     if not load():
         return False
     if device_type == "cuda":
-        return _process.found is not None and bool(_process.found[1].cuda_archs)
+        return _cuda_runs() if _process.cuda_runs is None else _process.cuda_runs
     return device_type == "cpu"
+
+
+def _cuda_runs() -> bool:
+    with _process.lock:
+        if _process.cuda_runs is None and _process.found:
+            why = _cuda_reason(_process.found[1])
+            if why:
+                say(f"warning: no native CUDA kernels: {why}; the slower PyTorch references take their place")
+            _process.cuda_runs = not why
+    return bool(_process.cuda_runs)
 
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes seconds.
@@ -127,7 +141,7 @@ def build(*, verbose: bool = True) -> Path:
     verbose: show the steps. Raises NativeUnavailable with the reason.
     """
     try:
-        builder = Builder(progress=verbose, verbose=toolchain.environment_flag("VERBOSE"))
+        builder = Builder(progress=verbose, verbose=environment_flag("VERBOSE"))
         cached = builder.cached()
         directory, _ = builder.obtain(force=cached is not None and cached[1].cuda_missing != "")
     except (BuildError, OSError) as error:
@@ -142,11 +156,11 @@ def _unavailable(how: str, why: str) -> Exception:
 
 
 def _attempt() -> None:
-    if toolchain.environment_flag("DISABLE_NATIVE"):
+    if environment_flag("DISABLE_NATIVE"):
         _process.reason = "SACFAST_DISABLE_NATIVE is set"
         return
     try:
-        builder = Builder(verbose=toolchain.environment_flag("VERBOSE"))
+        builder = Builder(verbose=environment_flag("VERBOSE"))
         found = _prebuilt(builder) or builder.obtain()
         try:
             torch.ops.load_library(found[0] / LIBRARY)
@@ -158,7 +172,7 @@ def _attempt() -> None:
         _process.reason = str(error)
         if tail := getattr(error, "tail", ""):
             say(f"the compiler's last lines:\n{tail}")
-        if not toolchain.environment_flag("REQUIRE_NATIVE"):
+        if not environment_flag("REQUIRE_NATIVE"):
             say(f"warning: no native kernels: {error}; the slower PyTorch references take their place")
         return
     _process.found, _process.reason = found, ""
@@ -167,12 +181,23 @@ def _attempt() -> None:
 
 
 def _prebuilt(builder: Builder) -> tuple[Path, Record] | None:
-    """The extension that setup.py built, if it is for this torch, these sources, this CPU and GPU."""
+    """The extension that setup.py built, if it is for this torch, these sources, this CPU and GPU.
+
+    Without nvcc nothing better than its CPU kernels could be had, so then the GPU does not count.
+    """
     record = Record.read(PREBUILT)
     if record is None or record.torch != torch.__version__ or record.sources != builder.source_hash():
         return None
-    lacks_gpu = not set(builder.archs) <= set(record.cuda_archs) and toolchain.find_nvcc()
-    return None if lacks_gpu or not set(record.cpu) <= set(toolchain.cpu_features()) else (PREBUILT, record)
+    covered = all(_covers(record, arch) for arch in builder.archs)
+    if not covered and toolchain.find_nvcc():
+        return None
+    return (PREBUILT, record) if set(record.cpu) <= set(toolchain.cpu_features()) else None
+
+
+def _covers(record: Record, wanted: str) -> bool:
+    """`wanted` may be an entry of TORCH_CUDA_ARCH_LIST, which with a suffix must be there literally."""
+    plain = wanted.replace(".", "").isdigit()
+    return wanted in record.cuda_archs or (plain and toolchain.covers(record.cuda_archs, wanted))
 
 
 @dataclass(frozen=True)
@@ -186,10 +211,10 @@ class Status:
     source_hash: str
     compiled_for: str
     cuda_archs: list[str]
-    cuda_reason: str  # why there are no CUDA kernels
+    cuda_reason: str  # why there are no CUDA kernels, or why they do not run on this machine's GPU
     compiler: str
     nvcc: str
-    cache: Path
+    cache: Path | None
 
 
 def status() -> Status:
@@ -216,7 +241,7 @@ def status() -> Status:
         source_hash=source_hash,
         compiled_for=_compiled_for(record),
         cuda_archs=record.cuda_archs if record else (builder.archs if builder else []),
-        cuda_reason=_cuda_reason(record, builder),
+        cuda_reason=_cuda_reason(record),
         compiler=compiler,
         nvcc=toolchain.find_nvcc() or "none",
         cache=cache_directory(),
@@ -231,11 +256,24 @@ def _compiled_for(record: Record | None) -> str:
     return f"{level} ({machine or 'no flags for this machine'})"
 
 
-def _cuda_reason(record: Record | None, builder: Builder | None) -> str:
+def _cuda_reason(record: Record | None) -> str:
+    """Why CUDA kernels do not run here, as far as is known before there is a record; "" if they do."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
-    if record and record.cuda_missing:
+    if record is None:
+        return "" if toolchain.gpu_architectures() else NO_GPU
+    if record.cuda_missing:
         return record.cuda_missing
-    if builder and not builder.archs:
-        return "this machine has no NVIDIA GPU (TORCH_CUDA_ARCH_LIST names one to build for)"
-    return "" if record is None or record.cuda_archs else "the extension was built without"
+    if not record.cuda_archs:
+        return "the extension was built without" if toolchain.gpu_architectures() else NO_GPU
+    gpus = toolchain.visible_gpus()
+    if not gpus:
+        return "torch shows no GPU to this process"
+    missing = ", ".join(gpu for gpu in gpus if not toolchain.covers(record.cuda_archs, gpu))
+    built = ", ".join(record.cuda_archs)
+    return (
+        missing and f"the extension was built for {built}, not for a GPU of {missing} (TORCH_CUDA_ARCH_LIST)"
+    )
+
+
+NO_GPU = "this machine has no NVIDIA GPU (TORCH_CUDA_ARCH_LIST names one to build for)"

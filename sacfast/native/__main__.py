@@ -32,11 +32,11 @@ def print_status() -> None:
         "native kernels": state,
         "path": now.path or "none",
         "compiled for": now.compiled_for or "nothing yet",
-        "CUDA": " ".join(now.cuda_archs) or f"none: {now.cuda_reason}",
+        "CUDA": ": ".join(filter(None, [" ".join(now.cuda_archs) or "none", now.cuda_reason])),
         "compiler": now.compiler,
         "nvcc": now.nvcc,
         "torch": toolchain.torch.__version__,
-        "cache": now.cache,
+        "cache": now.cache or "none: there is no home directory (SACFAST_CACHE_DIR names a place)",
         "key": now.key,
     }
     for name, value in rows.items():
@@ -46,7 +46,10 @@ def print_status() -> None:
 def clean() -> None:
     """Delete what sacfast put into the cache, and nothing else that may lie there."""
     cache = native.cache_directory()
-    ours = [path for path in cache.glob("*") if re.fullmatch(r"[0-9a-f]{20}(\.lock|\.build-\w+)?", path.name)]
+    if cache is None:
+        print("there is no cache, because there is no home directory (SACFAST_CACHE_DIR names a place)")
+        return
+    ours = [path for path in cache.glob("*") if re.fullmatch(r"[0-9a-f]{20}-[0-9a-f]{8}(\.lock)?", path.name)]
     for path in ours:
         if path.is_dir():
             shutil.rmtree(path)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .toolchain import BuildError, say
 
 LIBRARY = "_sacfast.so"
 RECORD = "build.json"
+NO_COMPILER = "none"
 CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
 LOCK_TIMEOUT_S = 900
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
@@ -64,17 +65,19 @@ class Record:
 class Builder:
     """Builds the sources under `root` for the CPU and the CUDA architectures `archs` into `cache`/key.
 
+    cache: None where there is no place for one; each process then builds for itself.
     progress: show ninja's steps. verbose: show the full commands and everything that the compiler prints.
     """
 
     root: Path = field(default_factory=toolchain.source_root)
-    cache: Path = field(default_factory=toolchain.cache_directory)
+    cache: Path | None = field(default_factory=toolchain.cache_directory)
     archs: list[str] = field(default_factory=toolchain.gpu_architectures)
     progress: bool = False
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        self.root, self.cache = self.root.absolute(), self.cache.absolute()  # ninja runs in another directory
+        self.root = self.root.absolute()  # ninja runs in another directory
+        self.cache = self.cache and self.cache.absolute()
 
     def source_hash(self) -> str:
         """Digest of every source and header, names included."""
@@ -84,16 +87,34 @@ class Builder:
         return digest.hexdigest()
 
     def key(self) -> str:
-        """Digest of everything that the compiled code depends on."""
+        """Digest of all that the compiled code depends on but the compiler, "-", and one of the compiler.
+
+        The latter is NO_COMPILER where there is none.
+        """
         cuda = [torch.version.cuda, *toolchain.cuda_flags(self.archs)] if self.archs else []
         python = [sys.implementation.cache_tag, sys.platform]
         versions = [torch.__version__, torch.version.git_version]
         parts = [self.source_hash(), toolchain.flags(), toolchain.cpu_features(), cuda, python, versions]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+        try:
+            command = toolchain.find_compiler()
+            compiler = _digest([*command, toolchain.version_of(command)])[:8]
+        except BuildError:
+            compiler = NO_COMPILER
+        return f"{_digest(parts)[:20]}-{compiler}"
 
     def cached(self) -> tuple[Path, Record] | None:
-        """The built extension; None if there is none, it is damaged, or there was no nvcc then but is now."""
-        record = Record.read(directory := self.cache / self.key())
+        """The built extension; None if there is none, it is damaged, or there was no nvcc then but is now.
+
+        Where there is no compiler, whatever any compiler built is taken, with CUDA if possible.
+        """
+        if self.cache is None:
+            return None
+        key = self.key()
+        if key.endswith(NO_COMPILER):
+            names = sorted(self.cache.glob(key.removesuffix(NO_COMPILER) + "?" * 8))
+            built = [(path, record) for path in names if (record := Record.read(path))]
+            return max(built, key=lambda pair: len(pair[1].cuda_archs), default=None)
+        record = Record.read(directory := self.cache / key)
         if record is None or (record.cuda_missing == toolchain.NVCC_MISSING and toolchain.find_nvcc()):
             return None
         return directory, record
@@ -104,27 +125,36 @@ class Builder:
             return found
         toolchain.find_compiler()  # their absence is reported before anything is announced or created
         toolchain.find_ninja()
+        if self.cache is None:
+            return self._build_privately(
+                "there is no home directory for a cache (SACFAST_CACHE_DIR names a place)"
+            )
         target = self.cache / self.key()
-        try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with _exclusively(self.cache / f"{target.name}.lock") as waited:
-                if (waited or not force) and (found := self.cached()):
-                    return found
-                # The lock is ours, so these are of builds that were killed.
-                for leftover in self.cache.glob(f"{target.name}.build-*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                return self.build_into(target)
-        except (OSError, NotImplementedError) as error:
-            private = Path(tempfile.mkdtemp(prefix="sacfast-"))
-            say(f"cannot use the cache {self.cache} ({error}); building for this process only, in {private}")
-            built = self.build_into(private / target.name)
-            atexit.register(shutil.rmtree, private, ignore_errors=True)  # a failed build's log stays
-            return built
+        with ExitStack() as stack:
+            try:  # only this: an error of the build itself must not start another
+                target.mkdir(parents=True, exist_ok=True)
+                waited = stack.enter_context(_exclusively(self.cache / f"{target.name}.lock"))
+                tempfile.TemporaryFile(dir=target).close()
+            except (OSError, NotImplementedError) as error:
+                return self._build_privately(f"cannot use the cache {self.cache} ({error})")
+            if (waited or not force) and (found := self.cached()):
+                return found
+            # The lock is ours, so these are of builds that were killed.
+            for leftover in target.glob("work-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            return self.build_into(target)
+
+    def _build_privately(self, why: str) -> tuple[Path, Record]:
+        private = Path(tempfile.mkdtemp(prefix="sacfast-"))
+        say(f"{why}; building for this process only, in {private}")
+        built = self.build_into(private / self.key())
+        atexit.register(shutil.rmtree, private, ignore_errors=True)  # a failed build's log stays
+        return built
 
     def build_into(self, target: Path) -> tuple[Path, Record]:
-        """Compile in a directory beside `target`, then move library and record there. Raises BuildError."""
+        """Compile in a directory within `target`, then put library and record there. Raises BuildError."""
         target.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{target.name}.build-", dir=target.parent))
+        work = Path(tempfile.mkdtemp(prefix="work-", dir=target))
         start = time.perf_counter()
         machine = toolchain.cpu_name() + (f" and CUDA {', '.join(self.archs)}" if self.archs else "")
         usual = USUAL_SECONDS[bool(self.archs)]
@@ -192,6 +222,10 @@ class Builder:
             raise BuildError(f"the compiler failed (full log: {log})", "" if shown else "\n".join(tail))
 
 
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 @contextmanager
 def _exclusively(path: Path) -> Iterator[bool]:
     """Hold an operating-system lock, which ends with the process that holds it. Yields whether we waited."""
@@ -238,11 +272,16 @@ def _ninja_file(root: Path, units: list[Path], commands: dict[str, list[str]], l
 def check_cuda(builder: Builder) -> list[str]:
     """Compile the CUDA half to object code for CHECKED_ARCHITECTURES, running and linking nothing.
 
-    Returns the names of the units. Raises BuildError with the compiler's last lines.
+    Returns the names of the units. Raises BuildError with the compiler's last lines; its log then stays.
     """
-    with tempfile.TemporaryDirectory(prefix="sacfast-check-") as work:
-        log = Path(tempfile.gettempdir()) / f"sacfast-check-cuda-{os.getpid()}.log"
-        builder.compile(Path(work), log, CHECKED_ARCHITECTURES, "objects")
-        log.unlink()
+    work = Path(tempfile.mkdtemp(prefix="sacfast-check-"))
+    log = work / "build.log"
+    try:
+        builder.compile(work, log, CHECKED_ARCHITECTURES, "objects")
+    except BuildError:
+        if not log.exists():  # nothing was started
+            shutil.rmtree(work)
+        raise
+    shutil.rmtree(work)
     units = toolchain.sources(builder.root, cuda=True)
     return [str(unit.relative_to(builder.root)) for unit in units]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -33,18 +34,16 @@ def say(message: str) -> None:
     print(f"sacfast: {message}", file=sys.stderr, flush=True)
 
 
-def environment_flag(name: str) -> bool:
-    """Whether SACFAST_<name> is set to something other than 0, false or no."""
-    return os.environ.get(f"SACFAST_{name}", "").lower() not in ("", "0", "false", "no")
-
-
-def cache_directory() -> Path:
-    """SACFAST_CACHE_DIR, else sacfast/ in the user's cache directory."""
-    if chosen := os.environ.get("SACFAST_CACHE_DIR"):
-        return Path(chosen).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "sacfast"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "sacfast"
+def cache_directory() -> Path | None:
+    """SACFAST_CACHE_DIR, else sacfast/ in the user's cache directory; None where no home directory is known."""
+    try:
+        if chosen := os.environ.get("SACFAST_CACHE_DIR"):
+            return Path(chosen).expanduser().absolute()
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "sacfast"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "sacfast"
+    except RuntimeError:  # no HOME, and a user, or ~user, without an entry in the password file
+        return None
 
 
 def source_root() -> Path:
@@ -70,8 +69,8 @@ def find_compiler() -> list[str]:
     if sys.platform == "win32":
         raise BuildError("native kernels are not built on Windows")
     if wanted := shlex.split(os.environ.get("CXX", "")):
-        if shutil.which(wanted[0]):
-            return wanted
+        if path := shutil.which(wanted[0]):
+            return [path, *wanted[1:]]
         raise BuildError(f"the compiler named by CXX={os.environ['CXX']} was not found")
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
@@ -102,10 +101,11 @@ def find_nvcc() -> str | None:
 
 def version_of(command: Sequence[str]) -> str:
     """What `command --version` prints, or "" where it cannot be run."""
-    return _output([*command, "--version"])
+    return _output(*command, "--version")
 
 
-def _output(command: Sequence[str]) -> str:
+@functools.cache
+def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
@@ -137,7 +137,7 @@ def cpu_features() -> list[str]:
         elif arm := re.search(r"^Features\s*:(.*)$", text, re.MULTILINE):
             features |= set(arm[1].split())
     if sys.platform == "darwin":
-        features.add(_output(["sysctl", "-n", "machdep.cpu.brand_string"]).replace(" ", "-"))
+        features.add(_output("sysctl", "-n", "machdep.cpu.brand_string").replace(" ", "-"))
     return sorted(features)
 
 
@@ -153,8 +153,7 @@ def gpu_architectures() -> list[str]:
     try:
         return _nvml_architectures(ctypes.CDLL("libnvidia-ml.so.1"))
     except (OSError, AttributeError):
-        devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-        return sorted({"{}.{}".format(*torch.cuda.get_device_capability(index)) for index in devices})
+        return visible_gpus()
 
 
 def _nvml_architectures(nvml: ctypes.CDLL) -> list[str]:
@@ -169,6 +168,31 @@ def _nvml_architectures(nvml: ctypes.CDLL) -> list[str]:
                     found.add(f"{major.value}.{minor.value}")
         nvml.nvmlShutdown()
     return sorted(found)
+
+
+def visible_gpus() -> list[str]:
+    """The architectures of the GPUs that torch shows to this process. Initialises CUDA."""
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return sorted({"{}.{}".format(*torch.cuda.get_device_capability(index)) for index in devices})
+
+
+def covers(built: Sequence[str], gpu: str) -> bool:
+    """Whether code compiled for the architectures `built` runs on a GPU of architecture `gpu`, such as "8.6".
+
+    Machine code runs on its own major version from its own minor version on, and PTX on all that is newer;
+    what is compiled for a name with a letter, such as 9.0a, on that architecture alone.
+    """
+    major, minor = map(int, gpu.split("."))
+    for arch in built:
+        number = arch.removesuffix("+PTX")
+        if number.rstrip("af") == gpu:
+            return True
+        if number[-1].isdigit():
+            built_major, built_minor = map(int, number.split("."))
+            later = (built_major, built_minor) < (major, minor)
+            if later and (built_major == major or arch.endswith("+PTX")):
+                return True
+    return False
 
 
 # --- flags ---

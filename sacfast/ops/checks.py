@@ -18,8 +18,9 @@ def refusal(error: Exception) -> SACError:
 def check_disjoint(operator: str, written: Iterable[Tensor], read: Iterable[Tensor], what: str) -> None:
     """Raise SACError if a written tensor's stretch, first element to last, meets another tensor's or itself.
 
-    `what` begins the message: "a target overlaps ...". While torch.compile traces, memory has no address yet,
-    and nothing is checked.
+    Stretches that only interleave, as x[:, ::2] and x[:, 1::2] do, are refused too: to tell them apart costs
+    more than the update. `what` begins the message: "a target's memory interleaves or overlaps with ...".
+    While torch.compile traces, memory has no address yet, and nothing is checked.
     """
     if torch.compiler.is_compiling():
         return

@@ -27,7 +27,12 @@ def _check(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
                     f"polyak_update_: {name}[{i}] is {tensor.dtype} on {tensor.device}; "
                     f"expected {target[0].dtype} on {target[0].device} like target[0]"
                 )
-    check_disjoint("polyak_update_", target, source, "a target overlaps a source, another target or itself")
+    check_disjoint(
+        "polyak_update_",
+        target,
+        source,
+        "a target's memory interleaves or overlaps with a source's, another target's or its own",
+    )
 
 
 def _as_lists(target: Tensors, source: Tensors, tau: float) -> tuple[list[Tensor], list[Tensor]]:
@@ -64,8 +69,8 @@ def polyak_update_(target: Tensors, source: Tensors, tau: float) -> None:
     native; other dtypes take the reference. The targets' version counters advance, as in any in-place
     operation.
 
-    Raises SACError for tau outside [0, 1], unequal shapes, mixed dtypes or devices, and a target that shares
-    memory with a source or another target.
+    Raises SACError for tau outside [0, 1], unequal shapes, mixed dtypes or devices, and a target whose memory,
+    first element to last, meets that of a source or another target, even if they only interleave.
     """
     targets, sources = _as_lists(target, source, tau)
     if not targets and not sources:

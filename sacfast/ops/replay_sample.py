@@ -56,8 +56,8 @@ def replay_sample(
     fields' rows, each [B, ...], and the indices int64 [B]. The same key gives the same indices on every
     device and in the reference.
 
-    Raises SACError for a malformed storage or key and for a size outside [1, N]; the value of a size on a GPU
-    cannot be seen from the host, and is limited to [1, N] by the kernel.
+    Raises SACError for a malformed storage or key, more than 32 fields in the CUDA kernel, and a size outside
+    [1, N]; the value of a size on a GPU cannot be seen from the host, and is limited to [1, N] by the kernel.
     """
     device_type = storage[0].device.type if storage else "none"
     if not native.available(device_type):
@@ -99,7 +99,10 @@ def replay_insert_reference_(storage: Sequence[Tensor], rows: Sequence[Tensor], 
     if not 0 <= position < N:
         raise SACError(f"replay_insert_: position is {position}; expected 0 to {N - 1}")
     check_disjoint(
-        "replay_insert_", storage, rows, "a storage tensor overlaps the rows, another field or itself"
+        "replay_insert_",
+        storage,
+        rows,
+        "a storage tensor's memory interleaves or overlaps with the rows', another field's or its own",
     )
     skipped = max(0, n - N)
     start = (position + skipped) % N
@@ -117,7 +120,8 @@ def replay_insert_(storage: Sequence[Tensor], rows: Sequence[Tensor], position: 
     storage: contiguous tensors [N, ...], written in place; rows: tensors [n, ...] like them. Of more rows
     than N only the last N are kept, where writing them all in turn would have left them.
 
-    Raises SACError for rows whose shape, dtype or device does not fit, and for a position outside [0, N).
+    Raises SACError for rows whose shape, dtype or device does not fit or that lie in the storage's memory, for
+    a position outside [0, N), and for more than 32 fields in the CUDA kernel.
     """
     device_type = storage[0].device.type if storage else "none"
     if not native.available(device_type):

@@ -30,11 +30,12 @@ def test_second_build_uses_the_cache(builder, capfd):
     before, after = first
     assert toolchain.cpu_name() in before and USUAL_SECONDS[False] in before
     assert f"{record.seconds:.1f} s" in after and str(directory / LIBRARY) in after
-    assert not list(builder.cache.glob("*.build-*"))
+    assert not list(directory.glob("work-*"))
 
 
 def test_key_depends_on_all_that_the_code_depends_on(builder, monkeypatch):
     keys = {builder.key()}
+    compiler = toolchain.find_compiler()
     (builder.root / "new.h").write_text("// a header")
     keys.add(builder.key())
     with monkeypatch.context() as patch:
@@ -49,10 +50,38 @@ def test_key_depends_on_all_that_the_code_depends_on(builder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys.implementation, "cache_tag", "cpython-399")
         keys.add(builder.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "version_of", lambda _: "g++ 99")
+        keys.add(builder.key())
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "find_compiler", lambda: ["ccache", *compiler])
+        keys.add(builder.key())
     keys.add(replace(builder, archs=["9.0"]).key())
     keys.add(replace(builder, archs=["8.0", "9.0"]).key())
-    assert len(keys) == 8
+    assert len(keys) == 10
     assert replace(builder, cache=builder.root).key() in keys
+
+
+def test_the_compiler_is_asked_for_its_version_once(builder, compiler, tmp_path):
+    compiler(f'echo x >> "{tmp_path}/calls"; exec c++ "$@"')
+    assert builder.key() == builder.key()
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def test_cached_build_is_used_without_a_compiler(fresh, builder, monkeypatch, capfd):
+    """If everything else fits; with a compiler, what another one built is not taken."""
+    directory, record = builder.obtain()
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "version_of", lambda _: "g++ 99")
+        assert builder.cached() is None
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert builder.cached() == (directory, record)
+    assert fresh.status().path == directory / LIBRARY
+    assert fresh.load() and fresh._process.found == (directory, record)
+    assert capfd.readouterr().err == ""
+    (builder.root / "new.h").write_text("// another version of the sources")
+    assert builder.cached() is None
 
 
 def test_paths_with_spaces_and_dollars(tiny, tmp_path):
@@ -87,6 +116,61 @@ def test_load_calls_back_once(fresh):
 def test_availability_by_device(fresh):
     assert fresh.available("cpu")
     assert not fresh.available("cuda") and not fresh.available("mps")
+
+
+@pytest.mark.parametrize(
+    ("built", "gpu", "runs"),
+    [
+        (["9.0"], "9.0", True),
+        (["9.0"], "8.0", False),
+        (["8.0"], "9.0", False),
+        (["8.0"], "8.6", True),
+        (["8.6"], "8.0", False),
+        (["8.0+PTX"], "9.0", True),
+        (["8.0+PTX"], "7.5", False),
+        (["9.0+PTX"], "8.9", False),
+        (["9.0+PTX"], "12.0", True),
+        (["9.0a"], "9.0", True),
+        (["12.0a"], "12.1", False),
+        (["9.0a+PTX"], "10.0", False),
+        (["8.0", "9.0"], "9.0", True),
+        ([], "9.0", False),
+    ],
+)
+def test_gpus_that_code_runs_on(built, gpu, runs):
+    assert toolchain.covers(built, gpu) is runs
+
+
+@pytest.mark.parametrize(
+    ("gpus", "why"),
+    [(["9.0"], ""), (["8.0"], "not for a GPU of 8.0"), (["8.0", "9.0"], "of 8.0 "), ([], "shows no GPU")],
+)
+def test_ahead_of_time_cuda_kernels_on_another_gpu(fresh, builder, tmp_path, monkeypatch, capfd, gpus, why):
+    """Where nvcc is missing they are loaded for the sake of the CPU; for the GPU, one line says why not."""
+    folder = prebuild(builder, tmp_path / "_native", cuda_archs=["9.0"])
+    monkeypatch.setattr(native, "PREBUILT", folder)
+    monkeypatch.setattr(native, "Builder", lambda **options: replace(builder, archs=gpus))
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    monkeypatch.setattr(toolchain, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    capfd.readouterr()
+    assert fresh.available("cpu") and fresh._process.found[0] == folder
+    assert capfd.readouterr().err == ""
+    for _ in range(2):
+        assert fresh.available("cuda") is not bool(why)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == bool(why) and all(why in line and "PyTorch reference" in line for line in lines)
+    assert why in native._cuda_reason(fresh._process.found[1])
+
+
+def test_ahead_of_time_cuda_kernels_for_another_gpu_are_passed_over(builder, tmp_path, monkeypatch):
+    """With nvcc, better ones can be had."""
+    monkeypatch.setattr(native, "PREBUILT", prebuild(builder, tmp_path / "_native", cuda_archs=["8.0"]))
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: "/usr/local/cuda/bin/nvcc")
+    taken = [
+        arch for arch in ("7.5", "8.0", "8.6", "9.0") if native._prebuilt(replace(builder, archs=[arch]))
+    ]
+    assert taken == ["8.0", "8.6"]
 
 
 def test_threads_share_one_build(fresh, compiler, tmp_path):
@@ -187,7 +271,7 @@ torch.testing.assert_close(compiled, sample(*inputs))
 
 def test_command_line(tmp_path):
     """`status` of a cache without an extension says so; `clean` deletes what is ours, and only that."""
-    ours, other = tmp_path / "cache" / ("0" * 20), tmp_path / "cache" / "thesis"
+    ours, other = tmp_path / "cache" / f"{'0' * 20}-{'1' * 8}", tmp_path / "cache" / "thesis"
     ours.mkdir(parents=True)
     other.mkdir()
 

@@ -1,11 +1,14 @@
 """What a person sees when the extension cannot be built, and that nothing hangs or half-exists afterwards."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import pytest
 
 from sacfast.errors import NativeUnavailable
 from sacfast.native import toolchain
-from sacfast.native.builder import LIBRARY, RECORD, Builder
+from sacfast.native.builder import LIBRARY, RECORD, Builder, check_cuda
+from sacfast.native.toolchain import BuildError
 
 BROKEN = (
     'compiles "$@" && { for i in $(seq 50); do echo "error number $i" >&2; done; exit 1; }; exec c++ "$@"'
@@ -45,7 +49,7 @@ assert not native.available() and target.tolist() == [0.75] * 3
     )
     assert result.returncode == 0, result.stderr
     (line,) = result.stderr.splitlines()
-    assert "no C++ compiler" in line and "PyTorch reference" in line
+    assert "no C++ compiler" in line and "PyTorch reference" in line and "full log" not in line
 
 
 def test_compiler_that_is_named_but_missing(fresh, monkeypatch, capfd):
@@ -64,7 +68,7 @@ def test_broken_compiler_is_reported_once(fresh, compiler, tmp_path, capfd):
     assert "error number 1\n" in log.read_text()
     assert not fresh.available() and not fresh.load()
     assert capfd.readouterr().err == "" and (tmp_path / "calls").read_text() == "x\n"
-    assert not list(log.parent.parent.glob("*.build-*")) and not (log.parent / LIBRARY).exists()
+    assert [path.name for path in log.parent.iterdir()] == [log.name]
 
 
 def test_required_extension_is_an_error(fresh, compiler, monkeypatch):
@@ -118,6 +122,60 @@ def test_unwritable_entry_in_a_writable_cache(fresh, tiny, capfd):
     (builder.cache / builder.key()).write_text("in the way")
     assert fresh.load()
     assert "for this process only" in capfd.readouterr().err
+
+
+def test_full_disk_is_not_taken_for_an_unusable_cache(fresh, monkeypatch, capfd):
+    calls = []
+
+    def no_space(*_):
+        calls.append("build")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Builder, "_run", no_space)
+    assert not fresh.load() and not fresh.load()
+    text = capfd.readouterr().err
+    assert calls == ["build"] and text.count("No space left") == 1 and "this process only" not in text
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home directory, as in a container that runs under an arbitrary user id."""
+    for name in ("HOME", "XDG_CACHE_HOME", "SACFAST_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+
+
+def test_without_a_home_directory_the_build_is_private(homeless, fresh, capfd):
+    assert fresh.cache_directory() is None and fresh.status().cache is None
+    assert fresh.load()
+    first, *rest = capfd.readouterr().err.splitlines()
+    assert "no home directory" in first and "SACFAST_CACHE_DIR" in first and "this process only" in first
+    assert len(rest) == 2 and Path(tempfile.gettempdir()) in fresh._process.found[0].parents
+
+
+def test_cache_in_the_home_of_nobody_is_unusable(monkeypatch):
+    monkeypatch.setenv("SACFAST_CACHE_DIR", "~nobody-of-this-name/cache")
+    assert toolchain.cache_directory() is None
+
+
+@pytest.mark.parametrize("command", ["status", "clean"])
+def test_command_line_without_a_home_directory(homeless, command):
+    """Imports included, in a process of its own."""
+    code = f"""
+from pathlib import Path
+def home():
+    raise RuntimeError("Could not determine home directory.")
+Path.home = home
+from sacfast.native.__main__ import main
+raise SystemExit(main([{command!r}]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "no home directory" in result.stdout
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000])
@@ -188,7 +246,7 @@ def test_killed_build_neither_hangs_nor_spoils_the_next(start, compiler, tiny, t
     begin = time.monotonic()
     directory, _ = builder.obtain()
     assert time.monotonic() - begin < 10
-    assert (directory / LIBRARY).is_file() and not list(builder.cache.glob("*.build-*"))
+    assert (directory / LIBRARY).is_file() and not list(directory.glob("work-*"))
 
 
 def test_broken_cuda_leaves_the_cpu_kernels(tiny, tmp_path, monkeypatch, capfd):
@@ -205,3 +263,29 @@ def test_broken_cuda_leaves_the_cpu_kernels(tiny, tmp_path, monkeypatch, capfd):
     assert text.count("no CUDA kernels") == 1 and record.cuda_archs == [] and record.cuda_missing
     assert "nvcc is unhappy" in (directory / "build-cuda.log").read_text()
     assert builder.obtain() == (directory, record) and capfd.readouterr().err == ""
+
+
+def test_cuda_check_leaves_a_log_only_where_it_failed(tiny, tmp_path, monkeypatch):
+    """In a folder of its own: a name in the shared temporary folder that can be guessed can be a trap."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(toolchain.torch.version, "cuda", None)
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; : > "$2"\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    (tiny / "cuda").mkdir()
+    (tiny / "cuda" / "kernel.cu").write_text("not CUDA")
+    assert check_cuda(Builder(root=tiny, archs=[])) == ["bindings.cpp", "cuda/kernel.cu"]
+    assert not list(temporary.iterdir())
+    nvcc.write_text('#!/bin/sh\necho "nvcc is unhappy"; exit 1\n')
+    with pytest.raises(BuildError, match="full log") as failure:
+        check_cuda(Builder(root=tiny, archs=[]))
+    log = Path(str(failure.value).split("full log: ")[1].rstrip(")"))
+    assert "nvcc is unhappy" in log.read_text() and log.parent.parent == temporary
+    shutil.rmtree(log.parent)
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    with pytest.raises(BuildError, match="nvcc was not found"):
+        check_cuda(Builder(root=tiny, archs=[]))
+    assert not list(temporary.iterdir())

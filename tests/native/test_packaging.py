@@ -61,7 +61,7 @@ def test_wheel_and_sdist_carry_all_sources_and_nothing_compiled(checkout, tmp_pa
     assert {"bindings.cpp", "sac_math.h", "philox.h"} <= sources
     assert {f"sacfast/csrc/{name}" for name in sources} <= names
     modules = {str(path.relative_to(checkout)) for path in (checkout / "sacfast").rglob("*.py")}
-    assert modules <= names
+    assert modules | {"sacfast/py.typed"} <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
     assert not [name for name in names if name.startswith(("csrc/", "tests/", "benchmarks/"))]
     assert wheel.name.endswith("-py3-none-any.whl")
@@ -72,6 +72,55 @@ def test_wheel_and_sdist_carry_all_sources_and_nothing_compiled(checkout, tmp_pa
     with tarfile.open(archive) as tar:
         packed = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
     assert {f"csrc/{name}" for name in sources} | modules | {"setup.py", "README.md", "LICENSE"} <= packed
+
+
+def test_editable_installation_uses_the_checkout(checkout, tmp_path, monkeypatch):
+    """Package and sources alike are the checkout's; nothing is compiled."""
+    site = tmp_path / "site"
+    install = [
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        str(site),
+        "--editable",
+    ]
+    subprocess.run([*PIP, *install, str(checkout)], check=True)
+    monkeypatch.delenv("PYTHONPATH")
+    # What setuptools appends to meta_path goes to the front, in case that another sacfast is installed as well.
+    code = f"""
+import site, sys
+site.addsitedir({str(site)!r})
+sys.meta_path.insert(0, sys.meta_path.pop())
+import sacfast
+from sacfast.native import toolchain
+print(sacfast.__file__, toolchain.source_root(), sep="\\n")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [str(checkout / "sacfast" / "__init__.py"), str(checkout / "csrc")]
+    assert not list(checkout.rglob("*.so"))
+
+
+@pytest.mark.parametrize(("value", "ahead"), [("0", False), ("False", False), ("", False), ("true", True)])
+def test_the_switch_for_ahead_of_time_is_read_without_torch(checkout, value, ahead):
+    """Like every other SACFAST_ variable; an isolated build has setuptools alone."""
+    code = """
+import runpy, setuptools, sys
+sys.modules["torch"] = None
+setuptools.setup = lambda **options: print("ext_modules" in options)
+runpy.run_path("setup.py")
+"""
+    environment = {**os.environ, "SACFAST_AOT": value}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str(ahead)
 
 
 @pytest.mark.native

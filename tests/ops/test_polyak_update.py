@@ -38,6 +38,13 @@ def test_native_is_as_accurate_as_the_reference(dtype, tau):
 
 
 @pytest.mark.native
+def test_more_tensors_than_one_cuda_launch_takes():
+    targets, sources = ([torch.full((n % 7,), value + n) for n in range(130)] for value in (0.0, 1.0))
+    polyak_update_(targets, sources, 0.25)
+    assert all((target == n + 0.25).all() for n, target in enumerate(targets))
+
+
+@pytest.mark.native
 def test_bfloat16_rounds_once_to_nearest_even():
     """Ties: 1 + (1/256 of a difference) lies half-way between bfloat16 numbers, and goes to the even one."""
     target = torch.tensor([1.0, 1.0078125, float("nan"), -3e38], dtype=torch.bfloat16)
@@ -154,6 +161,7 @@ _FLAT = torch.zeros(10)
     [
         (torch.zeros(3), torch.zeros(4), 0.1, "target\\[0\\] has shape .*3.* but source\\[0\\] has .*4"),
         ([torch.zeros(3)], [], 0.1, "1 tensors but source has 0"),
+        ([], [torch.zeros(3)], 0.1, "0 tensors but source has 1"),
         (torch.zeros(3), [torch.zeros(3)], 0.1, "two sequences of tensors"),
         (torch.zeros(3), torch.zeros(3), 1.5, "tau is 1.5"),
         (torch.zeros(3), torch.zeros(3), float("nan"), "tau is nan"),
@@ -167,7 +175,8 @@ _FLAT = torch.zeros(10)
         (_FLAT[:6], _FLAT[4:], 0.1, "overlaps"),
         (_FLAT, _FLAT, 0.1, "overlaps"),
         ([_FLAT[:6], _FLAT[5:]], [torch.zeros(6), torch.zeros(5)], 0.1, "overlaps"),
-        (torch.zeros(1).expand(3), torch.zeros(3), 0.1, "overlaps itself|or itself"),
+        (_FLAT[::2], _FLAT[1::2], 0.1, "interleaves or overlaps with a source's"),
+        (torch.zeros(1).expand(3), torch.zeros(3), 0.1, "overlaps itself|or its own"),
     ],
 )
 def test_bad_input(monkeypatch, native_path, target, source, tau, message):

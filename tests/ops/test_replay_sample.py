@@ -57,6 +57,27 @@ def test_native_equals_the_reference(B):
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(rows, expected, strict=True))
 
 
+@BOTH_PATHS
+def test_more_fields_than_the_cuda_kernel_takes(path, native_path):
+    storage = [torch.arange(5 * f, 5 * f + 5) for f in range(40)]
+    rows, indices = replay_sample(storage, 5, 16, (1, 2, 3))
+    assert all(torch.equal(row, 5 * f + indices) for f, row in enumerate(rows))
+    replay_insert_(storage, [torch.tensor([f]) for f in range(40)], 2)
+    assert [field[2].item() for field in storage] == list(range(40))
+
+
+@pytest.mark.native
+def test_operators_themselves_refuse_missing_lists():
+    """Here the public functions fall back; on a GPU, see test_cuda.py."""
+    rows, key = [torch.zeros(2)], random_key(1, 2, 3)
+    with pytest.raises(ValueError, match="storage has no fields"):
+        torch.ops.sacfast.replay_insert_([], rows, 0)
+    with pytest.raises(ValueError, match="rows has 0 fields"):
+        torch.ops.sacfast.replay_insert_(rows, [], 0)
+    with pytest.raises(ValueError, match="storage has no fields"):
+        torch.ops.sacfast.replay_sample([], torch.tensor(1), 1, key)
+
+
 @pytest.mark.native
 def test_size_may_be_a_tensor_and_key_a_tuple():
     storage = _storage()

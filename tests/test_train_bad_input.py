@@ -1,0 +1,119 @@
+"""Whatever is wrong with the settings is one sentence, and neither leaves nor changes a file."""
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Discrete
+from training_runs import (
+    Clockwork,
+    assert_one_error_line,
+    quick_and_clean,  # noqa: F401 (a fixture)
+    small,
+    start,
+)
+
+from sacfast import native
+from sacfast.errors import SACError
+from sacfast.train import main, train
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--env", "Pushr-v5"], ["'Pushr-v5'", "did you mean Pusher-v5?"]),
+        (["--env", "CartPole-v1"], ["Discrete(2)", "continuous"]),
+        (["--batch-size", "300", "--buffer-capacity", "200"], ["batch_size=300", "buffer_capacity=200"]),
+        (["--buffer-capacity", "-1"], ["buffer_capacity=-1", "at least 1"]),
+        (["--gamma", "2"], ["gamma=2.0", "at most 1"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--device", "toaster"], ["toaster"]),
+        (["--engine", "warp"], ["warp", "reference"]),
+        (["--engine", "native"], ["engine='native'", "engine='auto'"]),
+        (["--steps", "10"], ["steps=10", "--learning-starts"]),
+        (["--out", "{file}"], ["--out", "cannot be written to", "choose another folder"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, capsys, monkeypatch, flags, words):
+    builds: list = []
+    monkeypatch.setattr(native, "available", lambda *_: builds.append(flags))
+    file = tmp_path / "file"
+    file.touch()
+    flags = [flag.format(file=file) for flag in flags]
+    assert main(["--out", str(tmp_path / "runs"), "--threads", "1", "--engine", "reference", *flags]) == 2
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    for word in words:
+        assert word in error
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert not builds  # half a minute of compiling, only to be told this
+
+
+def test_unknown_flags_end_with_status_two(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--batchsize", "3"])
+    assert caught.value.code == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_resume_refuses_contradictions_and_needs_a_run(tmp_path, capsys):
+    run = train(small(tmp_path, steps=60, eval_every=0))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for flags, words in (
+        (["--lr", "0.1"], "--lr 0.1 contradicts the run being resumed, which has 0.0003"),
+        (["--env", "Pusher-v5"], "--env Pusher-v5 contradicts"),
+        (["--steps", "55"], "--steps 55 is below the 60"),
+    ):
+        assert main(["--resume", str(run), *flags]) == 2
+        assert words in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert main([f"--resume={tmp_path}"]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    (run / "last.safetensors").write_bytes(before["last.safetensors"][:1000])
+    assert main(["--resume", str(run), "--steps", "90"]) == 2
+    assert_one_error_line(capsys.readouterr().err)
+    assert (run / "progress.csv").read_bytes() == before["progress.csv"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (b"\xff\xfe\x00step", "cannot be read"),
+        (b"time,mean\n1,2\n", "it has no column step"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_damaged_log_is_one_sentence_on_resuming(tmp_path, capsys, damage, words):
+    run = train(small(tmp_path, steps=60, eval_every=0))
+    log = run / "evaluation.csv"
+    log.unlink()
+    if damage is None:
+        log.mkdir()
+    else:
+        log.write_bytes(damage)
+    capsys.readouterr()
+    assert main(["--resume", str(run), "--steps", "90"]) == 2
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    assert f"the log {log}" in error
+    assert words in error
+
+
+def test_unregistered_environments_and_their_mistakes(tmp_path):
+    with pytest.raises(SACError, match="pass a function that makes it"):
+        train(small(tmp_path), env=Clockwork())
+    env = gymnasium.make("Pendulum-v1")
+    run = train(small(tmp_path, env="Pusher-v5", steps=60, eval_every=0), env=env)
+    assert run.parent.name == "Pendulum-v1"
+    env.reset()  # still open
+
+    class Buttons(Clockwork):
+        action_space = Discrete(3)
+
+    with pytest.raises(SACError, match=r"Buttons has actions Discrete\(3\)"):
+        train(small(tmp_path), env=Buttons)
+
+
+def test_a_mistake_on_the_real_command_line(tmp_path):
+    process = start("--env", "Pushr-v5", "--out", str(tmp_path))
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (2, "")
+    assert_one_error_line(errors)

@@ -1,0 +1,284 @@
+"""Training survives what interrupts it: signals, faults of the environment, a full disk, weights of NaN."""
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import (
+    FLAGS,
+    Clockwork,
+    assert_one_error_line,
+    quick_and_clean,  # noqa: F401 (a fixture)
+    replay_of,
+    small,
+    start,
+)
+
+from sacfast import checkpoint, trainer
+from sacfast.errors import CheckpointError, SACError
+from sacfast.evaluate import load_agent
+from sacfast.logger import read_csv
+from sacfast.train import main, train
+from sacfast.trainer import StopRequest, TrainingInterrupted, resume_command
+
+
+class Faulty(Clockwork):
+    """Clockwork whose `fault` (a function of the results of a step) strikes at step 100."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.steps = fault, 0
+
+    def step(self, action):
+        self.steps += 1
+        results = super().step(action)
+        return self.fault(*results) if self.steps == 100 else results
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            lambda o, r, *rest: (np.array([np.nan, 1.0]), r, *rest),
+            "step 100 an observation whose entry 0 is nan",
+        ),
+        (lambda o, r, *rest: (o, np.inf, *rest), "step 100 the reward inf"),
+        (lambda o, r, *rest: (np.zeros(3), r, *rest), r"shape \[3\]"),
+    ],
+)
+def test_what_was_learned_is_saved_before_an_environments_fault_is_reported(tmp_path, capsys, fault, words):
+    config = small(tmp_path, eval_every=0)
+    with pytest.raises(SACError, match=words):
+        train(config, env=lambda: Faulty(fault))
+    (path,) = Path(config.out).rglob("last.safetensors")
+    replay, meta = replay_of(path.parent)
+    assert len(replay["obs"]) == 99
+    assert np.isfinite(replay["obs"]).all()
+    assert meta["counters"]["step"] == 50  # an update per step from step 50 to 99
+    assert f"to go on: {resume_command(path.parent, custom_env=True)}" in capsys.readouterr().out
+
+
+def test_an_environments_own_exception_passes_through_after_saving(tmp_path):
+    def crash(*_):
+        raise RuntimeError("simulator crashed")
+
+    config = small(tmp_path, eval_every=0)
+    with pytest.raises(RuntimeError, match="simulator crashed"):
+        train(config, env=lambda: Faulty(crash))
+    assert list(Path(config.out).rglob("last.safetensors"))
+
+
+def test_a_rescue_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, capsys):
+    def crash(*_):
+        raise RuntimeError("simulator crashed")
+
+    def broken(*_, **__):
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(trainer.SACAgent, "save", broken)
+    with pytest.raises(RuntimeError, match="simulator crashed"):
+        train(small(tmp_path, eval_every=0), env=lambda: Faulty(crash))
+    assert "could not be saved: no room for a copy" in capsys.readouterr().out
+
+
+def test_a_fault_while_scoring_does_not_put_the_best_policy_in_the_last_ones_place(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no baselines today")  # by now the agent holds the best policy
+
+    monkeypatch.setattr(trainer, "baselines", broken)
+    config = small(tmp_path, env="Pendulum-v1", steps=200)
+    saves, real = [], trainer.SACAgent.save
+    monkeypatch.setattr(
+        trainer.SACAgent, "save", lambda self, path, **k: saves.append(path) or real(self, path, **k)
+    )
+    with pytest.raises(RuntimeError, match="no baselines today"):
+        train(config)
+    assert [path.name for path in saves].count("last.safetensors") == 1
+
+
+class Enormous(Clockwork):
+    """Rewards that fit into float32, with squares that do not: the first update makes the weights NaN."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward * 1e37, *rest
+
+
+def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path):
+    config = small(tmp_path, learning_starts=100, checkpoint_every=90)
+    with pytest.raises(SACError, match=r"training diverged; start again with a lower --lr than 0\.0003"):
+        train(config, env=Enormous)
+    (path,) = Path(config.out).rglob("last.safetensors")
+    tensors, meta = checkpoint.read(path)
+    assert meta["extra"]["step"] == 90
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_old_one_intact(
+    tmp_path, monkeypatch, capsys
+):
+    real, calls = trainer.SACAgent.save, []
+
+    def full_disk(self, path, **kwargs):
+        calls.append(path)
+        if len(calls) > 1:
+            raise CheckpointError(f"cannot write the checkpoint {path} (no space left)")
+        real(self, path, **kwargs)
+
+    monkeypatch.setattr(trainer.SACAgent, "save", full_disk)
+    flags = ["--env", "Pendulum-v1", "--steps", "300", "--learning-starts", "50", "--eval-every", "0"]
+    assert main([*FLAGS, *flags, "--checkpoint-every", "100", "--out", str(tmp_path / "runs")]) == 2
+    assert_one_error_line(capsys.readouterr().err)
+    assert [path.name for path in calls] == ["last.safetensors"] * 2  # it did not insist
+    assert checkpoint.read_meta(calls[0])["extra"]["step"] == 100
+
+
+def test_a_picture_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):
+    def broken(_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(trainer, "plot_run", broken)
+    run = train(small(tmp_path, steps=60, eval_every=0))
+    output = capsys.readouterr().out
+    assert f"no pictures (no fonts); python -m sacfast.plot {run} tries again" in output
+    assert "Pendulum-v1 after 60 steps" in output
+
+
+def test_signals_become_a_flag_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_third_ctrl_c_ends_an_environment_that_hangs_and_what_was_learned_is_saved(
+    tmp_path, monkeypatch, capsys
+):
+    hanging, heard, note = threading.Event(), threading.Semaphore(0), StopRequest._note
+
+    def hear(self, signum, frame):
+        heard.release()
+        note(self, signum, frame)
+
+    def hang(*_):
+        hanging.set()
+        for _ in range(600):
+            time.sleep(0.05)  # a signal just before a sleep would be heard after it only
+        pytest.fail("nothing ended the step")
+
+    def insist():
+        hanging.wait(60)
+        for _ in range(StopRequest.INSISTENCE):
+            os.kill(os.getpid(), signal.SIGINT)
+            heard.acquire(timeout=20)  # two that are pending at once would count as one
+
+    monkeypatch.setattr(StopRequest, "_note", hear)
+
+    before = signal.getsignal(signal.SIGINT)
+    user = threading.Thread(target=insist)
+    user.start()
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(small(tmp_path, eval_every=0), env=lambda: Faulty(hang))
+    user.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    run = caught.value.run
+    assert len(replay_of(run)[0]["obs"]) == 99
+    assert f"saved step 99; to go on: {resume_command(run, custom_env=True)}" in capsys.readouterr().out
+    resumed = dataclasses.replace(small(tmp_path, eval_every=0), resume=str(run))
+    assert train(resumed, env=lambda: Faulty(lambda *results: results)) == run
+
+
+def test_insisting_never_cuts_a_save(tmp_path, monkeypatch):
+    real = trainer.SACAgent.save
+
+    def slow(self, path, **kwargs):
+        for _ in range(StopRequest.INSISTENCE + 1):
+            signal.raise_signal(signal.SIGINT)
+        real(self, path, **kwargs)
+
+    monkeypatch.setattr(trainer.SACAgent, "save", slow)
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(small(tmp_path, eval_every=0, checkpoint_every=100))
+    assert replay_of(caught.value.run)[1]["extra"]["step"] == 100
+
+
+def test_insisting_within_an_update_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    real, updates = trainer.SACAgent.train, []
+
+    def torn(self, *arguments):
+        updates.append(1)
+        for _ in range(StopRequest.INSISTENCE if len(updates) == 100 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(trainer.SACAgent, "train", torn)
+    config = small(tmp_path, eval_every=0, checkpoint_every=100)
+    with pytest.raises(KeyboardInterrupt, match="what was learned since the last checkpoint in .* is lost"):
+        train(config)
+    (path,) = Path(config.out).rglob("last.safetensors")
+    assert checkpoint.read_meta(path)["extra"]["step"] == 100
+
+
+def test_ctrl_c_while_setting_up_says_what_can_be_resumed(tmp_path, monkeypatch, capsys):
+    run = train(small(tmp_path, steps=60, eval_every=0))
+    capsys.readouterr()
+
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.SACAgent, "load", pressed)
+    assert main(["--resume", str(run), "--steps", "90"]) == 130
+    error = capsys.readouterr().err
+    assert error == f"interrupted before the first step; to go on: python -m sacfast.train --resume {run}\n"
+    monkeypatch.setattr(trainer.SACAgent, "from_env", pressed)
+    assert main(["--env", "Pendulum-v1", "--out", str(tmp_path / "new"), "--threads", "1"]) == 130
+    assert capsys.readouterr().err == "interrupted before the first step; there is nothing to resume\n"
+
+
+def stop(process, *signals):
+    """Send the signals once training is under way. Returns status, output and errors."""
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "updates/s" in line and "alpha" in line:
+            break
+    for signum in signals:
+        process.send_signal(signum)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, "".join(seen) + output, errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_interruptions_save_and_say_how_to_go_on(tmp_path):
+    flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--log-every", "50"]
+    first = start(*FLAGS, *flags, "--out", str(tmp_path / "runs"))
+    status, output, errors = stop(first, signal.SIGINT, signal.SIGINT)
+    assert (status, errors) == (130, "")
+    (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
+    assert f"to go on: python -m sacfast.train --resume {run}" in output
+    saved = checkpoint.read_meta(run / "last.safetensors")["extra"]["step"]
+    assert f"stopped by SIGINT at step {saved:,} of 1,000,000" in output
+    assert saved >= 50
+    assert not list(run.glob(".*"))
+
+    status, output, errors = stop(start("--resume", str(run)), signal.SIGTERM)
+    assert (status, errors) == (143, "")
+    assert "stopped by SIGTERM" in output
+    replay, meta = replay_of(run)
+    assert meta["extra"]["step"] > saved
+    assert len(replay["obs"]) == min(meta["extra"]["step"], 2000)
+    steps = [row["step"] for row in read_csv(run / "progress.csv")]
+    assert steps == sorted(set(steps))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_agent(run, "last")

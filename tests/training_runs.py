@@ -1,0 +1,115 @@
+"""What the tests of training share: small runs, an environment that can be predicted, and a look into a run."""
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from sacfast import checkpoint, trainer
+from sacfast.config import SACConfig, TrainConfig
+from sacfast.logger import TIMING_FIELDS, read_csv
+
+SMALL = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=2000)
+
+
+FLAGS = [
+    *("--hidden-dim", "8", "--batch-size", "16", "--buffer-capacity", "2000"),
+    *("--engine", "reference", "--threads", "1", "--eval-episodes", "1"),
+]
+
+
+@pytest.fixture(autouse=True)
+def quick_and_clean(monkeypatch):
+    """No pictures, which take longer than these runs, unless a test asks for them; threads are put back."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(trainer, "plot_run", lambda _: [])
+    yield
+    torch.set_num_threads(before)
+
+
+def small(tmp_path, **changes):
+    values = {
+        "env": "Pendulum-v1",
+        "steps": 300,
+        "engine": "reference",
+        "out": str(tmp_path / "runs"),
+        "learning_starts": 50,
+        "eval_every": 100,
+        "eval_episodes": 1,
+        "checkpoint_every": 0,
+        "log_every": 50,
+        "threads": 1,
+        "tensorboard": False,
+        "sac": SMALL,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+class Clockwork(gymnasium.Env):
+    """Observation (t, episode), reward t. Even episodes terminate at t = 3, odd ones are cut off at t = 5."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32))
+    made: list = []  # noqa: RUF012 (every instance, for the test to look into)
+
+    def __init__(self):
+        self.episode, self.actions, self.seeds = -1, [], []
+        self.made.append(self)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.episode = 0, self.episode + 1
+        self.seeds.append(seed)
+        return np.array([0.0, self.episode]), {}
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        self.t += 1
+        even = self.episode % 2 == 0
+        observation = np.array([self.t, self.episode], np.float64)
+        return observation, float(self.t), even and self.t == 3, not even and self.t == 5, {}
+
+
+def replay_of(run):
+    tensors, meta = checkpoint.read(run / "last.safetensors")
+    return {k.removeprefix("replay."): v.numpy() for k, v in tensors.items() if k.startswith("replay.")}, meta
+
+
+def logs_of(run):
+    """Every CSV without its timing columns."""
+    return {
+        path.name: [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in read_csv(path)]
+        for path in sorted(run.glob("*.csv"))
+    }
+
+
+def tensors_of(run):
+    return checkpoint.read(run / "last.safetensors")[0]
+
+
+def assert_same_run(first, second):
+    assert logs_of(first) == logs_of(second)
+    a, b = tensors_of(first), tensors_of(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def assert_one_error_line(text):
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in text
+
+
+def start(*flags):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "sacfast.train", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
