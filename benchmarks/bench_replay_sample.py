@@ -22,7 +22,9 @@ LINE_BYTES = 64
 @pytest.fixture(scope="module")
 def storage() -> list[torch.Tensor]:
     widths = ((OBS_DIM,), (ACTION_DIM,), (), (OBS_DIM,), ())
-    return [torch.randn(N, *width) for width in widths]
+    fields = [torch.randn(N, *width) for width in widths]
+    fields[-1] = (fields[-1] > 2).float()  # terminated
+    return fields
 
 
 def lines_per_row(field: torch.Tensor) -> float:

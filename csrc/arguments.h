@@ -140,7 +140,7 @@ struct SampleArguments {
 inline SampleArguments sample_arguments(at::TensorList storage, int64_t B, const Tensor& key) {
   const char* op = "replay_sample";
   SampleArguments arguments;
-  arguments.N = check_storage(op, storage);
+  arguments.N = check_storage(op, storage, /*written=*/false);
   check_key(op, key, storage[0].device());
   TORCH_CHECK_VALUE(B >= 0, op, ": batch_size is ", B, "; expected at least 0");
   check_draw(op, B);
@@ -151,7 +151,8 @@ inline SampleArguments sample_arguments(at::TensorList storage, int64_t B, const
     arguments.outputs.push_back(empty(shape, field));
     const int64_t row_bytes = static_cast<int64_t>(field.nbytes()) / arguments.N;
     arguments.fields.push_back({static_cast<char*>(const_cast<void*>(field.const_data_ptr())),
-                                static_cast<char*>(arguments.outputs.back().mutable_data_ptr()), row_bytes});
+                                static_cast<char*>(arguments.outputs.back().mutable_data_ptr()), row_bytes,
+                                field.stride(0) * static_cast<int64_t>(field.element_size())});
     arguments.bytes += row_bytes;
   }
   arguments.outputs.push_back(at::empty({B}, key.options()));
@@ -168,7 +169,7 @@ struct InsertArguments {
 inline InsertArguments insert_arguments(at::TensorList storage, at::TensorList rows, int64_t position) {
   const char* op = "replay_insert_";
   InsertArguments arguments;
-  const int64_t N = arguments.N = check_storage(op, storage);
+  const int64_t N = arguments.N = check_storage(op, storage, /*written=*/true);
   const int64_t given = check_rows(op, storage, rows);
   TORCH_CHECK_VALUE(position >= 0 && position < N, op, ": position is ", position, "; expected 0 to ", N - 1);
   const int64_t skipped = std::max<int64_t>(0, given - N);
@@ -181,8 +182,8 @@ inline InsertArguments insert_arguments(at::TensorList storage, at::TensorList r
     extents.push_back(extent_of(arguments.rows.back(), false));
     const int64_t row_bytes = static_cast<int64_t>(storage[i].nbytes()) / N;
     char* first = static_cast<char*>(const_cast<void*>(arguments.rows.back().const_data_ptr()));
-    arguments.fields.push_back(
-        {static_cast<char*>(storage[i].mutable_data_ptr()), first + skipped * row_bytes, row_bytes});
+    arguments.fields.push_back({static_cast<char*>(storage[i].mutable_data_ptr()),
+                                first + skipped * row_bytes, row_bytes, row_bytes});
   }
   check_disjoint(op, extents,
                  "a storage tensor's memory interleaves or overlaps with the rows' or another field's; pass "

@@ -142,7 +142,7 @@ std::vector<Tensor> replay_sample_int_cpu(at::TensorList storage, int64_t size, 
 
 std::vector<Tensor> replay_sample_cpu(at::TensorList storage, const Tensor& size, int64_t B,
                                       const Tensor& key) {
-  check_storage("replay_sample", storage);
+  check_storage("replay_sample", storage, /*written=*/false);
   check_size_tensor(size, storage[0]);
   return replay_sample_int_cpu(storage, *size.const_data_ptr<int64_t>(), B, key);
 }

@@ -59,17 +59,29 @@ inline void check_draw(const char* op, int64_t numel) {
                     " numbers from one key; expected 0 to 2^33");
 }
 
-// Storage of a replay buffer: contiguous [N, ...] tensors, one device, N >= 1. Returns N.
-inline int64_t check_storage(const char* op, at::TensorList storage) {
+// Whether each row of `field` [N, ...] is dense, wherever the next one begins.
+inline bool has_dense_rows(const at::Tensor& field) {
+  int64_t expected = 1;
+  for (int64_t d = field.dim() - 1; d >= 1; --d) {
+    if (field.size(d) != 1 && field.stride(d) != expected) return false;
+    expected *= field.size(d);
+  }
+  return true;
+}
+
+// Storage of a replay buffer: [N, ...] tensors, one device, N >= 1. To be written they are contiguous, to be
+// read they may be columns of wider records. Returns N.
+inline int64_t check_storage(const char* op, at::TensorList storage, bool written) {
   TORCH_CHECK_VALUE(!storage.empty(), op, ": storage has no fields; expected at least 1");
   TORCH_CHECK_VALUE(!storage[0].is_cuda() || storage.size() <= size_t{cuda::kMaxReplayFields}, op,
                     ": storage has ", storage.size(), " fields; expected at most ", cuda::kMaxReplayFields,
                     " on a GPU");
   for (size_t i = 0; i < storage.size(); ++i) {
     const at::Tensor& field = storage[i];
-    TORCH_CHECK_VALUE(field.dim() >= 1 && field.size(0) >= 1 && field.is_contiguous(), op, ": storage[", i,
-                      "] has shape ", field.sizes(), " and strides ", field.strides(),
-                      "; expected a contiguous tensor [N, ...] with N at least 1");
+    TORCH_CHECK_VALUE(
+        field.dim() >= 1 && field.size(0) >= 1 && (written ? field.is_contiguous() : has_dense_rows(field)),
+        op, ": storage[", i, "] has shape ", field.sizes(), " and strides ", field.strides(), "; expected ",
+        written ? "a contiguous tensor" : "contiguous rows", " [N, ...] with N at least 1");
     TORCH_CHECK_VALUE(field.size(0) == storage[0].size(0), op, ": storage[", i, "] holds ", field.size(0),
                       " rows but storage[0] holds ", storage[0].size(0));
     TORCH_CHECK_VALUE(field.device() == storage[0].device(), op, ": storage[", i, "] is on ", field.device(),

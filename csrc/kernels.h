@@ -17,12 +17,12 @@ struct PolyakPair {
   int64_t numel;
 };
 
-// One field of the replay storage: rows of `row_bytes` bytes. `rows` is the output of a sample or the input
-// of an insert.
+// One field of the replay storage: rows of `row_bytes` bytes, `stride_bytes` from one row of the storage to
+// the next. `rows`, dense, is the output of a sample or the input of an insert.
 struct ReplayField {
   char* storage;
   char* rows;
-  int64_t row_bytes;
+  int64_t row_bytes, stride_bytes;
 };
 
 namespace cpu {

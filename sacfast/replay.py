@@ -65,6 +65,7 @@ class ReplayBuffer:
         self.position = 0
         self._draws = 0
         self._records: Tensor | None = None  # [N, R]
+        self._fields: tuple[Tensor, ...] = ()  # its columns, as views
         if obs_dim is not None and action_dim is not None:
             self._allocate(obs_dim, action_dim)
 
@@ -83,16 +84,12 @@ class ReplayBuffer:
                 f"cannot be had on {self.device}; lower the capacity (buffer_capacity)"
             ) from None
         self.obs_dim, self.action_dim = obs_dim, action_dim
-        return self._records
-
-    def _columns(self, records: Tensor) -> tuple[Tensor, ...]:
-        """The FIELDS of records [n, R], as views."""
-        obs_dim, action_dim = self.obs_dim or 0, self.action_dim or 0
-        used = 2 * obs_dim + action_dim + 2
-        obs, action, reward, next_obs, terminated, _ = records.split(
-            [obs_dim, action_dim, 1, obs_dim, 1, records.shape[1] - used], dim=1
+        padding = width - (2 * obs_dim + action_dim + 2)
+        obs, action, reward, next_obs, terminated, _ = self._records.split(
+            [obs_dim, action_dim, 1, obs_dim, 1, padding], dim=1
         )
-        return obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1)
+        self._fields = (obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
+        return self._records
 
     def push(self, state, action, reward, next_state, done) -> None:
         """Add one transition: state [O], action [A], reward, next_state [O], done.
@@ -168,8 +165,8 @@ class ReplayBuffer:
                 f"batch_size {batch_size} is above the {self.size} transitions in the buffer: "
                 "collect more first, or lower batch_size"
             )
-        (records,), _ = replay_sample([self._records], self.size, int(batch_size), key)
-        return Batch(*self._columns(records))
+        fields, _ = replay_sample(self._fields, self.size, int(batch_size), key)
+        return Batch(*fields)
 
     def __len__(self) -> int:
         return self.size
@@ -180,8 +177,8 @@ class ReplayBuffer:
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The filled part of every field, in storage order, as views: what a checkpoint keeps."""
-        if self._records is not None:
-            yield from zip(FIELDS, self._columns(self._records[: self.size]), strict=True)
+        for name, field in zip(FIELDS, self._fields, strict=bool(self._fields)):
+            yield name, field[: self.size]
 
     def counters(self) -> dict[str, int]:
         """The integers of a checkpoint; `restore` reads them."""

@@ -51,12 +51,12 @@ inline void copy_row(char* out, const char* row, int64_t bytes) {
 }
 
 void gather(const ReplayField& field, const int64_t* indices, char* out, int64_t n) {
-  const int64_t bytes = field.row_bytes;
+  const int64_t bytes = field.row_bytes, stride = field.stride_bytes;
   if (bytes == 0) return;
-  for (int64_t i = 0; i < std::min(kAhead, n); ++i) prefetch_row(field.storage + indices[i] * bytes, bytes);
+  for (int64_t i = 0; i < std::min(kAhead, n); ++i) prefetch_row(field.storage + indices[i] * stride, bytes);
   for (int64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) prefetch_row(field.storage + indices[i + kAhead] * bytes, bytes);
-    copy_row(out + i * bytes, field.storage + indices[i] * bytes, bytes);
+    if (i + kAhead < n) prefetch_row(field.storage + indices[i + kAhead] * stride, bytes);
+    copy_row(out + i * bytes, field.storage + indices[i] * stride, bytes);
   }
 }
 

@@ -28,7 +28,8 @@ Table make_table(const ReplayField* fields, int64_t count) {
   for (int f = 0; f < table.count; ++f) {
     const ReplayField& field = table.fields[f] = fields[f];
     const uintptr_t bits = reinterpret_cast<uintptr_t>(field.storage) |
-                           reinterpret_cast<uintptr_t>(field.rows) | static_cast<uintptr_t>(field.row_bytes);
+                           reinterpret_cast<uintptr_t>(field.rows) | static_cast<uintptr_t>(field.row_bytes) |
+                           static_cast<uintptr_t>(field.stride_bytes);
     table.word_bytes[f] = bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 1;
   }
   return table;
@@ -67,7 +68,7 @@ __global__ void replay_sample_kernel(const __grid_constant__ Table table, int64_
     if (lane == 0) indices[i] = index;
     for (int f = 0; f < table.count; ++f) {
       const ReplayField& field = table.fields[f];
-      copy_row(field.rows + i * field.row_bytes, field.storage + index * field.row_bytes, field.row_bytes,
+      copy_row(field.rows + i * field.row_bytes, field.storage + index * field.stride_bytes, field.row_bytes,
                table.word_bytes[f], lane);
     }
   }
@@ -80,7 +81,7 @@ __global__ void replay_insert_kernel(const __grid_constant__ Table table, int64_
     const int64_t row = (position + i) % N;
     for (int f = 0; f < table.count; ++f) {
       const ReplayField& field = table.fields[f];
-      copy_row(field.storage + row * field.row_bytes, field.rows + i * field.row_bytes, field.row_bytes,
+      copy_row(field.storage + row * field.stride_bytes, field.rows + i * field.row_bytes, field.row_bytes,
                table.word_bytes[f], lane);
     }
   }

@@ -11,15 +11,18 @@ from sacfast.ops.checks import check_disjoint, refusal
 from sacfast.ops.philox import Key, as_key, check_draw, indices_reference
 
 
-def _check_storage(operator: str, storage: Sequence[Tensor]) -> int:
-    """Raise SACError unless the fields are contiguous [N, ...] tensors on one device; returns N."""
+def _check_storage(operator: str, storage: Sequence[Tensor], written: bool) -> int:
+    """Raise SACError unless the fields are [N, ...] tensors on one device, contiguous (where only read, in each
+    row); returns N.
+    """
     if not storage:
         raise SACError(f"{operator}: storage has no fields; expected at least 1")
     for i, field in enumerate(storage):
-        if field.dim() < 1 or field.shape[0] < 1 or not field.is_contiguous():
+        dense = field.dim() > 0 and field.shape[0] > 0 and (field if written else field[0]).is_contiguous()
+        if not dense:
             raise SACError(
                 f"{operator}: storage[{i}] has shape {list(field.shape)} and strides {list(field.stride())}; "
-                "expected a contiguous tensor [N, ...] with N at least 1"
+                f"expected {'a contiguous tensor' if written else 'contiguous rows'} [N, ...] with N at least 1"
             )
         if field.shape[0] != storage[0].shape[0] or field.device != storage[0].device:
             raise SACError(
@@ -38,7 +41,7 @@ def replay_sample_reference(
     storage: Sequence[Tensor], size: int | Tensor, batch_size: int, key: Key
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """indices = indices_reference(key, batch_size, size), and each field's rows there. See replay_sample."""
-    N = _check_storage("replay_sample", storage)
+    N = _check_storage("replay_sample", storage, written=False)
     key = as_key(key, storage[0].device)
     check_draw(key, batch_size, storage[0].device)
     _check_size(int(size), N)
@@ -51,7 +54,8 @@ def replay_sample(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Draw `batch_size` rows uniformly, with replacement, from the first `size` rows of every field.
 
-    storage: contiguous tensors [N, ...] of any dtypes on one device; size: an int, or an int64 tensor of one
+    storage: tensors [N, ...] of any dtypes on one device, each row contiguous (so they may be columns of one
+    record per transition, which costs the fewest cache lines); size: an int, or an int64 tensor of one
     element on that device, which a CUDA graph can advance in place; key: as in squashed_gaussian. Returns the
     fields' rows, each [B, ...], and the indices int64 [B]. The same key gives the same indices on every
     device and in the reference.
@@ -94,7 +98,7 @@ def _check_rows(storage: Sequence[Tensor], rows: Sequence[Tensor]) -> int:
 
 def replay_insert_reference_(storage: Sequence[Tensor], rows: Sequence[Tensor], position: int) -> None:
     """storage[f][(position + j) mod N] = rows[f][j] for j = 0, ..., n - 1. See replay_insert_."""
-    N = _check_storage("replay_insert_", storage)
+    N = _check_storage("replay_insert_", storage, written=True)
     n = _check_rows(storage, rows)
     if not 0 <= position < N:
         raise SACError(f"replay_insert_: position is {position}; expected 0 to {N - 1}")

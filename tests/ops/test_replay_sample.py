@@ -134,6 +134,25 @@ def test_insertion_goes_round_and_keeps_the_last(path, native_path, n, position)
     )
 
 
+@BOTH_PATHS
+def test_fields_may_be_columns_of_one_record(path, native_path):
+    """Their bytes are those of fields of their own, also for offsets that no vector width divides."""
+    records = torch.arange(500 * 40, dtype=torch.float32).reshape(500, 40)
+    columns = [records[:, 1:24], records[:, 24:31], records[:, 31], records.view(500, 8, 5)[:, 7]]
+    rows, indices = replay_sample(columns, 450, 300, (1, 0, 9))
+    expected, expected_indices = replay_sample_reference(
+        [column.contiguous() for column in columns], 450, 300, (1, 0, 9)
+    )
+    assert torch.equal(indices, expected_indices)
+    assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(rows, expected, strict=True))
+
+
+@BOTH_PATHS
+def test_columns_of_a_record_are_not_written(path, native_path):
+    with pytest.raises(SACError, match="expected a contiguous tensor"):
+        replay_insert_([torch.zeros(8, 6)[:, :3]], [torch.ones(2, 3)], 0)
+
+
 @pytest.mark.native
 def test_rows_need_not_be_contiguous():
     storage, rows = [torch.zeros(8, 3)], torch.randn(3, 5)
@@ -147,6 +166,8 @@ def test_opcheck():
     ops = torch.ops.sacfast
     torch.library.opcheck(ops.replay_sample.default, (storage, torch.tensor(20), 6, key))
     torch.library.opcheck(ops.replay_sample.int, (storage, 20, 6, key))
+    records = torch.randn(20, 12)
+    torch.library.opcheck(ops.replay_sample.int, ([records[:, :5], records[:, 7]], 20, 6, key))
     torch.library.opcheck(ops.replay_insert_.default, (storage, [f[:4].clone() for f in storage], 18))
 
 
