@@ -202,8 +202,9 @@ def record_video(
     """
     try:
         import imageio.v2
-    except ImportError:
-        raise SACError("no video: imageio is not installed; pip install 'sacfast[video]'.") from None
+        import imageio_ffmpeg  # noqa: F401 (imageio's encoder; without it the error would name no remedy)
+    except ImportError as error:
+        raise SACError(f"no video: {error.name} is not installed; pip install 'sacfast[video]'.") from None
     choose_mujoco_gl()
     env = None
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.

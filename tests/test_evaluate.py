@@ -22,6 +22,7 @@ from sacfast.evaluate import (
     load_agent,
     main,
     random_policy,
+    record_video,
     zero_policy,
 )
 from sacfast.trainer import write_json
@@ -233,3 +234,9 @@ def test_the_first_backend_that_works_is_chosen(monkeypatch):
     works.clear()
     with pytest.raises(SACError, match="neither EGL nor OSMesa"):
         choose_mujoco_gl()
+
+
+def test_a_missing_encoder_is_named_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(SACError, match=r"imageio_ffmpeg is not installed; pip install 'sacfast\[video\]'"):
+        record_video(lambda obs: np.zeros(7), "Pusher-v5", tmp_path / "v.mp4")
