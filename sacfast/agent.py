@@ -15,7 +15,7 @@ from sacfast.envs import ActionBounds, check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.ops import Stream
-from sacfast.replay import FIELDS, ReplayBuffer, as_float32, is_whole
+from sacfast.replay import FIELDS, ReplayBuffer, as_float32, field_shapes, is_whole
 from sacfast.state import SACState
 
 
@@ -266,7 +266,9 @@ class SACAgent:
         _check_shapes(filepath, tensors, {name: tuple(tensor.shape) for name, tensor in live.items()})
         replay = meta.get("replay")
         if replay and replay["size"]:
-            _check_shapes(filepath, tensors, self._replay_shapes(replay["size"]))
+            shapes = field_shapes(replay["size"], self.state_dim, self.action_dim)
+            names = (f"replay.{name}" for name in FIELDS)
+            _check_shapes(filepath, tensors, dict(zip(names, shapes, strict=True)))
         if not self.automatic_entropy_tuning:
             del live["log_alpha"]
         with torch.no_grad():
@@ -277,11 +279,6 @@ class SACAgent:
             rows = {name: tensors[f"replay.{name}"] for name in FIELDS} if replay["size"] else {}
             self.replay_buffer.restore(rows, replay)
         return meta.get("extra", {})
-
-    def _replay_shapes(self, size: int) -> dict[str, tuple[int, ...]]:
-        """What a checkpoint's `size` transitions look like for this agent."""
-        widths = ((self.state_dim,), (self.action_dim,), (), (self.state_dim,), ())
-        return {f"replay.{name}": (size, *width) for name, width in zip(FIELDS, widths, strict=True)}
 
     def _check_meta(self, path: str | os.PathLike, meta: dict[str, Any]) -> None:
         ours = {

@@ -27,6 +27,7 @@ from sacfast.checkpoint import read_meta
 from sacfast.config import TrainConfig
 from sacfast.envs import ActionBounds, make_env
 from sacfast.errors import SACError
+from sacfast.replay import is_whole
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.
@@ -80,7 +81,7 @@ def evaluate(
     Raises SACError for an environment that SAC cannot use (`make_env`), for episodes < 1 and for seed < 0.
     """
     for name, value, minimum in (("episodes", episodes, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        if not is_whole(value) or value < minimum:
             raise SACError(f"{name}={value!r} must be a whole number of at least {minimum}.")
     policy = _as_policy(agent_or_policy)
     env = make_env(env_id) if isinstance(env_id, str) else env_id

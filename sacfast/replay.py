@@ -73,8 +73,9 @@ class ReplayBuffer:
         for name, dim in (("obs_dim", obs_dim), ("action_dim", action_dim)):
             if not is_whole(dim) or dim < 1:
                 raise SACError(f"{name} must be a whole number of at least 1, not {dim!r}")
-        width = 2 * obs_dim + action_dim + 2
-        width += -width % CACHE_LINE_FLOATS
+        used = 2 * obs_dim + action_dim + 2
+        padding = -used % CACHE_LINE_FLOATS
+        width = used + padding
         try:
             # The operating system maps pages on first touch, so on a CPU a large empty ring costs no memory yet.
             self._records = torch.empty((self.capacity, width), device=self.device)
@@ -84,7 +85,6 @@ class ReplayBuffer:
                 f"cannot be had on {self.device}; lower the capacity (buffer_capacity)"
             ) from None
         self.obs_dim, self.action_dim = obs_dim, action_dim
-        padding = width - (2 * obs_dim + action_dim + 2)
         obs, action, reward, next_obs, terminated, _ = self._records.split(
             [obs_dim, action_dim, 1, obs_dim, 1, padding], dim=1
         )
@@ -98,11 +98,16 @@ class ReplayBuffer:
         pass False, and the true last observation as next_state.
         """
         values = zip(FIELDS, (state, action, reward, next_state, done), strict=True)
-        self.push_batch(*(as_float32(name, value)[None] for name, value in values))
+        self._insert([as_float32(name, value)[None] for name, value in values])
 
     def push_batch(self, state, action, reward, next_state, done) -> None:
         """Add n transitions at once, oldest first: state, next_state [n, O], action [n, A], reward, done [n]."""
-        columns = self._checked((state, action, reward, next_state, done))
+        values = zip(FIELDS, (state, action, reward, next_state, done), strict=True)
+        self._insert([as_float32(name, value) for name, value in values])
+
+    def _insert(self, columns: list[np.ndarray]) -> None:
+        """Store the FIELDS of n transitions, float32, once they have passed every check."""
+        self._check(columns)
         rows, obs_dim, action_dim = len(columns[2]), columns[0].shape[1], columns[1].shape[1]
         if rows == 0:
             return
@@ -116,15 +121,14 @@ class ReplayBuffer:
         self.position = (self.position + rows) % self.capacity
         self.size = min(self.size + rows, self.capacity)
 
-    def _checked(self, values: tuple) -> list[np.ndarray]:
-        """The five columns of push_batch as float32 arrays. Raises SACError naming the first that is wrong."""
-        columns = [as_float32(name, value) for name, value in zip(FIELDS, values, strict=True)]
+    def _check(self, columns: list[np.ndarray]) -> None:
+        """Raise SACError naming the first of the FIELDS that is wrong."""
         for name, column, ndim in zip(FIELDS, columns, (2, 2, 1, 2, 1), strict=True):
             if column.ndim != ndim:
                 raise SACError(f"{name} has {column.ndim - 1} dimensions per transition, not {ndim - 1}")
         rows = len(columns[2])
         obs_dim, action_dim = self.obs_dim or columns[0].shape[1], self.action_dim or columns[1].shape[1]
-        shapes = ((rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,))
+        shapes = field_shapes(rows, obs_dim, action_dim)
         for name, column, shape in zip(FIELDS, columns, shapes, strict=True):
             if column.shape != shape:
                 raise SACError(
@@ -138,7 +142,6 @@ class ReplayBuffer:
         if ((ends != 0) & (ends != 1)).any():
             bad = ends[(ends != 0) & (ends != 1)][0]
             raise SACError(f"terminated holds {bad:g}; pass False or True")
-        return columns
 
     def sample(self, batch_size: int):
         """Draw (states [B, O], actions [B, A], rewards [B, 1], next_states [B, O], dones [B, 1]), NumPy float32.
@@ -196,21 +199,23 @@ class ReplayBuffer:
         A smaller capacity keeps the newest transitions; a larger one all of them.
         """
         size, position = int(counters["size"]), int(counters["position"])
-        kept = min(size, self.capacity)
+        kept, same_ring = min(size, self.capacity), counters["capacity"] == self.capacity
         if size:
             rows = [tensors[name] for name in FIELDS]
             if self._records is None:
                 self._allocate(rows[0].shape[1], rows[1].shape[1])
             self.size = kept
             for (_, target), source in zip(self.named_tensors(), rows, strict=True):
-                if (
-                    counters["capacity"] != self.capacity
-                ):  # the ring closes elsewhere: lay it out oldest first
+                if not same_ring:  # it closes elsewhere: lay it out oldest first
                     source = source.roll(-position, 0)[size - kept :]
                 target.copy_(source)
-        same_ring = counters["capacity"] == self.capacity
         self.size, self.position = kept, position if same_ring else kept % self.capacity
         self.seed, self._draws = int(counters["seed"]), int(counters["draws"])
+
+
+def field_shapes(rows: int, obs_dim: int, action_dim: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the FIELDS of `rows` transitions."""
+    return (rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,)
 
 
 def is_whole(value) -> bool:
