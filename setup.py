@@ -36,11 +36,11 @@ def environment_flag(name):
 
 
 class BuildAheadOfTime(build_ext):
-    """Compiles with the sources, flags and tools that the first native call would use."""
+    """Compiles with the sources, flags and tools that the first native call would use, every arithmetic path."""
 
     def run(self):
         native = native_package()
-        builder = native.Builder(verbose=True)
+        builder = native.Builder(verbose=True, paths=native.toolchain.every_path())
         self.folder = (HERE if self.inplace else Path(self.build_lib)) / "sacfast" / native.PREBUILT.name
         shutil.rmtree(self.folder, ignore_errors=True)
         builder.build_into(self.folder)

@@ -7,6 +7,7 @@ we know how to write by hand; torch.compile is applied to those.
 import math
 import runpy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class HandWrittenSAC:
         self.log_alpha = state.log_alpha.clone().requires_grad_()
         self.critic_adam = torch.optim.Adam(self.critic, lr=config.lr, fused=True)
         self.policy_adam = torch.optim.Adam([*self.actor, self.log_alpha], lr=config.lr, fused=True)
-        wrap: Callable = torch.compile if compiled else lambda function: function
+        wrap: Callable = partial(torch.compile, dynamic=False) if compiled else lambda function: function
         self._target_values = wrap(target_values)
         self._critic_loss = wrap(critic_loss)
         self._actor_loss = wrap(actor_loss)

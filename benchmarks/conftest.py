@@ -17,7 +17,8 @@ DEFAULT_THREADS = 2
 
 def pytest_collect_file(file_path: Path, parent):
     """bench_*.py files are collected by `pytest benchmarks`, and by nothing else."""
-    if file_path.suffix == ".py" and file_path.name.startswith("bench_"):
+    named = parent.session.isinitpath(file_path)  # on the command line: pytest collects it by itself
+    if file_path.suffix == ".py" and file_path.name.startswith("bench_") and not named:
         return pytest.Module.from_parent(parent, path=file_path)
     return None
 
@@ -52,6 +53,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(
             f"torch.compile baselines left out under --benchmark-disable: {', '.join(race.not_compiled)}"
         )
+    if race.not_installed:
+        missing = ", ".join(sorted(race.not_installed))
+        terminalreporter.write_line(f"left out because they are not installed: {missing}")
     for result in race.finished:
         terminalreporter.write_line(f"\n{result['group']}")
         for role, summary in result["contestants"].items():
@@ -61,4 +65,10 @@ def pytest_terminal_summary(terminalreporter):
                 line += "  {1:.2f}x ({0:.2f} to {2:.2f})".format(*summary["ratio"])
             if "gb_per_s" in summary:
                 line += f"  {summary['gb_per_s']:.1f} GB/s"
+            if "gflop_per_s" in summary:
+                line += f"  {summary['gflop_per_s']:.1f} GFLOP/s"
             terminalreporter.write_line(line)
+        for name, rate in result.get("peak_gflop_per_s", {}).items():
+            terminalreporter.write_line(f"  peak of {name}: {rate:.1f} GFLOP/s")
+        for name, us in result.get("phases_us", {}).items():
+            terminalreporter.write_line(f"  {name:<33} {us:>8.4g} us of all threads per update")

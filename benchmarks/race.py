@@ -1,7 +1,8 @@
 """Times several ways of computing the same thing in turn, so that a noisy machine disturbs all of them alike.
 
-A round times every contestant once, one after the other, each for about a millisecond of back-to-back calls.
-A ratio is taken within a round, and its median over the rounds is reported: a slow second slows both sides.
+A round times every contestant once, one after the other, each for about a millisecond of back-to-back calls,
+or for a single call where something has to happen before each. A ratio is taken within a round, and its median
+over the rounds is reported: a slow second slows both sides.
 Ours is timed by pytest-benchmark, the others between its rounds by the same clock; they go into `extra_info`.
 """
 
@@ -25,9 +26,12 @@ STREAM_NUMEL = 2**24
 ROUND_SECONDS = 1e-3
 WARM_UP_SECONDS = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
+SLOW_SECONDS = 20e-3  # a call this long fills its own caches
+SETTLE_SECONDS = 3e-3  # after which the threads of the contestant before have gone to sleep
 
 finished: list[dict[str, Any]] = []  # what the terminal summary prints
 not_compiled: list[str] = []
+not_installed: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Case:
     operation: str
     shape: str
     moved_bytes: int | None = None  # read and written by one call, where the memory is the limit
+    flop: int | None = None  # of one call, the same for all, where arithmetic is the limit
 
 
 def race(
@@ -46,11 +51,19 @@ def race(
     contestants: Mapping[str, Callable[[], Any]],
     check: Callable[[Callable], None],
     seconds: float = 2.0,
+    *,
+    before: Mapping[str, Callable[[], Any]] | None = None,
+    threaded: bool = False,
+    min_rounds: int = MIN_ROUNDS,
+    details: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Check what every contestant computes, then time them in turn for about `seconds`.
 
     contestants  by role; OURS is the one the ratios are about
     check        called with each contestant; raises where the result is wrong
+    before       by role, called untimed before each single call
+    threaded     contestants have pools of threads, which spin for a while: each waits for the one before
+    details      called afterwards: what else to record
     """
     contestants = dict(contestants)
     if benchmark.disabled and contestants.pop(COMPILED, None):
@@ -64,7 +77,8 @@ def race(
     if case.moved_bytes is not None:
         one, other = torch.zeros(STREAM_NUMEL), torch.ones(STREAM_NUMEL)
         contestants[STREAM] = lambda: one.add_(other)
-    samples = _measure(benchmark, contestants, seconds)
+    race_on = _Race(contestants, before or {}, SETTLE_SECONDS if threaded else 0.0)
+    samples = race_on.measure(benchmark, seconds, min_rounds)
     benchmark.extra_info.update(
         table=case.table,
         operation=case.operation,
@@ -72,28 +86,47 @@ def race(
         threads=torch.get_num_threads(),
         contestants={role: _summary(role, samples, case) for role in samples},
         machine=describe_machine(),
+        **details(),
     )
     finished.append({"group": benchmark.group, **benchmark.extra_info})
 
 
-def _measure(benchmark, contestants: dict[str, Callable], seconds: float) -> dict[str, list[float]]:
-    """Seconds per call of every contestant, one entry per round."""
-    estimates = {role: _warm_up(call) for role, call in contestants.items()}
-    iterations = {role: max(1, round(ROUND_SECONDS / t)) for role, t in estimates.items()}
-    round_seconds = sum((iterations[role] + 1) * t for role, t in estimates.items())
-    rounds = int(min(max(seconds / round_seconds, MIN_ROUNDS), MAX_ROUNDS))
-    others: dict[str, list[float]] = {role: [] for role in contestants if role != OURS}
+@dataclass
+class _Race:
+    contestants: dict[str, Callable]
+    before: Mapping[str, Callable]
+    settle_seconds: float
 
-    def time_the_others() -> None:
-        for role, data in others.items():
-            contestants[role]()  # untimed: nobody pays for the caches that the one before has emptied
-            data.append(_time(contestants[role], iterations[role]))
-        contestants[OURS]()
+    def measure(self, benchmark, seconds: float, min_rounds: int) -> dict[str, list[float]]:
+        """Seconds per call of every contestant, one entry per round."""
+        estimates = {role: _warm_up(call) for role, call in self.contestants.items()}
+        iterations = {role: max(1, round(ROUND_SECONDS / t)) for role, t in estimates.items()}
+        iterations.update(dict.fromkeys(self.before, 1))
+        round_seconds = sum((iterations[role] + 1) * t + self.settle_seconds for role, t in estimates.items())
+        rounds = int(min(max(seconds / round_seconds, min_rounds), MAX_ROUNDS))
+        others: dict[str, list[float]] = {role: [] for role in self.contestants if role != OURS}
 
-    ours = iterations[OURS]
-    benchmark.pedantic(contestants[OURS], teardown=time_the_others, rounds=rounds, iterations=ours)
-    # pedantic ends with one call more, for the result, which belongs to no round.
-    return {OURS: list(benchmark.stats.stats.data), **{role: data[:rounds] for role, data in others.items()}}
+        def time_the_others() -> None:
+            for role, data in others.items():
+                self.prepare(role, estimates[role])
+                data.append(_time(self.contestants[role], iterations[role]))
+            self.prepare(OURS, estimates[OURS])
+
+        self.prepare(OURS, estimates[OURS])
+        benchmark.pedantic(
+            self.contestants[OURS], teardown=time_the_others, rounds=rounds, iterations=iterations[OURS]
+        )
+        # pedantic ends with one call more, for the result, which belongs to no round.
+        ours = list(benchmark.stats.stats.data)
+        return {OURS: ours, **{role: data[:rounds] for role, data in others.items()}}
+
+    def prepare(self, role: str, estimate: float) -> None:
+        """Nobody pays for the caches that the one before has emptied, nor for its threads that still spin."""
+        time.sleep(self.settle_seconds)
+        if role in self.before:
+            self.before[role]()
+        elif estimate < SLOW_SECONDS:
+            self.contestants[role]()
 
 
 def _warm_up(call: Callable) -> float:
@@ -118,6 +151,8 @@ def _summary(role: str, samples: dict[str, list[float]], case: Case) -> dict[str
     if role not in (OURS, STREAM):
         ratios = [theirs / ours for theirs, ours in zip(samples[role], samples[OURS], strict=True)]
         summary["ratio"] = _quartiles(ratios)
+    if case.flop is not None:
+        summary["gflop_per_s"] = case.flop / statistics.median(samples[role]) / 1e9
     if moved_bytes is not None:
         summary["gb_per_s"] = moved_bytes / statistics.median(samples[role]) / 1e9
     return summary

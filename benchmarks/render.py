@@ -68,32 +68,72 @@ def _bandwidth(results: dict[str, Any]) -> str:
     return f"{number(ours)} ({ours / stream:.0%})"
 
 
-UPDATE_ROWS = {
-    OURS: '**sacfast**, `engine="auto"`',
-    "reference": 'sacfast, `engine="reference"`',
-    "notebook": "the notebook",
-    "eager": "hand-written for speed, eager",
-    "compiled": "hand-written for speed, torch.compile",
+ROLES = {
+    OURS: "**sacfast**",
+    "avx512": "sacfast, AVX-512",
+    "bf16x3": "sacfast, bf16x3",
+    "bf16": "sacfast, bf16",
+    "reference": "reference",
+    "notebook": "notebook",
+    "eager": "by hand, eager",
+    "compiled": "by hand, compiled",
+    "sb3": "SB3",
+    "sbx": "SBX",
 }
 
 
+def _roles(entries: list[Entry]) -> list[str]:
+    """Those that took part in any of the races, in the order of ROLES."""
+    return [role for role in ROLES if any(role in entry["contestants"] for entry in entries)]
+
+
 def update_table(entries: list[Entry]) -> list[str]:
-    """One line per implementation, one column per batch size and number of threads."""
+    """One line per shape, one column per implementation; ours with GFLOP/s and its share of the peak."""
+    roles = _roles(entries)
     lines = [
-        "| ms per update | " + " | ".join(entry["shape"] for entry in entries) + " |",
+        "| ms per update | GFLOP/s (of peak) | " + " | ".join(ROLES[role] for role in roles) + " |",
+        "|---|---:|" + "---:|" * len(roles),
+    ]
+    for entry in entries:
+        results = entry["contestants"]
+        rate, peak = results[OURS]["gflop_per_s"], entry["peak_gflop_per_s"]["float32"]
+        cells = [entry["shape"], f"{number(rate)} ({rate / peak:.0%})"]
+        cells += [_time_and_ratio(results.get(role), 1e-3) for role in roles]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _time_and_ratio(result: dict[str, Any] | None, scale: float) -> str:
+    if result is None:
+        return NONE
+    if "ratio" not in result:
+        return with_range(result["us"], scale)
+    return f"{number(result['us'][1] * scale)} ({number(result['ratio'][1])}x)"
+
+
+def phases_table(entries: list[Entry]) -> list[str]:
+    """One line per shape, one column per phase of the native update: microseconds of all threads, and the share."""
+    phases = list(entries[0]["phases_us"])
+    lines = [
+        "| µs of all threads per update | " + " | ".join(phases) + " |",
+        "|---|" + "---:|" * len(phases),
+    ]
+    for entry in entries:
+        total = sum(entry["phases_us"].values())
+        cells = [f"{number(us)} ({us / total:.0%})" for us in entry["phases_us"].values()]
+        lines.append(f"| {entry['shape']} | {' | '.join(cells)} |")
+    return lines
+
+
+def action_table(entries: list[Entry]) -> list[str]:
+    """One line per implementation; again and again, and straight after an update."""
+    lines = [
+        "| µs per action | " + " | ".join(entry["shape"] for entry in entries) + " |",
         "|---|" + "---:|" * len(entries),
     ]
-    for role, name in UPDATE_ROWS.items():
-        cells = []
-        for entry in entries:
-            result = entry["contestants"].get(role)
-            if result is None:
-                cells.append(NONE)
-            elif "ratio" in result:
-                cells.append(f"{with_range(result['us'], 1e-3)}, {number(result['ratio'][1])}x")
-            else:
-                cells.append(with_range(result["us"], 1e-3))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for role in _roles(entries):
+        cells = [_time_and_ratio(entry["contestants"].get(role), 1.0) for entry in entries]
+        lines.append(f"| {ROLES[role]} | {' | '.join(cells)} |")
     return lines
 
 
@@ -115,9 +155,12 @@ def training_table(entries: list[Entry]) -> list[str]:
 TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "operators": operators_table,
     "update": update_table,
+    "phases": phases_table,
+    "action": action_table,
     "training": training_table,
 }
-SOURCES = {"cpu.json": ("operators", "update"), "training.json": ("training",)}
+SOURCES = {"cpu.json": ("operators", "update", "phases", "action"), "training.json": ("training",)}
+RUNS_OF = {"phases": "update"}  # a table of what another table's runs have measured besides
 
 LEGENDS = {
     "operators": (
@@ -128,9 +171,20 @@ LEGENDS = {
         "memory must move, for rows the cache lines that they touch; stream is add_ of 64 MiB in place."
     ),
     "update": (
-        "A batch drawn from 100,000 transitions, then one update of critics, policy, temperature and "
-        "targets; 23 observations, 7 actions, two layers of 256. Median (first to third quartile), then how "
-        "many times longer than sacfast's an update takes."
+        "A batch drawn from 100,000 transitions, then one update of critics, policy, temperature and targets: "
+        "two hidden layers of the width named. Median (first to third quartile); for others, how many times longer "
+        "than sacfast's in float32 an update takes. GFLOP/s counts 2 B in out per product and layer, forward and "
+        "for either gradient; the peak is of float32 multiply-adds in registers, by as many threads. By hand: "
+        "batched twin critics, fused Adam, tensor replay, torch.compile for the compiled one. reference: "
+        "sacfast's own in PyTorch. SB3, SBX: train(gradient_steps=1) of Stable-Baselines3 and of its JAX sibling."
+    ),
+    "phases": (
+        "The native update in float32, timed inside: microseconds in each phase summed over the threads, and "
+        "its share of the sum."
+    ),
+    "action": (
+        "select_action of one Pusher-v5 observation, sampled, NumPy in and out; two hidden layers of 256. Median "
+        "(first to third quartile); for others, how many times longer than sacfast's it takes."
     ),
     "training": (
         "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
@@ -167,7 +221,7 @@ def load(path: Path) -> tuple[list[Entry], str]:
 def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -> str:
     """`readme` with the tables `names` replaced. Raises RenderError if a marker or a table's runs are missing."""
     for name in names:
-        chosen = [entry for entry in entries if entry.get("table") == name]
+        chosen = [entry for entry in entries if entry.get("table") == RUNS_OF.get(name, name)]
         if not chosen:
             raise RenderError(f"the JSON has no benchmark for table {name}; run all of benchmarks/")
         begin, end = f"<!-- BEGIN table:{name} -->", f"<!-- END table:{name} -->"

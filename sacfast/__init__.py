@@ -2,7 +2,7 @@
 
 from sacfast.agent import SACAgent
 from sacfast.config import SACConfig, TrainConfig
-from sacfast.engines import Metrics, Noise, make_engine
+from sacfast.engines import Metrics, NativeEngine, Noise, make_engine
 from sacfast.errors import CheckpointError, NativeUnavailable, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.plotting import plot_episode_rewards, plot_training_metrics
@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "CriticNetwork",
     "Metrics",
+    "NativeEngine",
     "NativeUnavailable",
     "Noise",
     "ReplayBuffer",

@@ -1,6 +1,8 @@
 """SACAgent: the notebook's agent, with action bounds, any engine behind it, and checkpoints that hold everything."""
 
 import os
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -9,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sacfast import checkpoint
-from sacfast.config import SACConfig
+from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
+from sacfast.engines.base import Policy
 from sacfast.envs import ActionBounds, check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
-from sacfast.ops import Stream
-from sacfast.replay import FIELDS, ReplayBuffer, as_float32, field_shapes, is_whole
+from sacfast.replay import FIELDS, ReplayBuffer, field_shapes, is_whole
 from sacfast.state import SACState
 
 
@@ -23,13 +25,17 @@ class SACAgent:
     """Soft Actor-Critic (arXiv:1812.05905) for observations [O] and actions [A].
 
     The first ten arguments are the notebook's. `alpha` counts only with automatic_entropy_tuning=False;
-    otherwise the temperature starts at 1 and is learned.
+    otherwise the temperature starts at 1 and is learned. `hidden_dim` is the width of both hidden layers, or 1 to 4
+    widths, one per hidden layer.
 
-    engine          "auto", "reference" or "native" (sacfast.engines.make_engine)
+    engine          "auto", "reference" or "native" (sacfast.engines.make_engine); `use_engine` changes it later
+    threads         of the native engine; None or 0: one per physical core. PyTorch's are torch.set_num_threads
     seed            of weights, exploration, batches and noise; None takes them from torch's global generator
     action_low, action_high    bounds [A] of the environment's actions: select_action returns, and
                     replay_buffer takes, actions in these units; without them, actions in [-1, 1]
     target_entropy  in nats; None means -A
+    actor_update_period    updates per update of the actor and the temperature
+    precision       "float32", or "bf16x3" or "bf16" where the native engine has them
 
     Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
     native code cannot run.
@@ -39,7 +45,7 @@ class SACAgent:
         self,
         state_dim: int,
         action_dim: int,
-        hidden_dim: int = 256,
+        hidden_dim: int | Sequence[int] = 256,
         lr: float = 3e-4,
         gamma: float = 0.99,
         tau: float = 0.005,
@@ -49,19 +55,22 @@ class SACAgent:
         device: torch.device | str = "cpu",
         *,
         engine: str = "auto",
+        threads: int | None = None,
         seed: int | None = None,
         action_low: np.ndarray | None = None,
         action_high: np.ndarray | None = None,
         target_entropy: float | None = None,
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
+        actor_update_period: int = 1,
+        precision: str = "float32",
     ):
         self.state_dim, self.action_dim = (
             _dimension("state_dim", state_dim),
             _dimension("action_dim", action_dim),
         )
         self.config = SACConfig(
-            hidden_dim=hidden_dim,
+            hidden_dim=hidden_widths(hidden_dim),
             lr=lr,
             gamma=gamma,
             tau=tau,
@@ -71,9 +80,11 @@ class SACAgent:
             buffer_capacity=buffer_capacity,
             log_std_min=log_std_min,
             log_std_max=log_std_max,
+            actor_update_period=actor_update_period,
+            precision=precision,
         )
         self.device = _device(device)
-        self.engine = make_engine(engine, self.config)
+        self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
         self.state = self._new_state(seed)
         self.replay_buffer = ReplayBuffer(
             buffer_capacity,
@@ -104,26 +115,60 @@ class SACAgent:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike, *, device: torch.device | str = "cpu", engine: str = "auto"
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: torch.device | str = "cpu",
+        engine: str = "auto",
+        threads: int | None = None,
+        precision: str | None = None,
     ) -> "SACAgent":
-        """The agent that `save` wrote to `path`, dimensions and settings included. Raises CheckpointError."""
+        """The agent that `save` wrote to `path`, dimensions and settings included, save for a `precision` given here
+        (acting is float32 in all of them). Raises CheckpointError.
+        """
         if checkpoint.is_notebook_file(path):
             raise CheckpointError(
                 f"{path} is the notebook's format, which lacks some settings; make a SACAgent and load() it"
             )
         meta = checkpoint.read_meta(path)
+        settings = SACConfig.from_dict(meta["config"]).agent_kwargs()
+        if precision is not None:
+            settings["precision"] = precision
         agent = cls(
             meta["state_dim"],
             meta["action_dim"],
-            **SACConfig.from_dict(meta["config"]).agent_kwargs(),
+            **settings,
             device=device,
             engine=engine,
+            threads=threads,
             seed=meta["counters"]["seed"],
             action_low=np.array(meta["action_low"]),
             action_high=np.array(meta["action_high"]),
         )
         agent.load(path)
         return agent
+
+    def use_engine(self, name: str, *, threads: int | None = None) -> None:
+        """Compute with another engine from now on; what was learned stays. The same as assigning `engine`.
+
+        `threads` as in the constructor; None keeps their number. Raises as the constructor does, and the agent is
+        then as it was.
+        """
+        threads = self.engine.threads if threads is None else threads
+        self.engine = make_engine(name, self.config, threads=threads, device=self.device)
+
+    @cached_property
+    def _policy(self) -> Policy:
+        return self.engine.make_policy(self.state, self.bounds)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("engine", "state", "bounds"):
+            self.__dict__.pop("_policy", None)
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without the policy, which belongs to this agent's own engine and state."""
+        return {name: value for name, value in self.__dict__.items() if name != "_policy"}
 
     def _new_state(self, seed: int | None) -> SACState:
         """Fresh networks, from torch's global generator or, with a seed, leaving that generator as it was."""
@@ -138,9 +183,9 @@ class SACAgent:
     def _draw_state(self, seed: int) -> SACState:
         config = self.config
         actor = ActorNetwork(
-            self.state_dim, self.action_dim, config.hidden_dim, config.log_std_min, config.log_std_max
+            self.state_dim, self.action_dim, config.widths, config.log_std_min, config.log_std_max
         )
-        critic = CriticNetwork(self.state_dim, self.action_dim, config.hidden_dim)
+        critic = CriticNetwork(self.state_dim, self.action_dim, config.widths)
         log_alpha = torch.zeros(1) if config.automatic_entropy_tuning else torch.tensor([config.alpha]).log()
         return SACState(actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed)
 
@@ -187,27 +232,13 @@ class SACAgent:
     def automatic_entropy_tuning(self) -> bool:
         return self.config.automatic_entropy_tuning
 
-    @torch.no_grad()
     def select_action(self, state: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
         """The policy's action for one observation [O], or for several [n, O]: float32 [A] or [n, A].
 
         Sampled, or deterministic (tanh of the mean) with `evaluate`; in the environment's units.
         Raises SACError for a wrong shape or a NaN or infinity in `state`.
         """
-        obs = as_float32("the observation", state)
-        if obs.ndim not in (1, 2) or obs.shape[-1] != self.state_dim:
-            raise SACError(
-                f"the observation has shape {list(obs.shape)}; this agent needs [{self.state_dim}]"
-            )
-        if not np.isfinite(obs).all():
-            raise SACError(f"the observation holds {obs[~np.isfinite(obs)][0]}; check the environment")
-        rows = torch.from_numpy(obs.reshape(-1, self.state_dim)).to(self.device)
-        if evaluate:
-            action = torch.tanh(self.actor(rows)[0])
-        else:
-            action, _, _ = self.actor.sample(rows, key=self.state.key(Stream.EXPLORE))
-            self.state.action_step += 1
-        return self.bounds.to_env(action.cpu().numpy().reshape(*obs.shape[:-1], self.action_dim))
+        return self._policy(state, evaluate)
 
     def update(self, batch_size: int) -> dict[str, float]:
         """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
@@ -284,12 +315,13 @@ class SACAgent:
         ours = {
             "state_dim": self.state_dim,
             "action_dim": self.action_dim,
-            "hidden_dim": self.config.hidden_dim,
+            "hidden_dim": list(self.config.widths),
             "action_low": self.bounds.low.tolist(),
             "action_high": self.bounds.high.tolist(),
         }
+        theirs = meta | {"hidden_dim": list(hidden_widths(meta["config"]["hidden_dim"]))}
         for name, value in ours.items():
-            saved = meta["config"][name] if name in meta["config"] else meta[name]
+            saved = theirs[name]
             if saved != value:
                 raise CheckpointError(
                     f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "

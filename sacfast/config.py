@@ -9,12 +9,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import os
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .errors import SACError
 
 ENGINES = ("auto", "reference", "native")
+PRECISIONS = ("float32", "bf16x3", "bf16")
+MOST_HIDDEN_LAYERS = 4
+MOST_UPDATES_PER_STEP = 1e6
 
 # What may differ when a run is resumed: nothing here changes what is learned from the steps already taken.
 RESUMABLE_FIELDS = frozenset(
@@ -26,13 +35,71 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _require_integer(config: Any, name: str, minimum: int) -> None:
-    """Store the field as a Python int of at least `minimum`; NumPy integers are welcome, bools are not."""
-    value = getattr(config, name)
+def _typed(value: Any) -> str:
+    """`value` as it is typed on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _whole(value: Any) -> int | None:
+    """`value` as a Python int where it is a whole number; NumPy integers are welcome, bools are not."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = None
+        return None
+
+
+def hidden_widths(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
+    """The widths of the hidden layers that `hidden_dim` names: a single number means two layers of that width.
+
+    Raises SACError unless they are 1 to 4 whole numbers of at least 1.
+    """
+    number = _whole(hidden_dim)
+    try:
+        widths = [number, number] if number is not None else [_whole(width) for width in hidden_dim]  # type: ignore[union-attr]
+    except TypeError:
+        widths = []
+    if not 1 <= len(widths) <= MOST_HIDDEN_LAYERS or any(width is None or width < 1 for width in widths):
+        raise SACError(
+            f"hidden_dim={hidden_dim!r} must be the width of both hidden layers, or 1 to {MOST_HIDDEN_LAYERS} "
+            "widths, one per hidden layer, as whole numbers of at least 1; the default is 256."
+        )
+    return tuple(width for width in widths if width is not None)
+
+
+def physical_cores() -> int:
+    """CPU cores that this process may run on, hyper-threads counted once where the system tells; at least 1."""
+    cores = set()
+    try:
+        for cpu in os.sched_getaffinity(0):
+            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            cores.add(path.read_text(encoding="ascii").strip())
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
+    return len(cores) or 1
+
+
+def thread_count(threads: int | None) -> int:
+    """`threads`, with None and 0 meaning one per physical core; warns where there are fewer cores than that.
+
+    Raises SACError unless it is a whole number of at least 0.
+    """
+    cores = physical_cores()
+    number = 0 if threads is None else _whole(threads)
+    if number is None or number < 0:
+        raise SACError(f"threads={threads!r} must be a whole number of at least 0; 0 means one per core.")
+    if number > cores:
+        warnings.warn(
+            f"threads={number} is above the {cores} physical cores that this process may use: expect less "
+            "speed, not more; threads=0 takes as many as there are cores",
+            stacklevel=2,
+        )
+    return number or cores
+
+
+def _require_integer(config: Any, name: str, minimum: int) -> None:
+    """Store the field as a Python int of at least `minimum`."""
+    value = getattr(config, name)
+    number = _whole(value)
     if number is None or number < minimum:
         default = next(f.default for f in dataclasses.fields(config) if f.name == name)
         raise SACError(
@@ -89,8 +156,9 @@ def _known_fields(cls: type, values: dict[str, Any]) -> None:
 class SACConfig:
     """Hyper-parameters of soft actor-critic; the defaults are those of arXiv:1812.05905, table 1."""
 
-    hidden_dim: int = 256
-    """Width of both hidden layers of the actor and of each critic."""
+    hidden_dim: int | tuple[int, ...] = 256
+    """Width of both hidden layers of the actor and of each critic, or 1 to 4 widths, one per hidden layer
+    (400 300, say; a single hidden layer can be had from Python only, as hidden_dim=(256,))."""
 
     lr: float = 3e-4
     """Learning rate of Adam, the same for actor, critics and temperature."""
@@ -122,8 +190,18 @@ class SACConfig:
     log_std_max: float = 2.0
     """Upper clamp of the policy's log standard deviation."""
 
+    actor_update_period: int = 1
+    """Updates per update of the actor and the temperature; critics and targets are updated every time. CleanRL's
+    policy_frequency, without its repetition of the skipped updates."""
+
+    precision: str = "float32"
+    """Arithmetic of the matrix products: float32; bf16x3 (about 16 bits) or bf16 (8 bits), where the native engine
+    has them. Weights, Adam's moments and sums are float32 in all of them."""
+
     def __post_init__(self) -> None:
-        _require_integer(self, "hidden_dim", 1)
+        widths = hidden_widths(self.hidden_dim)
+        # One form for each network, so that settings can be compared: 256 and (256, 256) are the same.
+        object.__setattr__(self, "hidden_dim", widths[0] if widths == widths[:1] * 2 else widths)
         _require_number(self, "lr", 0.0, 1.0, open_low=True)
         _require_number(self, "gamma", 0.0, 1.0)
         _require_number(self, "tau", 0.0, 1.0, open_low=True)
@@ -140,6 +218,14 @@ class SACConfig:
                 f"log_std_min={self.log_std_min:g} must be below log_std_max={self.log_std_max:g}; "
                 "the defaults are -20 and 2."
             )
+        _require_integer(self, "actor_update_period", 1)
+        if self.precision not in PRECISIONS:
+            raise SACError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers, first to last."""
+        return hidden_widths(self.hidden_dim)
 
     def agent_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for SACAgent: every field except batch_size."""
@@ -188,6 +274,10 @@ class TrainConfig:
     learning_starts: int = 1_000
     """Steps of uniformly random actions before the first update."""
 
+    utd: float = 1.0
+    """Updates per environment step once learning has started; 0.5 is an update on every second step, 4 is four
+    on every step, each with a batch of its own."""
+
     eval_every: int = 5_000
     """Steps between deterministic evaluations on a separate environment; 0 evaluates at the end only."""
 
@@ -201,7 +291,7 @@ class TrainConfig:
     """Steps between rows of progress.csv; metrics leave the device only then."""
 
     threads: int = 0
-    """CPU threads that PyTorch uses; 0 means one per physical core."""
+    """CPU threads, of PyTorch and of the native engine; 0 means one per physical core."""
 
     tensorboard: bool = True
     """Write TensorBoard events beside the CSV files."""
@@ -243,11 +333,29 @@ class TrainConfig:
                 f"learning_starts and batch_size), so nothing would be learned; raise --steps or lower "
                 "--learning-starts."
             )
+        _require_number(self, "utd", 0.0, MOST_UPDATES_PER_STEP, open_low=True)
+        if self.updates_by(self.steps) == 0:
+            raise SACError(
+                f"utd={self.utd:g} makes no update within {self.steps} steps, so nothing would be learned; "
+                "raise --utd or --steps."
+            )
 
     @property
     def first_update(self) -> int:
-        """Steps of pure collection: learning_starts, or longer where that would not fill one batch."""
+        """Step of the first update: learning_starts, or later where that would not fill one batch."""
         return max(self.learning_starts, self.sac.batch_size)
+
+    def updates_by(self, step: int) -> int:
+        """Updates that a run has made by the end of environment step `step`: floor(n utd) over n = the steps from
+        `first_update` on. A function of the step alone, so that nothing drifts and a resumed run goes on exactly.
+        """
+        n = max(0, step - self.first_update + 1)
+        return n * self._utd.numerator // self._utd.denominator
+
+    @cached_property
+    def _utd(self) -> Fraction:
+        """utd as it was meant: 0.7 is 7/10 and 0.3333333333333333 is 1/3, which the nearest floats are not."""
+        return Fraction(self.utd).limit_denominator(1_000_000)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -272,7 +380,8 @@ def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
     for name, value in after.items():
         if name not in RESUMABLE_FIELDS and value != before[name]:
             raise SACError(
-                f"{_flag(name)} {value} contradicts the run being resumed, which has {before[name]}; leave "
+                f"{_flag(name)} {_typed(value)} contradicts the run being resumed, which has "
+                f"{_typed(before[name])}; leave "
                 f"{_flag(name)} out, or start a new run without --resume."
             )
     if wanted.steps < saved.steps:

@@ -164,7 +164,7 @@ def load_agent(
     Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
     """
     config, path = read_config(run), run / f"{checkpoint}.safetensors"
-    agent = SACAgent.from_checkpoint(path, device=device, engine="reference")
+    agent = SACAgent.from_checkpoint(path, device=device, engine="reference", precision="float32")
     return agent, config, read_meta(path)["extra"]
 
 

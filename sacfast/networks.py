@@ -1,10 +1,16 @@
-"""The policy and the twin critics: two hidden ReLU layers each, named as in the notebook."""
+"""The policy and the twin critics: ReLU networks of one to four hidden layers, named as in the notebook.
+
+`hidden_dim` is the width of both hidden layers, or a sequence of widths, one per hidden layer.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sacfast.config import hidden_widths
 from sacfast.ops.squashed_gaussian import squashed_gaussian
 
 
@@ -15,27 +21,43 @@ def initialize_weights(layer: nn.Module, gain: float = 1.0) -> None:
         nn.init.constant_(layer.bias, 0.0)
 
 
+def _add_hidden(network: nn.Module, inputs: int, widths: Sequence[int], first: int = 1) -> list[str]:
+    """Give `network` the dense layers fc{first}, fc{first + 1}, ..., and return their names."""
+    names = [f"fc{first + i}" for i in range(len(widths))]
+    for name, n_in, n_out in zip(names, (inputs, *widths[:-1]), widths, strict=True):
+        network.add_module(name, nn.Linear(n_in, n_out))
+    return names
+
+
+def _hidden(network: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
+    for name in names:
+        x = F.relu(getattr(network, name)(x))
+    return x
+
+
 class ActorNetwork(nn.Module):
     """Gaussian policy head: obs [B, O] -> mean [B, A], log_std [B, A] of the action before tanh.
 
-    `log_std` is clamped to [log_std_min, log_std_max]; beyond the bounds its gradient is zero.
+    Layers fc1, fc2, ..., then mean and log_std side by side. `log_std` is clamped to [log_std_min, log_std_max];
+    beyond the bounds its gradient is zero.
     """
 
     def __init__(
         self,
         state_dim: int,
         action_dim: int,
-        hidden_dim: int = 256,
+        hidden_dim: int | Sequence[int] = 256,
         log_std_min: float = -20,
         log_std_max: float = 2,
     ):
         super().__init__()
+        self.state_dim, self.action_dim = state_dim, action_dim
         self.log_std_min = log_std_min
         self.log_std_max = log_std_max
-        self.fc1 = nn.Linear(state_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
-        self.mean = nn.Linear(hidden_dim, action_dim)
-        self.log_std = nn.Linear(hidden_dim, action_dim)
+        widths = hidden_widths(hidden_dim)
+        self._hidden_names = _add_hidden(self, state_dim, widths)
+        self.mean = nn.Linear(widths[-1], action_dim)
+        self.log_std = nn.Linear(widths[-1], action_dim)
         self.apply(lambda layer: initialize_weights(layer, gain=np.sqrt(2)))
         # A small head starts the policy near zero mean and unit standard deviation, whatever the observation.
         initialize_weights(self.mean, gain=0.01)
@@ -43,8 +65,7 @@ class ActorNetwork(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """obs [..., O] -> (mean [..., A], clamped log_std [..., A])."""
-        x = F.relu(self.fc1(state))
-        x = F.relu(self.fc2(x))
+        x = _hidden(self, self._hidden_names, state)
         return self.mean(x), torch.clamp(self.log_std(x), self.log_std_min, self.log_std_max)
 
     def sample(
@@ -66,22 +87,23 @@ class ActorNetwork(nn.Module):
 class CriticNetwork(nn.Module):
     """Twin state-action values: obs [B, O], action [B, A] in [-1, 1] -> q1 [B, 1], q2 [B, 1].
 
-    Two independent networks (fc1, fc2, q1 and fc3, fc4, q2), as in clipped double Q-learning, arXiv:1802.09477.
+    Two independent networks, as in clipped double Q-learning, arXiv:1802.09477. With L hidden layers they are
+    fc1, ..., fcL, q1 and fc{L+1}, ..., fc{2L}, q2.
     """
 
-    def __init__(self, state_dim: int, action_dim: int, hidden_dim: int = 256):
+    def __init__(self, state_dim: int, action_dim: int, hidden_dim: int | Sequence[int] = 256):
         super().__init__()
-        self.fc1 = nn.Linear(state_dim + action_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
-        self.q1 = nn.Linear(hidden_dim, 1)
-        self.fc3 = nn.Linear(state_dim + action_dim, hidden_dim)
-        self.fc4 = nn.Linear(hidden_dim, hidden_dim)
-        self.q2 = nn.Linear(hidden_dim, 1)
+        self.state_dim, self.action_dim = state_dim, action_dim
+        widths = hidden_widths(hidden_dim)
+        self._hidden_names_1 = _add_hidden(self, state_dim + action_dim, widths)
+        self.q1 = nn.Linear(widths[-1], 1)
+        self._hidden_names_2 = _add_hidden(self, state_dim + action_dim, widths, first=len(widths) + 1)
+        self.q2 = nn.Linear(widths[-1], 1)
         self.apply(lambda layer: initialize_weights(layer, gain=np.sqrt(2)))
 
     def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """obs [B, O], action [B, A] -> (q1 [B, 1], q2 [B, 1])."""
         x = torch.cat([state, action], dim=1)
-        q1 = self.q1(F.relu(self.fc2(F.relu(self.fc1(x)))))
-        q2 = self.q2(F.relu(self.fc4(F.relu(self.fc3(x)))))
+        q1 = self.q1(_hidden(self, self._hidden_names_1, x))
+        q2 = self.q2(_hidden(self, self._hidden_names_2, x))
         return q1, q2

@@ -161,6 +161,11 @@ class ReplayBuffer:
 
     def sample_batch(self, batch_size: int, key: Tensor) -> Batch:
         """Draw a batch on the device; the same `key` and contents give the same batch. Raises as `sample` does."""
+        fields, _ = replay_sample(self.fields_to_sample(batch_size), self.size, int(batch_size), key)
+        return Batch(*fields)
+
+    def fields_to_sample(self, batch_size: int) -> tuple[Tensor, ...]:
+        """The storage of each of the FIELDS, [N, ...] as views, once a batch can be drawn; raises as `sample` does."""
         if not is_whole(batch_size) or batch_size < 1:
             raise SACError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         if self._records is None or batch_size > self.size:
@@ -168,8 +173,7 @@ class ReplayBuffer:
                 f"batch_size {batch_size} is above the {self.size} transitions in the buffer: "
                 "collect more first, or lower batch_size"
             )
-        fields, _ = replay_sample(self._fields, self.size, int(batch_size), key)
-        return Batch(*fields)
+        return self._fields
 
     def __len__(self) -> int:
         return self.size

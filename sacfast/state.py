@@ -32,6 +32,32 @@ def split_like(flat: Tensor, params: list[nn.Parameter]) -> list[Tensor]:
     return [piece.view_as(p) for piece, p in zip(pieces, params, strict=True)]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Where a dense layer y = W x + b lies in its network's flat buffer: W [outputs, inputs] row by row from
+    `weight_offset` on, b [outputs] from `bias_offset` on, counted in floats.
+    """
+
+    name: str
+    weight_offset: int
+    bias_offset: int
+    outputs: int
+    inputs: int
+
+
+def dense_layers(module: nn.Module) -> tuple[Layer, ...]:
+    """The dense layers of a network in the order of its flat buffer (flatten_parameters)."""
+    offsets, end = {}, 0
+    for name, param in module.named_parameters():
+        offsets[name] = end
+        end += param.numel()
+    return tuple(
+        Layer(name, offsets[f"{name}.weight"], offsets[f"{name}.bias"], layer.out_features, layer.in_features)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    )
+
+
 @dataclass
 class Adam:
     """Adam's moments for one flat parameter buffer [P] (Kingma & Ba, arXiv:1412.6980, Algorithm 1)."""
@@ -60,6 +86,8 @@ class SACState:
 
     actor, critic, critic_target    modules whose parameters view the flat buffers below
     actor_params, critic_params, critic_target_params    float32 [P]
+    actor_layers    where fc1, fc2, ..., mean and log_std lie in actor_params
+    critic_layers    where fc1, ..., q1, and fc{L+1}, ..., q2, lie in critic_params and critic_target_params
     log_alpha    float32 [1]
     actor_adam, critic_adam, alpha_adam    Adam moments
     step    updates done; together with `seed` it keys every random number of an update
@@ -72,7 +100,13 @@ class SACState:
         self.critic_params = flatten_parameters(self.critic)
         self.critic_target_params = flatten_parameters(self.critic_target)
         self.critic_target.requires_grad_(False)
+        self.actor_layers = dense_layers(actor)
+        twins = dense_layers(critic)
+        self.critic_layers = twins[: len(twins) // 2], twins[len(twins) // 2 :]
         self.log_alpha = log_alpha
+        flats = [self.actor_params, self.critic_params, self.critic_target_params, self.log_alpha]
+        networks = [self.actor, self.critic, self.critic_target]
+        self._watched = flats + [param for network in networks for param in network.parameters()]
         self.actor_adam = Adam.zeros(self.actor_params)
         self.critic_adam = Adam.zeros(self.critic_params)
         self.alpha_adam = Adam.zeros(self.log_alpha)
@@ -82,11 +116,11 @@ class SACState:
 
     @property
     def obs_dim(self) -> int:
-        return self.actor.fc1.in_features
+        return self.actor.state_dim
 
     @property
     def action_dim(self) -> int:
-        return self.actor.mean.out_features
+        return self.actor.action_dim
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +130,21 @@ class SACState:
         """The random key int64 [3] of this update (of this action for EXPLORE) for one purpose."""
         step = self.action_step if stream == Stream.EXPLORE else self.step
         return random_key(self.seed, stream, step, device=self.device)
+
+    def version(self) -> int:
+        """A number that grows with every write to a weight of any network or to log_alpha, whoever writes.
+
+        It follows load_state_dict, optimizers, in-place operations on parameters or flat buffers, and engines, but
+        not writes through `.data` or NumPy.
+        """
+        return sum([tensor._version for tensor in self._watched])
+
+    def written(self) -> None:
+        """For native code, to call once it has written to weights: what torch does itself for its own operations.
+
+        `version` follows, and so does autograd, which refuses to differentiate through a graph whose weights changed.
+        """
+        torch.autograd.graph.increment_version(self._watched)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every learned tensor under its checkpoint name, as a live view: copy_ into it to load."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import tyro
 
 from sacfast import native
 from sacfast.agent import SACAgent
-from sacfast.config import SACConfig, TrainConfig, check_resume
+from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
 from sacfast.envs import check_spaces, make_env
 from sacfast.errors import SACError
 from sacfast.evaluate import read_config
@@ -69,11 +68,14 @@ def _make_trainer(
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = config.threads or physical_cores()
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads or physical_cores())
     agent = SACAgent.from_env(
-        env, device=device, engine=config.engine, seed=config.seed, **config.sac.agent_kwargs()
+        env,
+        device=device,
+        engine=config.engine,
+        threads=config.threads,
+        seed=config.seed,
+        **config.sac.agent_kwargs(),
     )
     folder: Path | None = None
     resumed: Counters | None = None
@@ -84,8 +86,8 @@ def _make_trainer(
         resumed = Counters(**{name: value for name, value in extra.items() if name in names})
         if resumed.step >= config.steps:
             print(f"{folder} has reached its {resumed.step:,} steps; give a larger --steps to train further")
-    # The build, if there is one, comes once everything else is known to be right, and talks before the display
-    # starts. With any engine: acting and the sampler use the operators too.
+    # The build, if there is one, comes once everything else is known to be right (the native engine's own comes with
+    # the engine), and talks before the display starts. With any engine: acting and the sampler use the operators too.
     native.available(agent.device.type)
     if folder is None:
         folder = _new_folder(config)
@@ -130,18 +132,6 @@ def _environments(
 
 def _name(env: gymnasium.Env) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-
-
-def physical_cores() -> int:
-    """CPU cores that this process may run on, hyper-threads counted once; 0 where that cannot be told."""
-    cores = set()
-    try:
-        for cpu in os.sched_getaffinity(0):
-            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-            cores.add(path.read_text(encoding="ascii").strip())
-    except (AttributeError, OSError):
-        return 0
-    return len(cores)
 
 
 def _check_writable(out: Path) -> None:

@@ -1,7 +1,7 @@
 """The training loop: one run, from its first step, or from a checkpoint, to its last.
 
     random actions until learning_starts, then the policy's
-    environment step -> replay buffer -> one update -> every so often: log, evaluate, checkpoint
+    environment step -> replay buffer -> updates that are due -> every so often: log, evaluate, checkpoint
 
 Every episode starts from a seed made of the run's seed and the episode's number, so that a run resumed
 between two episodes continues as if it had never stopped. An episode cut off by an interruption is left
@@ -184,9 +184,10 @@ class Trainer:
         observation = self._reset()
         while self.at.step < config.steps and self.stop.signum is None:
             observation = self._advance(observation)
-            if self.at.step >= config.first_update:
+            updates = config.updates_by(self.at.step) - config.updates_by(self.at.step - 1)
+            if updates:
                 self._changing = True
-                self.metrics = self.agent.train(1, config.sac.batch_size)
+                self.metrics = self.agent.train(updates, config.sac.batch_size)
                 self._changing = False
             if self.at.step == config.learning_starts:
                 self._enter_phase()

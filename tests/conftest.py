@@ -1,5 +1,6 @@
 """Says which package and extension are tested, and skips visibly what cannot run here."""
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import sacfast
 from sacfast import native
+from sacfast.native.builder import Builder
 from sacfast.native.environment import environment_flag
 
 DISABLED = environment_flag("DISABLE_NATIVE")
@@ -28,6 +30,14 @@ def pytest_runtest_setup(item):
     """A test about native code fails without it; passing on the reference would prove nothing."""
     if item.get_closest_marker("native"):
         native.require()
+
+
+@pytest.fixture(scope="session")
+def engine_library(tmp_path_factory) -> ctypes.CDLL:
+    """The engine with every arithmetic path that can be executed here, AMX emulated where the CPU has none."""
+    if DISABLED:
+        pytest.skip("SACFAST_DISABLE_NATIVE is set")
+    return ctypes.CDLL(str(Builder().compile_engine(tmp_path_factory.mktemp("engine"))))
 
 
 def pytest_terminal_summary(terminalreporter):

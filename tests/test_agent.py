@@ -1,17 +1,20 @@
 """SACAgent: acting, bounds, saving everything, and refusing what does not fit."""
 
 import copy
+import pickle
+import warnings
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from sacfast import CheckpointError, SACAgent, SACError, checkpoint
+from sacfast import CheckpointError, SACAgent, SACError, checkpoint, make_engine
+from sacfast.config import physical_cores
 
 
-def make_agent(rows: int = 200, seed: int = 0, **kwargs) -> SACAgent:
-    agent = SACAgent(5, 3, 16, seed=seed, buffer_capacity=500, **kwargs)
+def make_agent(rows: int = 200, seed: int = 0, hidden_dim=16, **kwargs) -> SACAgent:
+    agent = SACAgent(5, 3, hidden_dim, seed=seed, buffer_capacity=500, **kwargs)
     rng = np.random.default_rng(4)
     for _ in range(rows):
         agent.replay_buffer.push(
@@ -64,6 +67,112 @@ def test_a_deep_copy_trains_on_its_own():
     assert twin.training_steps == 0 and not same_state(agent, twin)
     twin.train(3, 32)
     assert same_state(agent, twin)
+
+
+def test_a_deep_copy_has_an_engine_and_a_policy_of_its_own():
+    agent = make_agent(engine="reference", threads=1, actor_update_period=3)
+    obs = np.ones(5)
+    before = agent.select_action(obs, evaluate=True)
+    twin = copy.deepcopy(agent)
+    assert twin.engine is not agent.engine and type(twin.engine) is type(agent.engine)
+    assert twin.engine.settings() == agent.engine.settings()
+    twin.train(5, 32)
+    assert np.array_equal(agent.select_action(obs, evaluate=True), before)
+    assert not np.array_equal(twin.select_action(obs, evaluate=True), before)
+    twin.select_action(obs)
+    assert (twin.state.action_step, agent.state.action_step) == (1, 0)
+
+
+def test_an_engine_is_copied_as_its_settings():
+    for name in ("reference", "auto"):
+        engine = make_agent(engine=name, threads=1, gamma=0.9).engine
+        for twin in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine)), engine.clone()):
+            assert twin is not engine
+            assert (twin.name, twin.settings()) == (engine.name, engine.settings())
+
+
+def test_an_agent_changes_its_engine_in_mid_run():
+    agent, steady = make_agent(engine="auto", threads=1), make_agent(engine="auto", threads=1)
+    for one in (agent, steady):
+        one.train(3, 32)
+    agent.use_engine("reference")
+    assert (agent.engine.name, agent.engine.threads) == ("reference", 1)
+    with pytest.raises(SACError, match="unknown engine"):
+        agent.use_engine("warp")
+    assert agent.engine.name == "reference"
+    for one in (agent, steady):
+        one.train(3, 32)
+    torch.testing.assert_close(agent.state.actor_params, steady.state.actor_params, rtol=1e-3, atol=1e-4)
+    agent.engine = make_engine("auto", agent.config)
+    assert agent.engine.threads == physical_cores()
+    np.testing.assert_allclose(
+        agent.select_action(np.ones(5)), steady.select_action(np.ones(5)), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_acting_follows_the_engine_the_state_and_the_bounds():
+    agent, other, obs = make_agent(), make_agent(seed=9), np.ones(5)
+    calls = []
+
+    class Counting(type(agent.engine)):
+        def make_policy(self, state, bounds):
+            calls.append((state, bounds))
+            return super().make_policy(state, bounds)
+
+    agent.select_action(obs)
+    agent.engine = Counting(agent.config)
+    assert np.array_equal(agent.select_action(obs, evaluate=True), agent.select_action(obs, evaluate=True))
+    assert calls == [(agent.state, agent.bounds)]
+    agent.state = other.state
+    assert np.array_equal(agent.select_action(obs, evaluate=True), other.select_action(obs, evaluate=True))
+    agent.bounds = type(agent.bounds)(2 * agent.bounds.low, 2 * agent.bounds.high)
+    np.testing.assert_allclose(
+        agent.select_action(obs, evaluate=True), 2 * other.select_action(obs, evaluate=True), rtol=1e-6
+    )
+    assert len(calls) == 3
+
+
+def test_threads_above_the_cores_are_warned_about_and_bad_ones_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_agent().engine.threads == make_agent(threads=0).engine.threads == physical_cores()
+        assert make_agent(threads=1).engine.threads == 1
+    with pytest.warns(UserWarning, match="threads=10000 is above the"):
+        make_agent(threads=10_000)
+
+
+@pytest.mark.parametrize("hidden_dim", [(24,), (16, 8), (12, 8, 4), (9, 7, 5, 3)])
+def test_any_hidden_layers_survive_saving_and_copying(tmp_path, hidden_dim):
+    agent = make_agent(hidden_dim=hidden_dim)
+    agent.train(2, 32)
+    agent.save(tmp_path / "a")
+    for twin in (SACAgent.from_checkpoint(tmp_path / "a"), copy.deepcopy(agent)):
+        assert same_state(agent, twin)
+        for one in (agent, twin):
+            assert np.isfinite(one.select_action(np.ones((2, 5)))).all()
+            one.train(2, 32)
+        assert same_state(agent, twin)
+        agent.load(tmp_path / "a")
+
+
+def test_a_checkpoint_carries_the_settings_and_leaves_the_machine_out(tmp_path):
+    agent = make_agent(actor_update_period=2, threads=1, engine="reference", hidden_dim=(16, 8))
+    agent.save(tmp_path / "a")
+    meta = checkpoint.read_meta(tmp_path / "a")
+    assert not {"threads", "engine", "device"} & {*meta, *meta["config"]}
+    twin = SACAgent.from_checkpoint(tmp_path / "a")
+    assert twin.config == agent.config and twin.engine.threads == physical_cores()
+
+    tensors, meta = checkpoint.read(tmp_path / "a")
+    checkpoint.write(tmp_path / "bf16", tensors, {**meta, "config": {**meta["config"], "precision": "bf16"}})
+    with pytest.raises(SACError, match="precision='bf16' needs engine='native'"):
+        SACAgent.from_checkpoint(tmp_path / "bf16", engine="reference")
+    anywhere = SACAgent.from_checkpoint(tmp_path / "bf16", engine="reference", precision="float32")
+    assert same_state(agent, anywhere)
+
+    old = {k: v for k, v in meta["config"].items() if k not in ("precision", "actor_update_period")}
+    checkpoint.write(tmp_path / "old", tensors, {**meta, "config": old})
+    assert SACAgent.from_checkpoint(tmp_path / "old").config.actor_update_period == 1
 
 
 def test_the_seed_decides_everything():
@@ -145,6 +254,15 @@ def test_bad_observations(obs, message):
         ({"state_dim": 0}, "state_dim"),
         ({"action_dim": -1}, "action_dim"),
         ({"hidden_dim": 0}, "hidden_dim"),
+        ({"hidden_dim": ()}, "hidden_dim"),
+        ({"hidden_dim": [16] * 5}, "hidden_dim"),
+        ({"hidden_dim": [16, -1]}, "hidden_dim"),
+        ({"hidden_dim": 16.0}, "hidden_dim"),
+        ({"threads": -1}, "threads"),
+        ({"threads": 1.5}, "threads"),
+        ({"precision": "double"}, "precision='double' must be one of float32, bf16x3, bf16"),
+        ({"precision": "bf16", "engine": "reference"}, "precision='bf16' needs engine='native'"),
+        ({"actor_update_period": 0}, "actor_update_period"),
         ({"lr": -1e-3}, "lr"),
         ({"gamma": 1.5}, "gamma"),
         ({"tau": 0}, "tau"),
@@ -172,6 +290,8 @@ def test_bad_arguments_are_named(change, name):
         {"state_dim": 6},
         {"action_dim": 2},
         {"hidden_dim": 8},
+        {"hidden_dim": (16,)},
+        {"hidden_dim": (16, 16, 16)},
         {"action_low": -2 * np.ones(3), "action_high": 2 * np.ones(3)},
     ],
 )

@@ -6,13 +6,20 @@ import json
 import numpy as np
 import pytest
 
-from sacfast.config import SACConfig, TrainConfig, check_resume
+from sacfast.config import SACConfig, TrainConfig, check_resume, hidden_widths, physical_cores, thread_count
 from sacfast.errors import SACError
 
 BAD_SAC = [
     ("hidden_dim", 0),
     ("hidden_dim", 2.5),
     ("hidden_dim", True),
+    ("hidden_dim", ()),
+    ("hidden_dim", (64,) * 5),
+    ("hidden_dim", (64, 0)),
+    ("hidden_dim", (64, 2.5)),
+    ("hidden_dim", (64, (32, 16))),
+    ("hidden_dim", "64"),
+    ("hidden_dim", None),
     ("lr", 0.0),
     ("lr", 1.5),
     ("lr", float("nan")),
@@ -27,6 +34,10 @@ BAD_SAC = [
     ("buffer_capacity", -5),
     ("batch_size", 0),
     ("log_std_min", float("-inf")),
+    ("actor_update_period", 0),
+    ("actor_update_period", 1.5),
+    ("precision", "float16"),
+    ("precision", None),
 ]
 BAD_TRAIN = [
     ("env", ""),
@@ -35,6 +46,12 @@ BAD_TRAIN = [
     ("seed", 2**31),
     ("engine", "warp"),
     ("learning_starts", -1),
+    ("utd", 0.0),
+    ("utd", -1.0),
+    ("utd", float("nan")),
+    ("utd", "often"),
+    ("utd", 1e7),
+    ("utd", 1e-5),
     ("eval_every", -1),
     ("eval_episodes", 0),
     ("checkpoint_every", -1),
@@ -76,6 +93,47 @@ def test_numpy_numbers_become_plain_ones():
     assert type(config.lr) is float
 
 
+@pytest.mark.parametrize(
+    ("hidden_dim", "stored", "widths"),
+    [
+        (64, 64, (64, 64)),
+        ((64, 64), 64, (64, 64)),
+        ([400, 300], (400, 300), (400, 300)),
+        (np.array([7]), (7,), (7,)),
+        (range(1, 5), (1, 2, 3, 4), (1, 2, 3, 4)),
+    ],
+)
+def test_hidden_layers_have_one_form_each(hidden_dim, stored, widths):
+    config = SACConfig(hidden_dim=hidden_dim)
+    assert config.hidden_dim == stored
+    assert config.widths == hidden_widths(hidden_dim) == widths
+    assert {type(width) for width in config.widths} == {int}
+    again = SACConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and hash(again) == hash(config)
+
+
+@pytest.mark.parametrize("utd", [1.0, 0.5, 0.7, 1 / 3, 0.001, 2.5, 20.0, 1e-3 / 3])
+def test_updates_follow_the_steps_without_drift(utd):
+    config = TrainConfig(steps=10**7, learning_starts=1000, utd=utd)
+    assert [config.updates_by(step) for step in (0, 999)] == [0, 0]
+    for n in (1, 2, 3, 10, 999, 3000, 9_000_000):
+        # 1e-9 is below every distance of n utd from the next whole number here, and above the rounding of n utd.
+        assert config.updates_by(999 + n) == int(n * utd + 1e-9)
+
+
+def test_threads_follow_the_machine(recwarn):
+    cores = physical_cores()
+    assert cores >= 1
+    assert thread_count(None) == thread_count(0) == cores
+    assert thread_count(np.int64(1)) == 1
+    assert not recwarn
+    with pytest.warns(UserWarning, match=rf"^threads={cores + 1} is above the {cores} physical cores[^\n]*$"):
+        assert thread_count(cores + 1) == cores + 1
+    for bad in (-1, 1.5, "two", True):
+        with pytest.raises(SACError, match="threads="):
+            thread_count(bad)
+
+
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().steps = 3
@@ -107,3 +165,10 @@ def test_resume_may_raise_steps_and_nothing_that_changes_learning():
         check_resume(saved, dataclasses.replace(saved, seed=1))
     with pytest.raises(SACError, match="--hidden-dim 64 contradicts"):
         check_resume(saved, dataclasses.replace(saved, sac=SACConfig(hidden_dim=64)))
+    with pytest.raises(
+        SACError, match="--hidden-dim 400 300 contradicts the run being resumed, which has 256"
+    ):
+        check_resume(saved, dataclasses.replace(saved, sac=SACConfig(hidden_dim=(400, 300))))
+    with pytest.raises(SACError, match="--utd 2.0 contradicts"):
+        check_resume(saved, dataclasses.replace(saved, utd=2))
+    check_resume(saved, dataclasses.replace(saved, sac=SACConfig(hidden_dim=(256, 256))))

@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from sacfast import Batch, NativeUnavailable, Noise, SACAgent, SACError, make_engine
+from sacfast import Batch, NativeUnavailable, Noise, SACAgent, SACError, make_engine, native
+from sacfast.engines import ReferenceEngine
 from sacfast.ops import Stream
 
-ENGINES = ["reference", "auto"]
+ENGINES = [
+    "reference",
+    "operators",
+    "auto",
+]  # "operators": autograd with native operators, where auto is the fastest
 
 
-def make_agent(engine="reference", rows=300, **kwargs) -> SACAgent:
-    agent = SACAgent(5, 3, 32, engine=engine, seed=1, buffer_capacity=1000, **kwargs)
+def make_agent(engine="reference", rows=300, hidden_dim=32, **kwargs) -> SACAgent:
+    name = "reference" if engine == "operators" else engine
+    agent = SACAgent(5, 3, hidden_dim, engine=name, seed=1, buffer_capacity=1000, **kwargs)
+    if engine == "operators":
+        agent.engine = ReferenceEngine(agent.config, native_operators=True)
     rng = np.random.default_rng(0)
     agent.replay_buffer.push_batch(
         rng.normal(size=(rows, 5)),
@@ -53,15 +61,18 @@ def test_target_bootstraps_unless_terminated():
     torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_one_update_against_autograd_written_out(engine):
+@pytest.mark.parametrize(
+    ("engine", "hidden_dim"),
+    [*((engine, 32) for engine in ENGINES), ("reference", (9,)), ("auto", (8, 7, 6, 5))],
+)
+def test_one_update_against_autograd_written_out(engine, hidden_dim):
     """Losses and gradients (read off Adam's first moment) against a literal float64 computation."""
-    agent = make_agent(engine)
+    agent = make_agent(engine, hidden_dim=hidden_dim)
     batch, noise = draw(agent)
     before = copy.deepcopy(agent.state)
     metrics = agent.engine.update(agent.state, batch, noise).as_dict()
 
-    y = agent.engine.target(before, batch, noise, torch.ones(1)).double()
+    y = ReferenceEngine(agent.config).target(before, batch, noise, torch.ones(1)).double()
     actor, critic = before.actor.double(), before.critic.double()
     batch = Batch(*(getattr(batch, f.name).double() for f in dataclasses.fields(batch)))
     q1, q2 = critic(batch.obs, batch.action)
@@ -124,6 +135,42 @@ def test_fixed_temperature_stays():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_actor_and_temperature_wait_for_their_turn(engine):
+    agent = make_agent(engine, actor_update_period=3)
+    state, changed, metrics = agent.state, [], []
+    for _ in range(7):
+        before = copy.deepcopy(state)
+        metrics.append(agent.train(1, 32).as_dict())
+        names = ("actor_params", "log_alpha", "critic_params", "critic_target_params")
+        changed.append([not torch.equal(getattr(before, name), getattr(state, name)) for name in names])
+    turns = [0, 3, 6]
+    assert changed == [[i in turns, i in turns, True, True] for i in range(7)]
+    assert (state.actor_adam.step, state.alpha_adam.step, state.critic_adam.step) == (3, 3, 7)
+    for i, values in enumerate(metrics):
+        last = metrics[i - i % 3]
+        for name in ("actor_loss", "alpha_loss", "alpha", "log_prob_mean"):
+            assert values[name] == last[name]
+        assert i in turns or values["critic_loss"] != last["critic_loss"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_has_not_seen_the_actors_turn_says_nan(engine):
+    agent = make_agent(engine, actor_update_period=2)
+    agent.train(1, 32)
+    agent.engine = agent.engine.clone()
+    metrics = agent.train(1, 32).as_dict()
+    unknown = {name for name, value in metrics.items() if np.isnan(value)}
+    assert unknown == {"actor_loss", "alpha_loss", "log_prob_mean"}
+    assert not np.isnan(list(agent.train(1, 32).as_dict().values())).any()
+
+
+def test_the_reference_never_computes_in_a_lower_precision():
+    config = dataclasses.replace(make_agent().config, precision="bf16x3")
+    with pytest.raises(SACError, match="precision='bf16x3' needs engine='native'"):
+        make_engine("reference", config)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_same_seed_same_bytes(engine):
     first, second = make_agent(engine), make_agent(engine)
     first.train(10, 32)
@@ -181,10 +228,14 @@ def test_metrics_are_tensors_by_name_until_read():
         metrics["entropy"]
 
 
-def test_engine_names():
+def test_engine_names(monkeypatch):
+    def unavailable():
+        raise NativeUnavailable("nothing is compiled here; engine='auto' does without")
+
     config = make_agent().config
     with pytest.raises(SACError, match="unknown engine 'fast'"):
         make_engine("fast", config)
+    monkeypatch.setattr(native, "engine_library", unavailable, raising=False)
     with pytest.raises(NativeUnavailable, match="engine='auto'"):
         make_engine("native", config)
 

@@ -29,8 +29,15 @@ MACHINE = {
 }
 
 
-def entry(table: str, operation: str, shape: str, contestants: dict) -> dict:
-    info = {"table": table, "operation": operation, "shape": shape, "threads": 2, "machine": MACHINE}
+def entry(table: str, operation: str, shape: str, contestants: dict, **details: dict) -> dict:
+    info = {
+        "table": table,
+        "operation": operation,
+        "shape": shape,
+        "threads": 2,
+        "machine": MACHINE,
+        **details,
+    }
     return {"name": "test", "stats": {"median": 1e-6}, "extra_info": info | {"contestants": contestants}}
 
 
@@ -57,13 +64,33 @@ RUN = {
                 "eager": {"us": [11.0, 12.0, 13.0], "ratio": [5.1, 5.454, 5.6]},
             },
         ),
+        *(
+            entry(
+                "update",
+                "SAC update",
+                shape,
+                {
+                    "sacfast": {"us": [2400.0, 2500.0, 2600.0], "gflop_per_s": 240.0},
+                    "bf16": {"us": [240.0, 250.0, 260.0], "ratio": [0.09, 0.1, 0.11], "gflop_per_s": 2400.0},
+                    **rivals,
+                },
+                peak_gflop_per_s={"float32": 300.0},
+                phases_us={"gather": 500.0, "waiting": 4500.0},
+            )
+            for shape, rivals in {
+                "Pusher-v5, batch 256": {
+                    "notebook": {"us": [11e3, 12e3, 13e3], "ratio": [4.7, 4.8, 4.9], "gflop_per_s": 50.0}
+                },
+                "Pusher-v5, batch 1024": {},
+            }.items()
+        ),
         entry(
-            "update",
-            "SAC update",
-            "batch 256, 2 threads",
+            "action",
+            "one action",
+            "again and again",
             {
-                "sacfast": {"us": [4900.0, 5000.0, 5100.0]},
-                "notebook": {"us": [11000.0, 12000.0, 13000.0], "ratio": [2.3, 2.4, 2.5]},
+                "sacfast": {"us": [3.0, 3.1, 3.2]},
+                "eager": {"us": [60.0, 62.0, 64.0], "ratio": [19.0, 20.0, 21.0]},
             },
         ),
     ],
@@ -101,6 +128,10 @@ old
 between
 <!-- BEGIN table:update -->
 <!-- END table:update -->
+<!-- BEGIN table:phases -->
+<!-- END table:phases -->
+<!-- BEGIN table:action -->
+<!-- END table:action -->
 <!-- BEGIN table:training -->
 <!-- END table:training -->
 the end
@@ -124,13 +155,18 @@ def test_tables(script, files, tmp_path):
         in lines
     )
     assert "| normal | [256, 7] | 2.20 (2.10 to 2.30) | - | 12.0 (5.45x) | - | - |" in lines
-    assert "| ms per update | batch 256, 2 threads |" in lines
-    assert '| **sacfast**, `engine="auto"` | 5.00 (4.90 to 5.10) |' in lines
-    assert "| the notebook | 12.0 (11.0 to 13.0), 2.40x |" in lines
+    assert "| ms per update | GFLOP/s (of peak) | **sacfast** | sacfast, bf16 | notebook |" in lines
+    ours = "240 (80%) | 2.50 (2.40 to 2.60) | 0.25 (0.10x)"
+    assert f"| Pusher-v5, batch 256 | {ours} | 12.0 (4.80x) |" in lines
+    assert f"| Pusher-v5, batch 1024 | {ours} | - |" in lines
+    assert "| µs of all threads per update | gather | waiting |" in lines
+    assert "| Pusher-v5, batch 1024 | 500 (10%) | 4,500 (90%) |" in lines
+    assert "| µs per action | again and again |" in lines
+    assert "| by hand, eager | 62.0 (20.0x) |" in lines
     assert "| sacfast, seed 0 | -38.2 ± 4.5 | 4.2 |" in lines
     assert "| zero actions | -54.2 | |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 3
+    assert len(captions) == 5
     for part in (
         "2025-11-22",
         "Test CPU, 2 cores",

@@ -17,12 +17,12 @@ from training_runs import (
 )
 
 from sacfast import checkpoint, native, trainer
-from sacfast.config import SACConfig, TrainConfig
+from sacfast.config import SACConfig, TrainConfig, physical_cores
 from sacfast.envs import ActionBounds
 from sacfast.evaluate import evaluate, load_agent
 from sacfast.logger import read_csv
 from sacfast.plotting import plot_run
-from sacfast.train import main, parse, physical_cores, train
+from sacfast.train import main, parse, train
 from sacfast.trainer import episode_seed, resume_command
 
 
@@ -108,6 +108,32 @@ def test_resume_equals_never_having_stopped(tmp_path):
     assert json.loads((part / "config.json").read_text())["resume"] is None
 
 
+@pytest.mark.parametrize(("utd", "updates"), [(0.3, 105), (2.5, 877)])
+def test_a_fraction_of_an_update_per_step_adds_up_and_resumes_exactly(tmp_path, utd, updates):
+    config = small(tmp_path, steps=400, eval_every=200, utd=utd)
+    whole = train(config)
+    part = train(dataclasses.replace(config, steps=200))
+    assert main(["--resume", str(part), "--steps", "400"]) == 0
+    assert_same_run(whole, part)
+    assert (
+        replay_of(whole)[1]["counters"]["step"] == updates
+    )  # floor(351 utd): the first one is due at step 50
+    rows = read_csv(whole / "progress.csv")
+    assert [row["updates"] for row in rows] == [int((row["step"] - 49) * utd) for row in rows]
+
+
+def test_hidden_layers_of_a_run_come_from_the_command_line_and_are_kept(tmp_path):
+    flags = ["--env", "Pendulum-v1", "--steps", "60", "--learning-starts", "50", "--batch-size", "16"]
+    flags += ["--eval-every", "0", "--eval-episodes", "1", "--no-tensorboard", "--out", str(tmp_path)]
+    assert main([*flags, "--hidden-dim", "9", "7", "5", "--engine", "reference", "--threads", "1"]) == 0
+    (run,) = (tmp_path / "Pendulum-v1").iterdir()
+    agent, config, _ = load_agent(run, "last")
+    assert config.sac.hidden_dim == (9, 7, 5)
+    assert [layer.outputs for layer in agent.state.actor_layers] == [9, 7, 5, 1, 1]
+    assert main(["--resume", str(run), "--steps", "80", "--threads", "1"]) == 0
+    assert load_agent(run, "last")[1].sac.hidden_dim == (9, 7, 5)
+
+
 def test_resume_in_the_middle_of_an_episode_begins_the_next_one(tmp_path):
     run = train(small(tmp_path, steps=130, eval_every=0))
     assert replay_of(run)[1]["extra"]["episode"] == 1
@@ -175,6 +201,9 @@ def test_every_field_is_a_flag_of_its_own_name(capsys):
     for f in [*dataclasses.fields(TrainConfig), *dataclasses.fields(SACConfig)]:
         if f.name != "sac":
             assert f"--{f.name.replace('_', '-')}" in text
+    assert parse(["--hidden-dim", "128"]).sac.hidden_dim == 128
+    assert parse(["--hidden-dim", "400", "300"]).sac.hidden_dim == (400, 300)
+    assert parse(["--utd", "0.25", "--precision", "bf16", "--actor-update-period", "2"]).utd == 0.25
     config = parse(["--batch-size", "64", "--lr", "1e-3", "--no-tensorboard", "--target-entropy", "-3"])
     assert config.sac == SACConfig(batch_size=64, lr=1e-3, target_entropy=-3.0)
     assert config.tensorboard is False
@@ -206,4 +235,4 @@ def test_episode_seeds_do_not_repeat():
 def test_physical_cores_are_no_more_than_the_machine_has():
     import os
 
-    assert 0 <= physical_cores() <= (os.cpu_count() or 1)
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)

@@ -12,7 +12,7 @@ from training_runs import (
 )
 
 from sacfast import native
-from sacfast.errors import SACError
+from sacfast.errors import NativeUnavailable, SACError
 from sacfast.train import main, train
 
 
@@ -27,8 +27,15 @@ from sacfast.train import main, train
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--device", "toaster"], ["toaster"]),
         (["--engine", "warp"], ["warp", "reference"]),
-        (["--engine", "native"], ["engine='native'", "engine='auto'"]),
         (["--steps", "10"], ["steps=10", "--learning-starts"]),
+        (["--hidden-dim", "0"], ["hidden_dim=0", "1 to 4 widths"]),
+        (["--hidden-dim", "64", "0"], ["hidden_dim=(64, 0)"]),
+        (["--hidden-dim", "1", "2", "3", "4", "5"], ["hidden_dim=(1, 2, 3, 4, 5)"]),
+        (["--utd", "0"], ["utd=0.0", "above 0"]),
+        (["--utd", "1e-6"], ["utd=1e-06 makes no update", "--utd"]),
+        (["--actor-update-period", "0"], ["actor_update_period=0"]),
+        (["--precision", "bf8"], ["precision='bf8'", "bf16x3"]),
+        (["--precision", "bf16"], ["precision='bf16' needs engine='native'"]),
         (["--out", "{file}"], ["--out", "cannot be written to", "choose another folder"]),
     ],
 )
@@ -45,6 +52,18 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, capsys, monke
         assert word in error
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert not builds  # half a minute of compiling, only to be told this
+
+
+def test_an_engine_that_cannot_be_built_is_one_line(tmp_path, capsys, monkeypatch):
+    def unavailable():
+        raise NativeUnavailable("nothing is compiled here; engine='auto' does without")
+
+    monkeypatch.setattr(native, "engine_library", unavailable, raising=False)
+    assert main(["--engine", "native", "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    assert "engine='auto'" in error
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
 def test_unknown_flags_end_with_status_two(capsys):

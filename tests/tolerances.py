@@ -5,6 +5,8 @@ the float32 reference's own error against float64, plus a floor of a few units i
 largest value.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 EPSILON = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.bfloat16: 2.0**-7}
@@ -34,3 +36,34 @@ def assert_as_accurate(
         return
     error, bar = (native.double() - exact).abs().max().item(), error_bar(reference, exact)
     assert error <= bar, f"{name}: native error {error:.3g} against float64 exceeds {bar:.3g}"
+
+
+@dataclass(frozen=True)
+class Error:
+    """What a precision of the native engine adds to twice the float32 reference's own error, against float64.
+
+    critic, actor: of one parameter's gradient, root mean square relative to the gradient's own. The actor's has
+    jumps (which critic is the smaller, which units are on), and fewer bits fall on the other side of more of them.
+    metrics: of a metric m, relative to 1 + |m|. trajectory: of the weights after ten updates, relative to their way.
+
+    Largest found over tests/test_engine_native.py's shapes, critic / actor: float32 7e-7 / 2e-6 (where biases cancel;
+    else 4e-7), bf16x3 2e-5 / 1e-5 (4e-3 where a unit switched), bf16 8e-2 / 3e-1.
+    """
+
+    critic: float
+    actor: float
+    metrics: float
+    trajectory: float
+
+
+PRECISION_ERROR = {
+    "float32": Error(critic=1e-6, actor=1e-6, metrics=1e-6, trajectory=2e-6),
+    "bf16x3": Error(critic=5e-5, actor=1e-2, metrics=1e-4, trajectory=1e-2),
+    "bf16": Error(critic=0.15, actor=0.5, metrics=0.03, trajectory=0.3),
+}
+
+
+def relative_error(native: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root-mean-square error relative to the root mean square of `exact` (float64); absolute where that is zero."""
+    scale = exact.norm().item()
+    return ((native.double() - exact).norm().item()) / (scale or 1.0)

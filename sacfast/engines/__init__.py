@@ -1,27 +1,46 @@
 """Engines: interchangeable ways to compute the same SAC update."""
 
+import torch
+
 from sacfast.config import SACConfig
-from sacfast.engines.base import Engine, Metrics, Noise
+from sacfast.engines.base import Engine, Metrics, Noise, Policy
+from sacfast.engines.native import NativeEngine
 from sacfast.engines.reference import ReferenceEngine
-from sacfast.errors import NativeUnavailable, SACError
+from sacfast.errors import SACError
+from sacfast.native import available as native_available
 
-__all__ = ["Engine", "Metrics", "Noise", "ReferenceEngine", "make_engine"]
+__all__ = ["Engine", "Metrics", "NativeEngine", "Noise", "Policy", "ReferenceEngine", "make_engine"]
 
 
-def make_engine(name: str, config: SACConfig) -> Engine:
-    """The engine called `name`.
+def make_engine(
+    name: str,
+    config: SACConfig,
+    *,
+    threads: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Engine:
+    """The engine called `name`, for states on `device`.
 
-    "reference": PyTorch autograd, every formula spelled out.
-    "auto": the fastest one here; at present autograd over the native operators, which fall back to PyTorch.
-    "native": the whole update in one native call, or NativeUnavailable; it never falls back.
+    "reference": PyTorch autograd, every formula spelled out; float32 alone.
+    "native": the whole update in one native call, on the CPU. Raises NativeUnavailable where native code cannot
+    run and SACError where it does not serve `device` or `config.precision`; it never falls back.
+    "auto": native where it runs, else autograd with what native operators there are. It falls back from float32
+    alone: another precision is never replaced by itself.
+
+    threads: of the native engine; None or 0 for one per physical core.
     """
+    if name == "native" or (name == "auto" and _serves(device, config)):
+        if torch.device(device).type != "cpu":
+            raise SACError(
+                f"engine='native' runs on the CPU, not on {device}; use engine='auto' or device='cpu'"
+            )
+        return NativeEngine(config, threads=threads)
     if name == "auto":
-        return ReferenceEngine(config, native_operators=True)
+        return ReferenceEngine(config, native_operators=True, threads=threads)
     if name == "reference":
-        return ReferenceEngine(config)
-    if name == "native":
-        raise NativeUnavailable(
-            "engine='native' (the whole update in one native call) is not part of this version; "
-            "use engine='auto', which runs the native operators"
-        )
+        return ReferenceEngine(config, threads=threads)
     raise SACError(f"unknown engine {name!r}: choose 'auto', 'reference' or 'native'")
+
+
+def _serves(device: torch.device | str, config: SACConfig) -> bool:
+    return torch.device(device).type == "cpu" and (native_available() or config.precision != "float32")

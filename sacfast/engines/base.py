@@ -1,18 +1,26 @@
-"""The Engine protocol: one SAC update on a SACState, from an explicit batch or straight from a replay buffer."""
+"""The Engine protocol: SAC updates of a SACState, from an explicit batch or straight from a replay buffer, and the
+policy's actions.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sacfast.config import SACConfig
+from sacfast.config import SACConfig, thread_count
+from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, normal
-from sacfast.replay import Batch, ReplayBuffer
+from sacfast.replay import Batch, ReplayBuffer, as_float32
 from sacfast.state import SACState
+
+# policy(observation [O] or [n, O], evaluate) -> action [A] or [n, A], float32, in the environment's units.
+Policy = Callable[[np.ndarray | Tensor, bool], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,19 +74,36 @@ class Metrics(Mapping[str, Tensor]):
 
 
 class Engine(ABC):
-    """How an update is computed. Engines hold no learned state, so they can be swapped in the middle of a run.
+    """How updates and actions are computed. Engines hold no learned state, so they can be swapped in mid-run.
 
     config: the hyper-parameters, with target_entropy resolved to a number.
+    threads: how many the engine may use, where the threads are its own; None and 0 mean one per physical core.
     name: what a person is told about the engine in use.
+
+    A copy, by `clone`, copy.deepcopy or pickle, is a new engine of the same settings with resources of its own.
     """
 
     name: str
 
-    def __init__(self, config: SACConfig):
+    def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
             raise SACError("an engine needs target_entropy as a number; SACAgent takes -A for None")
         self.config = config
         self.target_entropy = config.target_entropy
+        self.threads = thread_count(threads)
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that make an equal engine."""
+        return {"config": self.config, "threads": self.threads}
+
+    def clone(self) -> "Engine":
+        return type(self)(**self.settings())
+
+    def __deepcopy__(self, memo: dict) -> "Engine":
+        return self.clone()
+
+    def __reduce__(self) -> tuple:
+        return partial(type(self), **self.settings()), ()
 
     @abstractmethod
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
@@ -92,8 +117,45 @@ class Engine(ABC):
             metrics = self.update(state, buffer.sample_batch(batch_size, state.key(Stream.BATCH)))
         return metrics
 
+    def make_policy(self, state: SACState, bounds: ActionBounds) -> Policy:
+        """The policy of `state` as a function of observations, for `select_action` to call again and again.
 
-def check_inputs(state: SACState, batch: Batch, noise: Noise) -> None:
+        It checks what it is given, and raises SACError as check_observation does. Its exploration is drawn with
+        state.key(Stream.EXPLORE), and counted in state.action_step: the same numbers in every engine.
+        """
+        return TorchPolicy(state, bounds)
+
+
+class TorchPolicy:
+    """a = tanh(mean + std * noise), or tanh(mean) to evaluate, rescaled to `bounds` (arXiv:1812.05905, eq. 8)."""
+
+    def __init__(self, state: SACState, bounds: ActionBounds):
+        self.state, self.bounds = state, bounds
+
+    @torch.no_grad()
+    def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
+        state = self.state
+        obs = check_observation(observation, state.obs_dim)
+        rows = torch.from_numpy(obs.reshape(-1, state.obs_dim)).to(state.device)
+        if evaluate:
+            action = torch.tanh(state.actor(rows)[0])
+        else:
+            action, _, _ = state.actor.sample(rows, key=state.key(Stream.EXPLORE))
+            state.action_step += 1
+        return self.bounds.to_env(action.cpu().numpy().reshape(*obs.shape[:-1], state.action_dim))
+
+
+def check_observation(observation: np.ndarray | Tensor, obs_dim: int) -> np.ndarray:
+    """One observation [O], or several [n, O], as float32. Raises SACError for another shape, NaN, or an infinity."""
+    obs = as_float32("the observation", observation)
+    if obs.ndim not in (1, 2) or obs.shape[-1] != obs_dim:
+        raise SACError(f"the observation has shape {list(obs.shape)}; this agent needs [{obs_dim}]")
+    if not np.isfinite(obs).all():
+        raise SACError(f"the observation holds {obs[~np.isfinite(obs)][0]}; check the environment")
+    return obs
+
+
+def check_inputs(state: SACState, batch: Batch, noise: Noise | None = None) -> None:
     """Raise SACError if a tensor of `batch` or `noise` has not the shape, dtype or device that `state` asks for."""
     size, obs_dim, action_dim = len(batch.reward), state.obs_dim, state.action_dim
     expected = {
@@ -102,9 +164,10 @@ def check_inputs(state: SACState, batch: Batch, noise: Noise) -> None:
         "batch.reward": (batch.reward, (size,)),
         "batch.next_obs": (batch.next_obs, (size, obs_dim)),
         "batch.terminated": (batch.terminated, (size,)),
-        "noise.next_action": (noise.next_action, (size, action_dim)),
-        "noise.action": (noise.action, (size, action_dim)),
     }
+    if noise is not None:
+        expected["noise.next_action"] = (noise.next_action, (size, action_dim))
+        expected["noise.action"] = (noise.action, (size, action_dim))
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise SACError(f"{name} has shape {list(tensor.shape)}; this agent needs {list(shape)}")

@@ -5,6 +5,7 @@ s, a, r, s', d stand for obs, action, reward, next_obs, terminated.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from sacfast.config import SACConfig
 from sacfast.engines.base import Engine, Metrics, Noise, check_inputs
+from sacfast.errors import SACError
 from sacfast.ops import (
     polyak_update_,
     polyak_update_reference_,
@@ -23,13 +25,26 @@ from sacfast.state import SACState
 
 
 class ReferenceEngine(Engine):
-    """SAC by autograd. With `native_operators` the sampling and the Polyak step go through the fused operators."""
+    """SAC by autograd. With `native_operators` the sampling and the Polyak step go through the fused operators.
 
-    def __init__(self, config: SACConfig, native_operators: bool = False):
-        super().__init__(config)
+    Its threads are PyTorch's own (torch.set_num_threads).
+    """
+
+    def __init__(self, config: SACConfig, native_operators: bool = False, *, threads: int | None = None):
+        super().__init__(config, threads=threads)
         self.name = "autograd with native operators" if native_operators else "reference"
+        if config.precision != "float32":
+            raise SACError(
+                f"precision={config.precision!r} needs engine='native': the {self.name} engine computes in float32"
+            )
+        self._native_operators = native_operators
         self._squash: Callable = squashed_gaussian if native_operators else squashed_gaussian_reference
         self._polyak_: Callable = polyak_update_ if native_operators else polyak_update_reference_
+        # actor_loss, alpha_loss and the mean of log pi, of the last update that computed them
+        self._actor_metrics: tuple[Tensor, ...] = (torch.tensor(torch.nan),) * 3
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"native_operators": self._native_operators}
 
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
         noise = noise or Noise.draw(state, len(batch.reward))
@@ -37,13 +52,16 @@ class ReferenceEngine(Engine):
         alpha = state.log_alpha.detach().exp()
 
         critic_loss, q1, q2 = self._critic_step(state, batch, noise, alpha)
-        actor_loss, log_prob = self._actor_step(state, batch, noise, alpha)
-        alpha_loss = self._temperature_step(state, log_prob)
+        if state.step % self.config.actor_update_period == 0:
+            actor_loss, log_prob = self._actor_step(state, batch, noise, alpha)
+            alpha_loss = self._temperature_step(state, log_prob)
+            self._actor_metrics = (actor_loss.detach(), alpha_loss, log_prob.mean())
         self._polyak_(state.critic_target_params, state.critic_params, self.config.tau)
         state.step += 1
 
+        actor_loss, alpha_loss, mean_log_prob = (value.to(state.device) for value in self._actor_metrics)
         alpha = state.log_alpha.exp().squeeze(0)
-        values = [critic_loss, actor_loss, alpha_loss, alpha, q1.mean(), q2.mean(), log_prob.mean()]
+        values = [critic_loss, actor_loss, alpha_loss, alpha, q1.mean(), q2.mean(), mean_log_prob]
         return Metrics(torch.stack([v.detach() for v in values]))
 
     def policy(self, state: SACState, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ Environment variables, all of them read in this package:
     SACFAST_CACHE_DIR=DIR     where compiled extensions are kept (default: ~/.cache/sacfast)
     SACFAST_AOT=1             setup.py compiles the extension into the wheel
     SACFAST_VERBOSE=1         show the compiler's commands and output
+    SACFAST_CPU_PATH=PATH     compile and use this arithmetic path of the engine instead of the best one: amx,
+                              avx512, avx2 or portable; amx is emulated where the CPU has none (tests)
+    SACFAST_PROFILE=1         the engine measures its phases from the start
 CXX, NVCC, CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to PyTorch's own extensions.
 
 `python -m sacfast.native` prints the status; `build`, `clean` and `check-cuda` are its other commands.
@@ -23,6 +26,7 @@ CXX, NVCC, CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to PyTorch's o
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -34,7 +38,7 @@ import torch
 from . import toolchain
 from .builder import LIBRARY, Builder, Record
 from .environment import environment_flag
-from .toolchain import BuildError, cache_directory, flags, say, sources
+from .toolchain import BuildError, cache_directory, cpu_path, flags, say, sources
 
 __all__ = [
     "BuildError",
@@ -42,9 +46,12 @@ __all__ = [
     "available",
     "build",
     "cache_directory",
+    "cpu_path",
+    "engine_library",
     "flags",
     "load",
     "on_load",
+    "profiling",
     "require",
     "sources",
     "status",
@@ -62,6 +69,7 @@ class _Process:
         self.found: tuple[Path, Record] | None = None
         self.reason = "not loaded yet"
         self.cuda_runs: bool | None = None  # None until somebody asks
+        self.engine: ctypes.CDLL | None = None
         self.callbacks: list[Callable[[], None]] = []
 
     def renew_lock(self) -> None:
@@ -135,6 +143,23 @@ def require() -> None:
         raise _unavailable("are unavailable", _process.reason)
 
 
+def engine_library() -> ctypes.CDLL:
+    """The extension as a library of C functions, those of csrc/engine.cpp: sacfast_*. Raises NativeUnavailable.
+
+    ctypes.CDLL releases the interpreter's lock during a call.
+    """
+    require()
+    if _process.engine is None and _process.found:
+        _process.engine = ctypes.CDLL(str(_process.found[0] / LIBRARY))
+    assert _process.engine is not None
+    return _process.engine
+
+
+def profiling() -> bool:
+    """Whether SACFAST_PROFILE asks for the time that an update's phases take."""
+    return environment_flag("PROFILE")
+
+
 def build(*, verbose: bool = True) -> Path:
     """Build the extension ahead of its first use, unless the cache has it, and return its path.
 
@@ -186,6 +211,8 @@ def _prebuilt(builder: Builder) -> tuple[Path, Record] | None:
     Without nvcc nothing better than its CPU kernels could be had, so then the GPU does not count.
     """
     record = Record.read(PREBUILT)
+    if cpu_path() and record and cpu_path() not in record.paths:
+        return None
     if record is None or record.torch != torch.__version__ or record.sources != builder.source_hash():
         return None
     covered = all(_covers(record, arch) for arch in builder.archs)
@@ -210,6 +237,8 @@ class Status:
     key: str
     source_hash: str
     compiled_for: str
+    paths: list[str]  # of the engine's arithmetic: compiled in
+    arithmetic: str  # path:precision of what runs here, fastest first; "" until loaded
     cuda_archs: list[str]
     cuda_reason: str  # why there are no CUDA kernels, or why they do not run on this machine's GPU
     compiler: str
@@ -240,6 +269,8 @@ def status() -> Status:
         key=key,
         source_hash=source_hash,
         compiled_for=_compiled_for(record),
+        paths=record.paths if record else (builder.paths if builder else []),
+        arithmetic=_arithmetic_names(),
         cuda_archs=record.cuda_archs if record else (builder.archs if builder else []),
         cuda_reason=_cuda_reason(record),
         compiler=compiler,
@@ -254,6 +285,17 @@ def _compiled_for(record: Record | None) -> str:
     level = torch.ops.sacfast.cpu_features() if _process.found else "not loaded"
     machine = " ".join(flag for flag in record.flags if flag.startswith(("-march", "-mcpu", "-fopenmp")))
     return f"{level} ({machine or 'no flags for this machine'})"
+
+
+def _arithmetic_names() -> str:
+    if not _process.found:
+        return ""
+    try:
+        function = engine_library().sacfast_arithmetic_names
+    except AttributeError:  # a library of other sources
+        return ""
+    function.restype = ctypes.c_char_p
+    return function().decode()
 
 
 def _cuda_reason(record: Record | None) -> str:

@@ -32,6 +32,7 @@ def print_status() -> None:
         "native kernels": state,
         "path": now.path or "none",
         "compiled for": now.compiled_for or "nothing yet",
+        "engine": ": ".join(filter(None, [" ".join(now.paths) or "none", now.arithmetic])),
         "CUDA": ": ".join(filter(None, [" ".join(now.cuda_archs) or "none", now.cuda_reason])),
         "compiler": now.compiler,
         "nvcc": now.nvcc,

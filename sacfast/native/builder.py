@@ -29,7 +29,7 @@ NO_COMPILER = "none"
 CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
 LOCK_TIMEOUT_S = 900
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
-USUAL_SECONDS = {False: "25 s", True: "a minute"}  # without and with CUDA, on two cores
+USUAL_SECONDS = {False: "20 s", True: "a minute"}  # without and with CUDA, on two cores
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Record:
     cuda_missing: str
     compiler: str
     flags: list[str]
+    paths: list[str]  # of the engine's arithmetic
     seconds: float
     sha256: str
 
@@ -65,6 +66,7 @@ class Record:
 class Builder:
     """Builds the sources under `root` for the CPU and the CUDA architectures `archs` into `cache`/key.
 
+    paths: the engine's arithmetic paths to compile, as far as the compiler can.
     cache: None where there is no place for one; each process then builds for itself.
     progress: show ninja's steps. verbose: show the full commands and everything that the compiler prints.
     """
@@ -72,6 +74,7 @@ class Builder:
     root: Path = field(default_factory=toolchain.source_root)
     cache: Path | None = field(default_factory=toolchain.cache_directory)
     archs: list[str] = field(default_factory=toolchain.gpu_architectures)
+    paths: list[str] = field(default_factory=toolchain.wanted_paths)
     progress: bool = False
     verbose: bool = False
 
@@ -94,7 +97,16 @@ class Builder:
         cuda = [torch.version.cuda, *toolchain.cuda_flags(self.archs)] if self.archs else []
         python = [sys.implementation.cache_tag, sys.platform]
         versions = [torch.__version__, torch.version.git_version]
-        parts = [self.source_hash(), toolchain.flags(), toolchain.cpu_features(), cuda, python, versions]
+        paths = {path: toolchain.path_flags(path) for path in self.paths}
+        parts = [
+            self.source_hash(),
+            toolchain.flags(),
+            paths,
+            toolchain.cpu_features(),
+            cuda,
+            python,
+            versions,
+        ]
         try:
             command = toolchain.find_compiler()
             compiler = _digest([*command, toolchain.version_of(command)])[:8]
@@ -160,7 +172,7 @@ class Builder:
         usual = USUAL_SECONDS[bool(self.archs)]
         say(f"building native kernels for {machine}: about {usual}, once for this torch and machine ...")
         try:
-            missing, flags = self._compile_what_can_be(work, target)
+            missing, (flags, paths) = self._compile_what_can_be(work, target)
             record = Record(
                 key=target.name,
                 sources=self.source_hash(),
@@ -170,6 +182,7 @@ class Builder:
                 cuda_missing=missing,
                 compiler=(toolchain.version_of(toolchain.find_compiler()).splitlines() or [""])[0],
                 flags=flags,
+                paths=paths,
                 seconds=round(time.perf_counter() - start, 1),
                 sha256=hashlib.sha256((work / LIBRARY).read_bytes()).hexdigest(),
             )
@@ -181,8 +194,8 @@ class Builder:
         say(f"built native kernels in {record.seconds:.1f} s: {target / LIBRARY}")
         return target, record
 
-    def _compile_what_can_be(self, work: Path, target: Path) -> tuple[str, list[str]]:
-        """Compile with CUDA if wanted and possible. Returns why CUDA is missing, and the flags."""
+    def _compile_what_can_be(self, work: Path, target: Path) -> tuple[str, tuple[list[str], list[str]]]:
+        """Compile with CUDA if wanted and possible. Returns why CUDA is missing, and what `compile` does."""
         missing = ""
         if self.archs:
             try:
@@ -192,21 +205,50 @@ class Builder:
                 say(f"no CUDA kernels: {missing}; building those for the CPU alone")
         return missing, self.compile(work, target / "build.log", [])
 
-    def compile(self, work: Path, log: Path, archs: Sequence[str], goal: str = LIBRARY) -> list[str]:
-        """Make `goal` (the library, or "objects") in `work`. Returns the flags. Raises BuildError."""
+    def compile(
+        self, work: Path, log: Path, archs: Sequence[str], goal: str = LIBRARY
+    ) -> tuple[list[str], list[str]]:
+        """Make `goal` (the library, or "objects") in `work`. Returns flags and paths. Raises BuildError."""
         compiler = toolchain.find_compiler()
         nvcc = toolchain.checked_nvcc(archs) if archs else None
         machine = toolchain.machine_flags(compiler)
-        flags = [*toolchain.flags(cuda=bool(archs)), *machine]
+        flags = toolchain.flags(cuda=bool(archs))
+        paths = self._present_paths(compiler)
         commands = {"cxx": [*compiler, *flags, *toolchain.include_flags(self.root)], "link": compiler}
         if nvcc:
             host = next(word for word in compiler if Path(word).name not in ("ccache", "sccache"))
             commands["nvcc"] = [nvcc, *toolchain.cuda_flags(archs), f"-ccbin={host}", "-I", str(self.root)]
         linked = toolchain.link_flags(openmp="-fopenmp" in machine, nvcc=nvcc)
-        units = toolchain.sources(self.root, cuda=bool(archs))
-        (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, linked))
-        self._run([toolchain.find_ninja(), "-C", str(work), "-k", "0", *["-v"] * self.verbose, goal], log)
-        return flags
+        units = toolchain.sources(self.root, cuda=bool(archs), paths=paths)
+        own_flags = {unit: unit_flags(unit, paths, machine) for unit in units if unit.suffix != ".cu"}
+        (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
+        self._run(_ninja_command(work, goal, verbose=self.verbose), log)
+        return [*flags, *machine], paths
+
+    def compile_engine(self, directory: Path, paths: Sequence[str] | None = None) -> Path:
+        """The engine without torch's operators, as a library of its own in `directory`: for tests.
+
+        paths: every one that this CPU runs, AMX emulated where it is absent, unless they are given.
+        """
+        compiler = toolchain.find_compiler()
+        machine = toolchain.machine_flags(compiler)
+        chosen = Builder(self.root, None, [], list(toolchain.testable_paths() if paths is None else paths))
+        compiled = chosen._present_paths(compiler)
+        units = toolchain.sources(self.root, paths=compiled, torch=False)
+        include = toolchain.include_flags(self.root, torch=False)
+        commands = {"cxx": [*compiler, *toolchain.flags(), *include], "link": compiler}
+        own_flags = {unit: unit_flags(unit, compiled, machine) for unit in units}
+        linked = ["-shared", "-fopenmp"] if "-fopenmp" in machine else ["-shared"]
+        (directory / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
+        self._run(_ninja_command(directory, LIBRARY, verbose=self.verbose), directory / "build.log")
+        return directory / LIBRARY
+
+    def _present_paths(self, compiler: Sequence[str]) -> list[str]:
+        """Those of `paths` that the sources have and the compiler can compile."""
+        there = {toolchain.unit_path(unit) for unit in toolchain.sources(self.root)}
+        return toolchain.compilable_paths(
+            compiler, [path for path in self.paths if toolchain.unit_stem(path) in there]
+        )
 
     def _run(self, command: list[str], log: Path) -> None:
         shown = self.progress or self.verbose
@@ -220,6 +262,17 @@ class Builder:
         if process.returncode:
             tail = log.read_text().splitlines()[-20:]
             raise BuildError(f"the compiler failed (full log: {log})", "" if shown else "\n".join(tail))
+
+
+def unit_flags(unit: Path, paths: Sequence[str], machine: list[str]) -> list[str]:
+    """A unit's flags beyond everybody's: those of its arithmetic path, or else those for this machine."""
+    if own := next((path for path in paths if toolchain.unit_stem(path) == toolchain.unit_path(unit)), None):
+        return toolchain.path_flags(own)
+    return [*machine, *toolchain.path_definitions(paths)] if unit.stem == "arithmetic" else machine
+
+
+def _ninja_command(work: Path, goal: str, *, verbose: bool) -> list[str]:
+    return [toolchain.find_ninja(), "-C", str(work), "-k", "0", *["-v"] * verbose, goal]
 
 
 def _digest(parts: Sequence[object]) -> str:
@@ -248,7 +301,13 @@ def _exclusively(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _ninja_file(root: Path, units: list[Path], commands: dict[str, list[str]], linked: list[str]) -> str:
+def _ninja_file(
+    root: Path,
+    units: list[Path],
+    commands: dict[str, list[str]],
+    own_flags: dict[Path, list[str]],
+    linked: list[str],
+) -> str:
     def command(words: Sequence[str]) -> str:
         return shlex.join(words).replace("$", "$$")
 
@@ -257,12 +316,13 @@ def _ninja_file(root: Path, units: list[Path], commands: dict[str, list[str]], l
 
     text = []
     for rule, words in commands.items():
-        tail = f"$in {command(linked)} -o $out" if rule == "link" else "-c $in -o $out"
+        tail = f"$in {command(linked)} -o $out" if rule == "link" else "$flags -c $in -o $out"
         text.append(f"rule {rule}\n command = {command(words)} {tail}\n description = {rule} $out")
     objects = []
     for unit in units:
         name = path("_".join(unit.relative_to(root).parts) + ".o")
         text.append(f"build {name}: {'nvcc' if unit.suffix == '.cu' else 'cxx'} {path(unit)}")
+        text.append(f" flags = {command(own_flags.get(unit, []))}")
         objects.append(name)
     text.append(f"build objects: phony {' '.join(objects)}")
     text.append(f"build {LIBRARY}: link {' '.join(objects)}")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from .environment import environment_choice
+
 PACKAGE = Path(__file__).resolve().parent.parent
 TORCH = Path(torch.__file__).resolve().parent
 
@@ -54,11 +56,36 @@ def source_root() -> Path:
     raise BuildError(f"the C++ sources are missing from {PACKAGE / 'csrc'}; reinstall sacfast")
 
 
-def sources(root: Path | None = None, *, cuda: bool = False) -> list[Path]:
-    """The translation units, slowest to compile first: *.cpp, cpu/*.cpp, and with `cuda` also cuda/*.cu."""
+def sources(
+    root: Path | None = None, *, cuda: bool = False, paths: Sequence[str] | None = None, torch: bool = True
+) -> list[Path]:
+    """The translation units, slowest to compile first, so that no core is idle while the last one compiles.
+
+    cuda: cuda/*.cu too. paths: of cpu/arithmetic_*.cpp only those of these paths. torch: those that include
+    torch's headers too, which are *.cpp but engine.cpp.
+    """
     root = root or source_root()
-    units = [*sorted(root.glob("*.cpp")), *sorted(root.glob("cpu/*.cpp"))]
+    units = [unit for unit in root.glob("*.cpp") if torch or unit.name == "engine.cpp"]
+    for unit in root.glob("cpu/*.cpp"):
+        path = unit_path(unit)
+        if path is None or paths is None or path in map(unit_stem, paths):
+            units.append(unit)
+    slowest = {name: order for order, name in enumerate(SLOWEST)}
+    units.sort(key=lambda unit: (slowest.get(unit.stem, len(SLOWEST)), str(unit)))
     return units + sorted(root.glob("cuda/*.cu")) if cuda else units
+
+
+SLOWEST = ("autograd", "bindings", "arithmetic_amx", "arithmetic_avx512", "arithmetic_avx2", "sac_update")
+
+
+def unit_path(unit: Path) -> str | None:
+    """The arithmetic path that a unit cpu/arithmetic_<path>.cpp is of; None for every other unit."""
+    return unit.stem.removeprefix("arithmetic_") if unit.stem.startswith("arithmetic_") else None
+
+
+def unit_stem(path: str) -> str:
+    """The <path> of the unit cpu/arithmetic_<path>.cpp that a path is compiled from."""
+    return path.removesuffix("-emulated")
 
 
 # --- tools ---
@@ -141,6 +168,45 @@ def cpu_features() -> list[str]:
     return sorted(features)
 
 
+def cpu_path() -> str:
+    """The arithmetic path that SACFAST_CPU_PATH asks for, under the name that it then has; "" for the best.
+
+    "amx" is "amx-emulated" on a CPU without. Raises BuildError where there is no such path on this CPU.
+    """
+    wanted = environment_choice("CPU_PATH")
+    choices = {unit_stem(path): path for path in testable_paths()}
+    if wanted and wanted not in choices:
+        raise BuildError(f"SACFAST_CPU_PATH is {wanted!r}; the choices on this CPU are {', '.join(choices)}")
+    return choices.get(wanted, "")
+
+
+def cpu_paths() -> list[str]:
+    """The arithmetic paths that this CPU has the instructions of, fastest first."""
+    features = set(cpu_features())
+    return [path for path, needed in PATH_FEATURES.items() if needed <= features]
+
+
+def wanted_paths() -> list[str]:
+    """What a build for this machine compiles: what SACFAST_CPU_PATH names, else the best; beside AMX, AVX-512
+    too, because the kernel may refuse a process the tiles."""
+    if named := cpu_path():
+        return [named]
+    best = cpu_paths()
+    return best[:2] if best[0] == "amx" else best[:1]
+
+
+def testable_paths() -> list[str]:
+    """Every path that can be executed on this CPU, AMX emulated where it is absent."""
+    runnable = cpu_paths()
+    emulated = "amx" not in runnable and "avx512" in runnable
+    return [*runnable, EMULATED_AMX] if emulated else runnable
+
+
+def every_path() -> list[str]:
+    """What a build for other machines of this architecture compiles, to choose from at run time."""
+    return list(PATH_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+
+
 def gpu_architectures() -> list[str]:
     """What CUDA code is wanted for: TORCH_CUDA_ARCH_LIST, else every GPU of this machine; [] means none.
 
@@ -206,7 +272,57 @@ def flags(*, cuda: bool = False) -> list[str]:
     abi = int(torch.compiled_with_cxx11_abi())
     chosen = ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
     chosen += ["-DNDEBUG", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
+    chosen.append("-DAT_PER_OPERATOR_HEADERS")  # else autograd's headers include those of all 1300 operators
     return [*chosen, "-DSACFAST_WITH_CUDA"] if cuda else chosen
+
+
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512")
+PATH_FLAGS: dict[str, tuple[str, ...]] = {  # fastest first
+    "amx": (*AVX512, "-mamx-tile", "-mamx-bf16"),
+    "avx512": AVX512,
+    "avx2": ("-mavx2", "-mfma"),
+    "portable": (),
+}
+EMULATED_AMX = "amx-emulated"  # the same unit; its tile instructions are computed in plain C++
+PATH_FEATURES = {
+    "amx": {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+    "avx2": {"avx2", "fma"},
+    "portable": set(),
+}
+
+
+def path_flags(path: str) -> list[str]:
+    """Flags of the unit cpu/arithmetic_<path>.cpp, in place of machine_flags.
+
+    Contraction of a * b + c changes what is rounded, never how well: it is what the path is for.
+    """
+    if path == EMULATED_AMX:
+        return ["-ffp-contract=fast", *AVX512, "-DSACFAST_EMULATE_AMX"]
+    return ["-ffp-contract=fast", *PATH_FLAGS[path]]
+
+
+def path_definitions(paths: Sequence[str]) -> list[str]:
+    """What tells cpu/arithmetic.cpp which paths are compiled in."""
+    chosen = [f"-DSACFAST_PATH_{unit_stem(path).upper()}" for path in paths]
+    return [*chosen, "-DSACFAST_EMULATE_AMX"] if EMULATED_AMX in paths else chosen
+
+
+def compilable_paths(compiler: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Those of `paths` whose flags, and instructions, the compiler knows. Says which it does not know.
+
+    Raises BuildError if that leaves none.
+    """
+    tiles = 'int main() { asm volatile("tilerelease"); }'
+    chosen = []
+    for path in paths:
+        if _accepts(compiler, *path_flags(path), assembling=tiles if path == "amx" else ""):
+            chosen.append(path)
+        else:
+            say(f"the compiler does not know the instructions of {path}; building without them")
+    if paths and not chosen:
+        raise BuildError(f"the compiler does not know the instructions of {' or '.join(paths)}")
+    return chosen
 
 
 def machine_flags(compiler: Sequence[str]) -> list[str]:
@@ -222,19 +338,20 @@ def machine_flags(compiler: Sequence[str]) -> list[str]:
     return [*chosen, "-fopenmp"] if gcc and _accepts(compiler, "-fopenmp") else chosen
 
 
-def _accepts(compiler: Sequence[str], option: str) -> bool:
-    probe = [*compiler, option, "-x", "c++", "-E", os.devnull, "-o", os.devnull]
+def _accepts(compiler: Sequence[str], *options: str, assembling: str = "") -> bool:
+    """Whether the compiler takes the options, and with them compiles `assembling`."""
+    probe = [*compiler, *options, "-x", "c++", "-c" if assembling else "-E", "-", "-o", os.devnull]
     try:
         return (
-            subprocess.run(probe, capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode == 0
+            subprocess.run(probe, capture_output=True, check=False, input=assembling.encode()).returncode == 0
         )
     except OSError:
         return False
 
 
-def include_flags(root: Path) -> list[str]:
+def include_flags(root: Path, *, torch: bool = True) -> list[str]:
     """The sources' own headers, and torch's (without cpp_extension, which takes a second to import)."""
-    return ["-I", str(root), "-isystem", str(TORCH / "include")]
+    return ["-I", str(root), *(["-isystem", str(TORCH / "include")] if torch else [])]
 
 
 def cuda_flags(archs: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sacfast.native import toolchain
 from sacfast.native.builder import LIBRARY, RECORD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -150,6 +151,9 @@ def test_ahead_of_time_wheel_needs_no_compiler(checkout, tiny, tmp_path, monkeyp
     """With small sources in place of the real ones: what is tested is the way, not the kernels."""
     shutil.rmtree(checkout / "csrc")
     shutil.copytree(tiny, checkout / "csrc")
+    (checkout / "csrc" / "cpu").mkdir()
+    for path in toolchain.every_path():
+        (checkout / "csrc" / "cpu" / f"arithmetic_{path}.cpp").write_text(f"int {path}() {{ return 1; }}\n")
     wheel = build_wheel(checkout, SACFAST_AOT="1")
     assert not wheel.name.endswith("-none-any.whl")
     site = tmp_path / "site"
@@ -166,10 +170,12 @@ native = importlib.util.module_from_spec(spec)
 sys.modules["alone"] = native
 spec.loader.exec_module(native)
 assert native.load()
-print(native._process.found[0])
+print(native._process.found[0], *native._process.found[1].paths, sep="\\n")
 """
     monkeypatch.setenv("CXX", "/nowhere/c++")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert Path(result.stdout.strip()) == site / "sacfast" / "_native"
+    folder, *paths = result.stdout.split()
+    assert Path(folder) == site / "sacfast" / "_native" and "portable" in paths
+    assert set(toolchain.cpu_paths()) <= set(paths)
     assert result.stderr == ""

@@ -1,0 +1,614 @@
+// One SAC update (arXiv:1812.05905, algorithm 1; sacfast/engines/reference.py is the readable version), in
+// eight phases between which the threads meet:
+//
+//   gather_and_act            batch;  a' ~ pi(s'), a ~ pi(s)
+//   evaluate_critics          Qbar_i(s', a') and Q_i(s, a_batch)
+//   critic_gradients          y = r + gamma (1 - d) [min_i Qbar_i - alpha log pi(a'|s')],  dJ/dQ_i = 2/B (Q_i
+//   - y),
+//                             and back through the layers' inputs
+//   critic_step               weight gradients; Adam, Polyak and packing of each panel while it is in cache
+//   evaluate_policy_actions   Q_i(s, a) with the new critics
+//   action_gradients          d/da of -1/B min_i Q_i, each critic on the rows where it is the smaller
+//   actor_gradients           through tanh and the Gaussian, and back through the layers' inputs
+//   actor_step                weight gradients, Adam, packing; the temperature
+//
+// Split: rows over threads where a phase is about the policy, (critic, row) over threads where it is about
+// the critics, so that two threads have a critic each and its weights stay in their caches; weight gradients
+// by panels of outputs, which need no reduction. Sums run in a fixed order: the same number of threads gives
+// the same bytes.
+//
+// The policy does not change between its two uses of an update, so both are taken from one pass; what a pass
+// needs only for itself stays in a chunk of rows per thread.
+#include "sac_update.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "kernels.h"
+
+namespace sacfast::cpu {
+namespace {
+
+enum Stream : int64_t { kBatch = 0, kNextAction = 1, kAction = 2 };  // as in sacfast/ops/philox.py
+
+// The part of [0, total) that belongs to `thread` of `threads`.
+struct Range {
+  int64_t begin, end;
+};
+
+Range share(int64_t total, int64_t thread, int64_t threads) {
+  return {total * thread / threads, total * (thread + 1) / threads};
+}
+
+// body(begin, count) over [begin, end) by chunks.
+template <typename F>
+void chunks(int64_t begin, int64_t end, F body) {
+  for (; begin < end; begin += kChunkRows) body(begin, std::min(kChunkRows, end - begin));
+}
+
+double sum(const float* values, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += values[i];
+  return total;
+}
+
+// The tasks of one thread: those whose middle lies in its share of the total cost.
+template <typename F>
+void for_tasks(const std::vector<Task>& tasks, int64_t thread, int64_t threads, F body) {
+  int64_t total = 0, before = 0;
+  for (const Task& task : tasks) total += task.cost;
+  for (const Task& task : tasks) {
+    if ((2 * before + task.cost) * threads / (2 * total) == thread) body(task);
+    before += task.cost;
+  }
+}
+
+void add_tasks(std::vector<Task>& tasks, int64_t network, int64_t layer, int64_t outputs, int64_t inputs) {
+  for (int64_t begin = 0; begin < outputs; begin += kPanel) {
+    const int64_t end = std::min(begin + kPanel, outputs);
+    tasks.push_back({network, layer, begin, end, (end - begin) * inputs});
+  }
+}
+
+}  // namespace
+
+// Attributes the time since the last mark to a phase; costs nothing while profiling is off.
+struct SacUpdate::Lap {
+  double* seconds;
+  std::chrono::steady_clock::time_point last{};
+
+  explicit Lap(double* phases) : seconds(phases) {
+    if (seconds) last = std::chrono::steady_clock::now();
+  }
+
+  void mark(Phase phase) {
+    if (!seconds) return;
+    const auto now = std::chrono::steady_clock::now();
+    seconds[phase] += std::chrono::duration<double>(now - last).count();
+    last = now;
+  }
+};
+
+SacUpdate::SacUpdate(const UpdateSpec& spec, const Arithmetic& arithmetic)
+    : spec_(spec),
+      math_(arithmetic),
+      pool_(static_cast<int>(spec.threads)),
+      networks_(spec, arithmetic),
+      seconds_(spec.threads * kPhases) {
+  const int64_t L = spec.hidden_layers;
+  for (int64_t c = 0; c < 2; ++c) {
+    for (int64_t l = 0; l < L; ++l) {
+      add_tasks(critic_tasks_, c, l, spec.critic[c][l].outputs, spec.critic[c][l].inputs);
+    }
+    const int64_t width = spec.critic[c][L].inputs;
+    critic_tasks_.push_back({c, L, 0, width, width});
+  }
+  for (int64_t l = 0; l < L; ++l) {
+    add_tasks(actor_tasks_, 0, l, spec.actor[l].outputs, spec.actor[l].inputs);
+  }
+  add_tasks(actor_tasks_, 0, L, 2 * spec.action_dim, spec.actor[L].inputs);
+}
+
+SacUpdate::Result SacUpdate::run(UpdateCall& call) {
+  const std::lock_guard<std::mutex> one_at_a_time(busy_);
+  if (!workspace_ || workspace_->B != call.batch_size) {
+    workspace_.reset();
+    workspace_ = std::make_unique<Workspace>(spec_, math_, call.batch_size);
+  }
+  call_ = &call;
+  finite_ = true;
+  pool_.run([](void* self, int thread) { static_cast<SacUpdate*>(self)->work(thread); }, this);
+  call_ = nullptr;
+  return finite_ ? kApplied : kNotFinite;
+}
+
+void SacUpdate::take_profile(double* seconds) {
+  std::fill_n(seconds, kPhases, 0.0);
+  for (size_t i = 0; i < seconds_.size(); ++i) seconds[i % kPhases] += std::exchange(seconds_[i], 0.0);
+}
+
+void SacUpdate::work(int thread) noexcept {
+  Lap lap(profiling_ ? &seconds_[thread * kPhases] : nullptr);
+  if (call_->repack) {
+    repack(thread);
+    lap.mark(kAdam);
+    pool_.barrier();
+    lap.mark(kWaiting);
+  }
+  for (int64_t u = 0; u < call_->updates; ++u) {
+    if (thread == 0) last_ = u + 1 == call_->updates;
+    if (!update(thread, lap)) return;
+  }
+}
+
+// Whether the batch was finite. That is asked between the first two meetings alone, where all threads see the
+// same answer; later, a thread that is ahead may already have found the next batch to be bad.
+bool SacUpdate::update(int thread, Lap& lap) noexcept {
+  const auto phase = [&](void (SacUpdate::*run)(int, Lap&)) {
+    (this->*run)(thread, lap);
+    pool_.barrier();
+    lap.mark(kWaiting);
+  };
+  const bool actor_turn = call_->state.step % spec_.actor_update_period == 0;
+  phase(&SacUpdate::gather_and_act);
+  if (!finite_.load(std::memory_order_relaxed)) return false;
+  phase(&SacUpdate::evaluate_critics);
+  phase(&SacUpdate::critic_gradients);
+  phase(&SacUpdate::critic_step);
+  if (actor_turn) {
+    phase(&SacUpdate::evaluate_policy_actions);
+    phase(&SacUpdate::action_gradients);
+    phase(&SacUpdate::actor_gradients);
+    phase(&SacUpdate::actor_step);
+  }
+  if (thread == 0) finish(actor_turn);
+  lap.mark(kAdam);
+  pool_.barrier();
+  lap.mark(kWaiting);
+  return true;
+}
+
+// The rows of `thread`, by chunks.
+template <typename F>
+void SacUpdate::for_rows(int thread, F body) const {
+  const int64_t unit = math_.row_unit;
+  const Range units = share(workspace_->rows / unit, thread, spec_.threads);
+  chunks(units.begin * unit, units.end * unit, body);
+}
+
+// The (critic, rows) of `thread`, by chunks.
+template <typename F>
+void SacUpdate::for_critic_rows(int thread, F body) const {
+  const int64_t unit = math_.row_unit, each = workspace_->rows / unit;
+  const Range units = share(2 * each, thread, spec_.threads);
+  for (int64_t c = 0; c < 2; ++c) {
+    chunks(std::max(units.begin - c * each, int64_t{0}) * unit, std::min(units.end - c * each, each) * unit,
+           [&](int64_t row, int64_t count) { body(c, row, count); });
+  }
+}
+
+// ------------------------------------------------------------------------------------- batch and policy
+
+void SacUpdate::draw_indices(int64_t begin, int64_t end) {
+  const int64_t key[] = {call_->state.seed, kBatch, call_->state.step};
+  const PhiloxKey philox = philox_key(key);
+  const int64_t size = call_->transitions.size;
+  for (int64_t i = begin; i < end; i += 2) {
+    const PhiloxWords words = philox4x32(philox, static_cast<uint32_t>(i / 2));
+    workspace_->indices[i] = random_index(words.w0, words.w1, size);
+    workspace_->indices[i + 1] = random_index(words.w2, words.w3, size);
+  }
+}
+
+// Transitions [row, row + count) into scratch.pair and next_pair (whose action follows) and the workspace;
+// rows beyond the batch become zeros.
+void SacUpdate::gather(int64_t row, int64_t count, Scratch& scratch) {
+  constexpr int64_t kAhead = 24, kLineFloats = 16;
+  Workspace& w = *workspace_;
+  const Transitions& from = call_->transitions;
+  const int64_t O = spec_.obs_dim, A = spec_.action_dim, I = O + A;
+  const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
+  const auto source = [&](int64_t i) { return from.size > 0 ? w.indices[row + i] : row + i; };
+  const auto prefetch = [&](int64_t i) {
+    const float* const obs = from.obs + source(i) * from.obs_stride;
+    const float* const next = from.next_obs + source(i) * from.next_obs_stride;
+    for (int64_t k = 0; k < I; k += kLineFloats) __builtin_prefetch(obs + k, 0, 2);
+    for (int64_t k = 0; k < O + kLineFloats; k += kLineFloats) __builtin_prefetch(next + k, 0, 2);
+  };
+  for (int64_t i = 0; i < std::min(kAhead, n); ++i) prefetch(i);
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) prefetch(i + kAhead);
+    const int64_t t = source(i);
+    memcpy(scratch.pair + i * I, from.obs + t * from.obs_stride, O * sizeof(float));
+    memcpy(scratch.pair + i * I + O, from.action + t * from.action_stride, A * sizeof(float));
+    memcpy(scratch.next_pair + i * I, from.next_obs + t * from.next_obs_stride, O * sizeof(float));
+    w.reward[row + i] = from.reward[t * from.reward_stride];
+    w.not_terminated[row + i] = 1.0f - from.terminated[t * from.terminated_stride];
+  }
+  std::fill(scratch.pair + n * I, scratch.pair + count * I, 0.0f);
+  std::fill(scratch.next_pair + n * I, scratch.next_pair + count * I, 0.0f);
+  std::fill(w.reward + row + n, w.reward + row + count, 0.0f);
+  std::fill(w.not_terminated + row + n, w.not_terminated + row + count, 0.0f);
+
+  for (int64_t i = 0; i < n; ++i) std::fill_n(scratch.next_pair + i * I + O, A, 0.0f);
+  const bool finite = math_.finite(scratch.pair, n * I) && math_.finite(scratch.next_pair, n * I) &&
+                      math_.finite(w.reward + row, n) && math_.finite(w.not_terminated + row, n);
+  if (!finite) finite_.store(false, std::memory_order_relaxed);
+}
+
+// The policy on rows of `input`: actions into scratch.action, and, for the next action, its log-density into
+// next_log_prob; else everything that the backward pass needs into the workspace.
+void SacUpdate::act(int64_t row, int64_t count, Operand input, int64_t input_row, bool next,
+                    Scratch& scratch) {
+  Workspace& w = *workspace_;
+  const int64_t L = spec_.hidden_layers, A = spec_.action_dim, stride = (2 * A + 15) / 16 * 16;
+  const int64_t first = next ? 0 : row;
+  for (int64_t l = 0; l < L; ++l) {
+    const Operand x = l == 0 ? input : next ? scratch.hidden[l - 1] : w.actor[l - 1];
+    math_.hidden(x, l == 0 ? input_row : first, next ? scratch.hidden[l] : w.actor[l], first, count,
+                 networks_.actor_forward[l], call_->state.actor + spec_.actor[l].bias);
+  }
+  math_.output(next ? scratch.hidden[L - 1] : w.actor[L - 1], first, count, networks_.actor_forward[L],
+               networks_.head_bias, 2 * A, scratch.head, stride);
+
+  const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
+  const float low = static_cast<float>(spec_.log_std_min), high = static_cast<float>(spec_.log_std_max);
+  float* const mean = next ? scratch.mean : w.mean + row * A;
+  float* const log_std = next ? scratch.log_std : w.log_std + row * A;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t a = 0; a < A; ++a) {
+      const float raw = scratch.head[i * stride + A + a];
+      mean[i * A + a] = scratch.head[i * stride + a];
+      log_std[i * A + a] = std::clamp(raw, low, high);
+      if (!next) w.inside[(row + i) * A + a] = raw >= low && raw <= high ? 1.0f : 0.0f;
+    }
+  }
+
+  const float* const given = next ? call_->next_noise : call_->noise;
+  float* const noise = w.noise + row * A;
+  if (given != nullptr) {
+    memcpy(noise, given + row * A, n * A * sizeof(float));
+  } else {
+    const int64_t key[] = {call_->state.seed, next ? kNextAction : kAction, call_->state.step};
+    normal<float>(key, w.noise, row * A, (row + n) * A);
+  }
+  squashed_gaussian<float>(mean, log_std, noise, scratch.action, (next ? w.next_log_prob : w.log_prob) + row,
+                           A, 0, n);
+}
+
+void SacUpdate::gather_and_act(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  Scratch& scratch = w.threads[thread];
+  const int64_t O = spec_.obs_dim, A = spec_.action_dim, I = O + A;
+  const bool actor_turn = call_->state.step % spec_.actor_update_period == 0;
+  for_rows(thread, [&](int64_t row, int64_t count) {
+    if (call_->transitions.size > 0) draw_indices(row, row + count);
+    gather(row, count, scratch);
+    const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
+    const auto place_action = [&](float* pairs) {
+      for (int64_t i = 0; i < n; ++i) memcpy(pairs + i * I + O, scratch.action + i * A, A * sizeof(float));
+    };
+    math_.store_activation(scratch.pair, I, w.pair, row, count);
+    math_.store_activation(scratch.next_pair, I, scratch.obs, 0, count);
+    lap.mark(kGather);
+
+    act(row, count, scratch.obs, 0, true, scratch);
+    place_action(scratch.next_pair);
+    math_.store_activation(scratch.next_pair, I, w.next_pair, row, count);
+    if (actor_turn) {
+      math_.store_activation(scratch.pair, I, w.obs, row, count);
+      act(row, count, w.obs, row, false, scratch);
+      place_action(scratch.pair);
+      math_.store_activation(scratch.pair, I, w.policy_pair, row, count);
+    }
+    lap.mark(kActorForward);
+  });
+}
+
+// --------------------------------------------------------------------------------------------- critics
+
+void SacUpdate::evaluate_critics(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  Scratch& scratch = w.threads[thread];
+  const int64_t L = spec_.hidden_layers;
+  for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
+    const Layer* const layers = spec_.critic[c];
+    const auto evaluate = [&](const float* params, char* const* forward, Operand input, Operand* hidden,
+                              int64_t first, float* q) {
+      for (int64_t l = 0; l < L; ++l) {
+        math_.hidden(l == 0 ? input : hidden[l - 1], l == 0 ? row : first, hidden[l], first, count,
+                     forward[l], params + layers[l].bias);
+      }
+      math_.value(hidden[L - 1], first, count, params + layers[L].weight, params[layers[L].bias], q + row);
+    };
+    evaluate(call_->state.critic_target, networks_.target_forward[c], w.next_pair, scratch.hidden, 0,
+             w.q_target[c]);
+    lap.mark(kTarget);
+    evaluate(call_->state.critic, networks_.critic_forward[c], w.pair, w.critic[c], row, w.q[c]);
+    lap.mark(kCriticForward);
+  });
+}
+
+void SacUpdate::critic_gradients(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  const int64_t L = spec_.hidden_layers;
+  const float alpha = std::exp(*call_->state.log_alpha), gamma = static_cast<float>(spec_.gamma);
+  const float scale = 2.0f / static_cast<float>(w.B);
+  for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
+    for (int64_t i = row; i < row + count; ++i) {
+      const float next_value = std::min(w.q_target[0][i], w.q_target[1][i]) - alpha * w.next_log_prob[i];
+      const float y = w.reward[i] + gamma * w.not_terminated[i] * next_value;
+      if (c == 0) w.target[i] = y;
+      w.q_gradient[c][i] = i < w.B ? scale * (w.q[c][i] - y) : 0.0f;
+    }
+    const Operand* const hidden = w.critic[c];
+    const Operand* const gradient = w.critic_gradient[c];
+    math_.value_gradient(w.q_gradient[c] + row, call_->state.critic + spec_.critic[c][L].weight,
+                         hidden[L - 1], row, nullptr, gradient[L - 1], row, count);
+    for (int64_t l = L - 1; l > 0; --l) {
+      math_.hidden_gradient(gradient[l], row, networks_.critic_backward[c][l], hidden[l - 1], row, nullptr,
+                            gradient[l - 1], row, count);
+    }
+  });
+  lap.mark(kCriticBackward);
+}
+
+AdamStep SacUpdate::adam_step(int64_t t) const {
+  const double c1 = 1.0 - std::pow(spec_.beta1, t), c2 = 1.0 - std::pow(spec_.beta2, t);
+  return {static_cast<float>(1.0 - spec_.beta1),   static_cast<float>(spec_.beta2),
+          static_cast<float>(1.0 - spec_.beta2),   static_cast<float>(spec_.lr / c1),
+          static_cast<float>(1.0 / std::sqrt(c2)), static_cast<float>(spec_.epsilon)};
+}
+
+void SacUpdate::critic_step(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  Scratch& scratch = w.threads[thread];
+  const StatePointers& state = call_->state;
+  const AdamStep step = adam_step(state.critic_adam_step + 1);
+  const float tau = static_cast<float>(spec_.tau);
+  const int64_t L = spec_.hidden_layers;
+  for_tasks(critic_tasks_, thread, spec_.threads, [&](const Task& task) {
+    const int64_t c = task.network, l = task.layer;
+    const Layer& layer = spec_.critic[c][l];
+    const auto apply = [&](const float* gradient, int64_t offset, int64_t n) {
+      math_.adam_polyak(state.critic + offset, state.critic_m + offset, state.critic_v + offset, gradient,
+                        state.critic_target + offset, n, step, tau);
+    };
+    if (l == L) {
+      math_.value_weight_gradient(w.q_gradient[c], w.critic[c][L - 1], task.begin, task.end, scratch.dw);
+      scratch.db[0] = static_cast<float>(sum(w.q_gradient[c], w.B));
+      lap.mark(kCriticBackward);
+      apply(scratch.dw, layer.weight, layer.inputs);
+      apply(scratch.db, layer.bias, 1);
+    } else {
+      math_.weight_gradient(w.critic_gradient[c][l], task.begin, task.end,
+                            l == 0 ? w.pair : w.critic[c][l - 1], scratch.dw, scratch.db, scratch.weights);
+      lap.mark(kCriticBackward);
+      apply(scratch.dw, layer.weight + task.begin * layer.inputs, (task.end - task.begin) * layer.inputs);
+      apply(scratch.db, layer.bias + task.begin, task.end - task.begin);
+      pack_critic(task);
+    }
+    lap.mark(kAdam);
+  });
+}
+
+// Packs what `task` of a critic and of its target has just changed.
+void SacUpdate::pack_critic(const Task& task) {
+  const int64_t c = task.network, l = task.layer, O = spec_.obs_dim, A = spec_.action_dim;
+  if (l == spec_.hidden_layers) return;
+  const Layer& layer = spec_.critic[c][l];
+  const float* const weight = call_->state.critic + layer.weight;
+  math_.pack_forward(weight, layer.inputs, layer.outputs, layer.inputs, task.begin, task.end,
+                     networks_.critic_forward[c][l]);
+  math_.pack_forward(call_->state.critic_target + layer.weight, layer.inputs, layer.outputs, layer.inputs,
+                     task.begin, task.end, networks_.target_forward[c][l]);
+  math_.pack_backward(weight + (l == 0 ? O : 0), layer.inputs, layer.outputs, l == 0 ? A : layer.inputs,
+                      task.begin, task.end, networks_.critic_backward[c][l]);
+}
+
+// ----------------------------------------------------------------------------------------------- actor
+
+void SacUpdate::evaluate_policy_actions(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  const int64_t L = spec_.hidden_layers;
+  const float* const params = call_->state.critic;
+  for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
+    const Layer* const layers = spec_.critic[c];
+    Operand* const hidden = w.critic[c];
+    for (int64_t l = 0; l < L; ++l) {
+      math_.hidden(l == 0 ? w.policy_pair : hidden[l - 1], row, hidden[l], row, count,
+                   networks_.critic_forward[c][l], params + layers[l].bias);
+    }
+    math_.value(hidden[L - 1], row, count, params + layers[L].weight, params[layers[L].bias],
+                w.q_policy[c] + row);
+  });
+  lap.mark(kActorCritic);
+}
+
+// Lists the rows where each critic is the smaller (the first, where they are equal), each list padded to
+// whole units, with its length in counts.  Returns where the second list begins.
+int64_t SacUpdate::choose_rows(Scratch& scratch, int64_t counts[2]) const {
+  const Workspace& w = *workspace_;
+  const int64_t unit = math_.row_unit;
+  int64_t begin = 0;
+  for (int c = 0; c < 2; ++c) {
+    int32_t* const list = scratch.rows + begin;
+    int64_t n = 0;
+    for (int64_t i = 0; i < w.B; ++i) {
+      list[n] = static_cast<int32_t>(i);
+      n += (w.q_policy[1][i] < w.q_policy[0][i]) == (c == 1);
+    }
+    counts[c] = n;
+    const int64_t padded = (n + unit - 1) / unit * unit;
+    std::fill(list + n, list + padded, 0);
+    if (c == 0) begin = padded;
+  }
+  return begin;
+}
+
+void SacUpdate::action_gradients(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  Scratch& scratch = w.threads[thread];
+  const int64_t L = spec_.hidden_layers, A = spec_.action_dim, stride = (A + 15) / 16 * 16;
+  const int64_t unit = math_.row_unit;
+  int64_t counts[2];
+  const int64_t second = choose_rows(scratch, counts);
+  const int64_t units[] = {second / unit, (counts[1] + unit - 1) / unit};
+  const Range mine = share(units[0] + units[1], thread, spec_.threads);
+  const float weight = -1.0f / static_cast<float>(w.B);
+  for (int64_t c = 0; c < 2; ++c) {
+    const int32_t* const list = scratch.rows + (c == 0 ? 0 : second);
+    const int64_t before = c == 0 ? 0 : units[0];
+    chunks(std::max(mine.begin - before, int64_t{0}) * unit, std::min(mine.end - before, units[c]) * unit,
+           [&](int64_t first, int64_t count) {
+             const int64_t n = std::clamp<int64_t>(counts[c] - first, 0, count);
+             const int32_t* const rows = list + first;
+             std::fill_n(scratch.value, n, weight);
+             std::fill(scratch.value + n, scratch.value + count, 0.0f);
+             math_.value_gradient(scratch.value, call_->state.critic + spec_.critic[c][L].weight,
+                                  w.critic[c][L - 1], 0, rows, scratch.gradient[L - 1], 0, count);
+             for (int64_t l = L - 1; l > 0; --l) {
+               math_.hidden_gradient(scratch.gradient[l], 0, networks_.critic_backward[c][l],
+                                     w.critic[c][l - 1], 0, rows, scratch.gradient[l - 1], 0, count);
+             }
+             math_.input_gradient(scratch.gradient[0], 0, count, networks_.critic_backward[c][0], A,
+                                  scratch.head, stride);
+             for (int64_t i = 0; i < n; ++i) {
+               memcpy(w.action_gradient + rows[i] * A, scratch.head + i * stride, A * sizeof(float));
+             }
+           });
+  }
+  lap.mark(kActorCritic);
+}
+
+void SacUpdate::actor_gradients(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  Scratch& scratch = w.threads[thread];
+  const int64_t L = spec_.hidden_layers, A = spec_.action_dim;
+  const float entropy_weight = std::exp(*call_->state.log_alpha) / static_cast<float>(w.B);
+  for_rows(thread, [&](int64_t row, int64_t count) {
+    const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
+    std::fill_n(scratch.value, n, entropy_weight);
+    float* const grad_mean = scratch.mean;
+    float* const grad_log_std = scratch.log_std;
+    squashed_gaussian_backward<float>(w.action_gradient + row * A, scratch.value, w.mean + row * A,
+                                      w.log_std + row * A, w.noise + row * A, grad_mean, grad_log_std, A, 0,
+                                      n);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t a = 0; a < A; ++a) {
+        scratch.head[i * 2 * A + a] = grad_mean[i * A + a];
+        scratch.head[i * 2 * A + A + a] = grad_log_std[i * A + a] * w.inside[(row + i) * A + a];
+      }
+    }
+    std::fill(scratch.head + n * 2 * A, scratch.head + count * 2 * A, 0.0f);
+    math_.store_gradient(scratch.head, 2 * A, w.head_gradient, row, count);
+    for (int64_t l = L; l > 0; --l) {
+      math_.hidden_gradient(l == L ? w.head_gradient : w.actor_gradient[l], row, networks_.actor_backward[l],
+                            w.actor[l - 1], row, nullptr, w.actor_gradient[l - 1], row, count);
+    }
+  });
+  lap.mark(kActorBackward);
+}
+
+void SacUpdate::actor_step(int thread, Lap& lap) {
+  Workspace& w = *workspace_;
+  Scratch& scratch = w.threads[thread];
+  const StatePointers& state = call_->state;
+  const AdamStep step = adam_step(state.actor_adam_step + 1);
+  const int64_t L = spec_.hidden_layers, A = spec_.action_dim;
+  for_tasks(actor_tasks_, thread, spec_.threads, [&](const Task& task) {
+    const int64_t l = task.layer;
+    math_.weight_gradient(l == L ? w.head_gradient : w.actor_gradient[l], task.begin, task.end,
+                          l == 0 ? w.obs : w.actor[l - 1], scratch.dw, scratch.db, scratch.weights);
+    lap.mark(kActorBackward);
+    // Outputs [begin, end) of the gradient belong to `layer` from its output `first` on.
+    const auto apply = [&](const Layer& layer, int64_t first, int64_t begin, int64_t end) {
+      if (begin >= end) return;
+      const auto pass = [&](const float* gradient, int64_t offset, int64_t n) {
+        math_.adam(state.actor + offset, state.actor_m + offset, state.actor_v + offset, gradient, n, step);
+      };
+      pass(scratch.dw + (begin - task.begin) * layer.inputs, layer.weight + first * layer.inputs,
+           (end - begin) * layer.inputs);
+      pass(scratch.db + (begin - task.begin), layer.bias + first, end - begin);
+    };
+    if (l < L) {
+      apply(spec_.actor[l], task.begin, task.begin, task.end);
+    } else {
+      apply(spec_.actor[L], task.begin, task.begin, std::min(task.end, A));
+      apply(spec_.actor[L + 1], std::max(task.begin - A, int64_t{0}), std::max(task.begin, A), task.end);
+    }
+    pack_actor(task);
+    lap.mark(kAdam);
+  });
+}
+
+void SacUpdate::pack_actor(const Task& task) {
+  const int64_t l = task.layer, L = spec_.hidden_layers, A = spec_.action_dim;
+  const float* const params = call_->state.actor;
+  const Layer& layer = spec_.actor[l];
+  const float* weight = params + layer.weight;
+  int64_t outputs = layer.outputs;
+  if (l == L) {  // mean and log_std as one layer
+    for (int64_t o = task.begin; o < task.end; ++o) {
+      const Layer& half = spec_.actor[o < A ? L : L + 1];
+      const int64_t output = o < A ? o : o - A;
+      memcpy(networks_.head_weight + o * layer.inputs, params + half.weight + output * layer.inputs,
+             layer.inputs * sizeof(float));
+      networks_.head_bias[o] = params[half.bias + output];
+    }
+    weight = networks_.head_weight;
+    outputs = 2 * A;
+  }
+  math_.pack_forward(weight, layer.inputs, outputs, layer.inputs, task.begin, task.end,
+                     networks_.actor_forward[l]);
+  if (l > 0) {
+    math_.pack_backward(weight, layer.inputs, outputs, layer.inputs, task.begin, task.end,
+                        networks_.actor_backward[l]);
+  }
+}
+
+void SacUpdate::repack(int thread) {
+  for_tasks(critic_tasks_, thread, spec_.threads, [&](const Task& task) { pack_critic(task); });
+  for_tasks(actor_tasks_, thread, spec_.threads, [&](const Task& task) { pack_actor(task); });
+}
+
+// ---------------------------------------------------------------------------- temperature and metrics
+
+// J(alpha) = -log alpha * mean [log pi(a|s) + target entropy]; then the counters, and the metrics if this is
+// the call's last update. One thread, while the others wait.
+void SacUpdate::finish(bool actor_turn) {
+  Workspace& w = *workspace_;
+  StatePointers& state = call_->state;
+  const double n = static_cast<double>(w.B), log_prob = sum(w.log_prob, w.B) / n;
+  const float alpha = std::exp(*state.log_alpha), log_alpha = *state.log_alpha;
+  const float gradient = spec_.learn_alpha ? static_cast<float>(-(log_prob + spec_.target_entropy)) : 0.0f;
+  if (actor_turn && spec_.learn_alpha) {
+    math_.adam(state.log_alpha, state.alpha_m, state.alpha_v, &gradient, 1,
+               adam_step(++state.alpha_adam_step));
+  }
+  if (last_) {
+    double squares = 0, values = 0;
+    for (int64_t i = 0; i < w.B; ++i) {
+      for (int c = 0; c < 2; ++c) squares += std::pow(double{w.q[c][i]} - w.target[i], 2);
+      values += std::min(w.q_policy[0][i], w.q_policy[1][i]);
+    }
+    float* const metrics = call_->metrics;
+    metrics[0] = static_cast<float>(squares / n);
+    if (actor_turn) {
+      metrics[1] = static_cast<float>(alpha * log_prob - values / n);
+      metrics[2] = log_alpha * gradient;
+      metrics[6] = static_cast<float>(log_prob);
+    }
+    metrics[3] = std::exp(*state.log_alpha);
+    metrics[4] = static_cast<float>(sum(w.q[0], w.B) / n);
+    metrics[5] = static_cast<float>(sum(w.q[1], w.B) / n);
+  }
+  state.actor_adam_step += actor_turn;
+  ++state.critic_adam_step;
+  ++state.step;
+}
+
+}  // namespace sacfast::cpu

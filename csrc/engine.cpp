@@ -1,0 +1,68 @@
+// The C interface of the CPU engine, called through ctypes (sacfast/engines/native.py): it needs no Python
+// headers, and one pointer to a struct crosses it per call. Handles are made by *_new and ended by *_delete.
+//
+// Functions that can fail return nullptr or a negative number, and leave one sentence in sacfast_error().
+#include <exception>
+#include <new>
+#include <string>
+
+#include "cpu/policy.h"
+#include "cpu/sac_update.h"
+
+namespace {
+
+using sacfast::cpu::Arithmetic;
+using sacfast::cpu::Policy;
+using sacfast::cpu::SacUpdate;
+
+thread_local std::string last_error;
+
+// Runs `body`; on an exception stores what it says and returns `failed`.
+template <typename T, typename F>
+T guarded(T failed, F body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  }
+  return failed;
+}
+
+}  // namespace
+
+#define SACFAST_EXPORT extern "C" __attribute__((visibility("default")))
+
+SACFAST_EXPORT const char* sacfast_error() { return last_error.c_str(); }
+
+// The arithmetic for a path ("" for the fastest) and a precision, or nullptr; what there is, by name.
+SACFAST_EXPORT const Arithmetic* sacfast_arithmetic(const char* path, const char* precision) {
+  return sacfast::cpu::find_arithmetic(path, precision);
+}
+SACFAST_EXPORT const char* sacfast_arithmetic_path(const Arithmetic* arithmetic) { return arithmetic->path; }
+SACFAST_EXPORT const char* sacfast_arithmetic_names() { return sacfast::cpu::arithmetic_names(); }
+
+SACFAST_EXPORT SacUpdate* sacfast_update_new(const sacfast::cpu::UpdateSpec* spec,
+                                             const Arithmetic* arithmetic) {
+  return guarded<SacUpdate*>(nullptr, [&] { return new SacUpdate(*spec, *arithmetic); });
+}
+SACFAST_EXPORT void sacfast_update_delete(SacUpdate* update) { delete update; }
+
+// SacUpdate::Result, or -1.
+SACFAST_EXPORT int sacfast_update_run(SacUpdate* update, sacfast::cpu::UpdateCall* call) {
+  return guarded(-1, [&] { return static_cast<int>(update->run(*call)); });
+}
+SACFAST_EXPORT void sacfast_update_set_profiling(SacUpdate* update, int on) {
+  update->set_profiling(on != 0);
+}
+SACFAST_EXPORT void sacfast_update_take_profile(SacUpdate* update, double* seconds) {
+  update->take_profile(seconds);
+}
+
+SACFAST_EXPORT Policy* sacfast_policy_new(const sacfast::cpu::PolicySpec* spec,
+                                          const Arithmetic* arithmetic) {
+  return guarded<Policy*>(nullptr, [&] { return new Policy(*spec, *arithmetic); });
+}
+SACFAST_EXPORT void sacfast_policy_delete(Policy* policy) { delete policy; }
+SACFAST_EXPORT void sacfast_policy_act(Policy* policy, sacfast::cpu::PolicyCall* call) { policy->act(*call); }

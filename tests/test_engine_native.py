@@ -1,0 +1,497 @@
+"""The native engine, on every arithmetic path and precision that runs here: the same update as the reference.
+
+Accuracy is measured against the reference engine in float64. For float32 the bar is derived: twice the error of the
+float32 reference; the precisions with fewer bits have theirs in tolerances.py.
+"""
+
+import copy
+import dataclasses
+import multiprocessing
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from tolerances import PRECISION_ERROR, relative_error
+
+from sacfast import Batch, NativeEngine, Noise, SACAgent, SACError, make_engine
+from sacfast.engines import ReferenceEngine
+from sacfast.engines.native import available
+from sacfast.ops import Stream
+from sacfast.state import BETA1, SACState, flatten_parameters
+
+pytestmark = pytest.mark.native
+
+# obs, action, hidden widths, batch
+SHAPES = [
+    (23, 7, (256, 256), 256),
+    (1, 1, (1,), 1),
+    (3, 1, (33,), 5),
+    (17, 6, (64, 48, 40), 100),
+    (5, 17, (20, 31, 7, 65), 33),
+    (30, 2, (16, 400), 257),
+]
+SMALL = (5, 3, (32, 24), 40)
+ARITHMETIC = [
+    ("avx512", "float32"),
+    ("avx2", "float32"),
+    ("portable", "float32"),
+    ("amx", "float32"),
+    ("amx", "bf16x3"),
+    ("amx", "bf16"),
+]
+
+
+@pytest.fixture(params=ARITHMETIC, ids=lambda pair: "-".join(pair))
+def arithmetic(request, engine_library):
+    """Keyword arguments of native_engine for one path and precision."""
+    path, precision = request.param
+    for name in (path, f"{path}-emulated"):
+        if precision in available(engine_library).get(name, ()):
+            return {"precision": precision, "path": name, "library": engine_library}
+    pytest.skip(f"{path} does not run here; there are {available(engine_library)}")
+
+
+def make_agent(shape=SMALL, *, rows=1000, seed=1, **kwargs) -> SACAgent:
+    obs_dim, action_dim, hidden, _ = shape
+    options = {"engine": "reference", "seed": seed, "buffer_capacity": rows, **kwargs}
+    agent = SACAgent(obs_dim, action_dim, hidden, **options)
+    rng = np.random.default_rng(seed)
+    agent.replay_buffer.push_batch(
+        rng.normal(size=(rows, obs_dim)),
+        rng.uniform(-1, 1, (rows, action_dim)),
+        rng.normal(size=rows),
+        rng.normal(size=(rows, obs_dim)),
+        rng.random(rows) < 0.2,
+    )
+    return agent
+
+
+def native_engine(agent: SACAgent, *, precision="float32", **kwargs) -> NativeEngine:
+    config = dataclasses.replace(agent.config, precision=precision)
+    return NativeEngine(config, **{"threads": 2, **kwargs})
+
+
+def in_float64(state: SACState) -> SACState:
+    """A copy that computes in float64."""
+    twin = copy.deepcopy(state)
+    for name in ("actor", "critic", "critic_target"):
+        module = getattr(twin, name).double()
+        setattr(twin, f"{name}_params", flatten_parameters(module))
+    twin.log_alpha = twin.log_alpha.double()
+    for name in ("actor_adam", "critic_adam", "alpha_adam"):
+        adam = getattr(twin, name)
+        adam.exp_avg, adam.exp_avg_sq = adam.exp_avg.double(), adam.exp_avg_sq.double()
+    return twin
+
+
+def doubled(record):
+    return type(record)(*(getattr(record, f.name).double() for f in dataclasses.fields(record)))
+
+
+def draw(agent: SACAgent, state: SACState, size: int) -> tuple[Batch, Noise]:
+    batch = agent.replay_buffer.sample_batch(size, state.key(Stream.BATCH))
+    return batch, Noise.draw(state, size)
+
+
+@pytest.fixture
+def exact_update(monkeypatch):
+    """The reference's update of a float64 state, which it would refuse."""
+    monkeypatch.setattr("sacfast.engines.reference.check_inputs", lambda *_: None)
+    return lambda config, state, batch, noise: ReferenceEngine(config).update(
+        state, doubled(batch), doubled(noise)
+    )
+
+
+def gradients(state: SACState) -> dict[str, torch.Tensor]:
+    """By name, read off Adam's first moments after a first update."""
+    found = {"log_alpha": state.alpha_adam.exp_avg / (1 - BETA1)}
+    for network, layers in (("actor", state.actor_layers), ("critic", sum(state.critic_layers, ()))):
+        flat = getattr(state, f"{network}_adam").exp_avg / (1 - BETA1)
+        for layer in layers:
+            end = layer.weight_offset + layer.outputs * layer.inputs
+            found[f"{network}.{layer.name}.weight"] = flat[layer.weight_offset : end]
+            found[f"{network}.{layer.name}.bias"] = flat[
+                layer.bias_offset : layer.bias_offset + layer.outputs
+            ]
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_and_metrics_against_float64(arithmetic, shape, exact_update):
+    agent = make_agent(shape)
+    native_state, float32, float64 = agent.state, copy.deepcopy(agent.state), in_float64(agent.state)
+    batch, noise = draw(agent, native_state, shape[3])
+
+    metrics = native_engine(agent, **arithmetic).update(native_state, batch, noise).tensor
+    reference = ReferenceEngine(agent.config).update(float32, batch, noise).tensor
+    exact = exact_update(agent.config, float64, batch, noise).tensor
+
+    error = PRECISION_ERROR[arithmetic["precision"]]
+    expected, own = gradients(float64), gradients(float32)
+    for name, gradient in gradients(native_state).items():
+        found = relative_error(gradient, expected[name])
+        bar = 2 * relative_error(own[name], expected[name])
+        bar += error.critic if name.startswith("critic") else error.actor
+        assert found <= bar, f"{name}: error {found:.2e} above {bar:.2e}"
+    scale = 1 + exact.abs()
+    bar = 2 * ((reference - exact) / scale).abs().max() + error.metrics
+    assert ((metrics - exact) / scale).abs().max() <= bar
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[5]], ids=str)
+def test_float32_gradients_are_as_accurate_as_pytorch(arithmetic, shape, exact_update):
+    """Each network's whole gradient: at most twice the error of PyTorch's float32, with no floor to speak of."""
+    if arithmetic["precision"] != "float32":
+        pytest.skip("fewer bits were asked for")
+    agent = make_agent(shape)
+    states = agent.state, copy.deepcopy(agent.state), in_float64(agent.state)
+    batch, noise = draw(agent, agent.state, shape[3])
+    native_engine(agent, **arithmetic).update(states[0], batch, noise)
+    ReferenceEngine(agent.config).update(states[1], batch, noise)
+    exact_update(agent.config, states[2], batch, noise)
+    for network in ("actor_adam", "critic_adam"):
+        ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
+        assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + 5e-8
+
+
+def test_ten_updates_follow_float64(arithmetic, exact_update):
+    """Weights after ten updates: root-mean-square error, relative to how far the weights moved."""
+    agent = make_agent()
+    start, native_state = copy.deepcopy(agent.state), agent.state
+    float32, float64 = copy.deepcopy(start), in_float64(start)
+    engine, reference = native_engine(agent, **arithmetic), ReferenceEngine(agent.config)
+    for _ in range(10):
+        batch, noise = draw(agent, native_state, 40)
+        metrics = engine.update(native_state, batch, noise).tensor
+        reference.update(float32, batch, noise)
+        exact = exact_update(agent.config, float64, batch, noise).tensor
+    floor = PRECISION_ERROR[arithmetic["precision"]].trajectory
+    for name in ("actor_params", "critic_params", "critic_target_params", "log_alpha"):
+        moved = (getattr(float64, name) - getattr(start, name)).norm()
+        error, own = (
+            ((getattr(state, name) - getattr(float64, name)).norm() / moved).item()
+            for state in (native_state, float32)
+        )
+        assert error <= 2 * own + floor, f"{name}: {error:.2e} against {own:.2e}"
+    assert ((metrics - exact) / (1 + exact.abs())).abs().max() <= 10 * floor
+    assert native_state.counters() == float32.counters()
+
+
+def state_bytes(state: SACState) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in state.named_tensors()}
+
+
+@pytest.mark.filterwarnings("ignore:threads=")
+def test_same_bytes_twice_in_one_call_or_many_on_any_number_of_threads(arithmetic):
+    results = []
+    for threads, calls in ((1, 6), (1, 6), (1, 1), (2, 6), (2, 1), (3, 2), (5, 3)):
+        agent = make_agent()
+        engine = native_engine(agent, threads=threads, **arithmetic)
+        for _ in range(calls):
+            metrics = engine.train(agent.state, agent.replay_buffer, 40, 6 // calls)
+        results.append((state_bytes(agent.state), agent.state.counters(), metrics.tensor.tolist()))
+    assert all(result == results[0] for result in results)
+
+
+def test_draws_the_batch_and_noise_of_the_reference(engine_library):
+    agent, twin = make_agent(), make_agent()
+    engine = native_engine(agent, library=engine_library, path="portable")
+    metrics = engine.train(agent.state, agent.replay_buffer, 40).tensor
+    expected = twin.engine.train(twin.state, twin.replay_buffer, 40).tensor
+    torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_switching_engines_in_mid_run_continues_the_same_run():
+    switched, steady = make_agent(), make_agent()
+    for name in ("native", "reference", "native", "auto"):
+        switched.use_engine(name)
+        switched.train(3, 40)
+        steady.train(3, 40)
+    assert switched.state.counters() == steady.state.counters()
+    for (name, ours), (_, theirs) in zip(
+        switched.state.named_tensors(), steady.state.named_tensors(), strict=True
+    ):
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_actor_update_period_and_fixed_temperature():
+    options = {"actor_update_period": 3, "automatic_entropy_tuning": False, "alpha": 0.3}
+    ours, theirs = make_agent(engine="native", **options), make_agent(**options)
+    for updates in (1, 1, 1, 4):
+        before = ours.state.actor_params.clone()
+        expected_change = any((ours.state.step + k) % 3 == 0 for k in range(updates))
+        metrics = [agent.train(updates, 40).tensor for agent in (ours, theirs)]
+        torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
+        assert torch.equal(before, ours.state.actor_params) is not expected_change
+    assert ours.alpha.item() == pytest.approx(0.3)
+    assert ours.state.counters() == theirs.state.counters()
+
+
+# ---- the state stays the user's
+
+
+def after_write(write) -> tuple[SACAgent, SACAgent]:
+    """Two agents of equal state; one has an engine that knew the weights before `write` changed them in both."""
+    known, fresh = make_agent(engine="native"), make_agent(engine="native")
+    for agent in (known, fresh):
+        agent.train(2, 40)
+    fresh.use_engine("native")
+    for agent in (known, fresh):
+        write(agent)
+    for agent in (known, fresh):
+        agent.train(2, 40)
+    return known, fresh
+
+
+def scale_through_torch(agent):
+    with torch.no_grad():
+        agent.critic.fc1.weight.mul_(1.5)
+        agent.actor.mean.bias.add_(0.25)
+
+
+def load_modules(agent):
+    other = make_agent(seed=9)
+    for name in ("actor", "critic", "critic_target"):
+        getattr(agent, name).load_state_dict(getattr(other, name).state_dict())
+
+
+def scale_target(agent):
+    agent.state.critic_target_params.mul_(0.5)
+
+
+def scale_data_and_sync(agent):
+    agent.critic.fc4.weight.data.mul_(1.5)
+    agent.engine.sync()
+
+
+@pytest.mark.parametrize("write", [scale_through_torch, load_modules, scale_target, scale_data_and_sync])
+def test_writes_from_outside_are_followed(write):
+    known, fresh = after_write(write)
+    assert state_bytes(known.state) == state_bytes(fresh.state)
+
+
+def test_update_counts_as_a_write_for_autograd():
+    agent = make_agent(engine="native")
+    batch, _ = draw(agent, agent.state, 40)
+    q1, _ = agent.critic(batch.obs, batch.action)
+    agent.train(1, 40)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        q1.sum().backward()
+
+
+def test_deepcopy_goes_on_by_itself():
+    agent = make_agent(engine="native")
+    agent.train(2, 40)
+    twin = copy.deepcopy(agent)
+    assert twin.engine is not agent.engine
+    agent.train(2, 40)
+    assert twin.training_steps == 2
+    twin.train(2, 40)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+def test_save_and_load_continue_bit_for_bit(tmp_path):
+    agent = make_agent(engine="native")
+    agent.train(3, 40)
+    agent.save(tmp_path / "agent.safetensors")
+    other = SACAgent.from_checkpoint(tmp_path / "agent.safetensors", engine="native")
+    for one in (agent, other):
+        one.train(3, 40)
+    assert state_bytes(agent.state) == state_bytes(other.state)
+
+
+def test_one_engine_serves_several_states():
+    first, second = make_agent(engine="native"), make_agent(engine="native", seed=5)
+    alone = copy.deepcopy(first), copy.deepcopy(second)
+    for _ in range(3):
+        for agent in (first, second):
+            first.engine.train(agent.state, agent.replay_buffer, 40)
+    for agent, expected in zip((first, second), alone, strict=True):
+        expected.train(3, 40)
+        assert state_bytes(agent.state) == state_bytes(expected.state)
+
+
+# ---- acting
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[3], SHAPES[4]], ids=str)
+def test_actions_are_those_of_the_reference(shape):
+    obs_dim, action_dim, *_ = shape
+    bounds = {"action_low": -2 * np.ones(action_dim), "action_high": np.linspace(0.5, 3, action_dim)}
+    ours, theirs = make_agent(shape, engine="native", **bounds), make_agent(shape, **bounds)
+    for agent in (ours, theirs):
+        with torch.no_grad():
+            agent.actor.mean.weight.mul_(100)
+    rng = np.random.default_rng(0)
+    for size, dtype in ((obs_dim, np.float64), ((6, obs_dim), np.float32), ((1, obs_dim), np.float64)):
+        obs = rng.normal(size=size).astype(dtype)
+        for evaluate in (False, True, False):
+            action = ours.select_action(obs, evaluate)
+            assert action.dtype == np.float32
+            np.testing.assert_allclose(action, theirs.select_action(obs, evaluate), rtol=1e-4, atol=1e-5)
+    assert ours.state.action_step == theirs.state.action_step == 6
+
+
+def test_an_action_is_the_callers_own():
+    agent = make_agent(engine="native")
+    first = agent.select_action(np.zeros(5))
+    kept = first.copy()
+    agent.select_action(np.ones(5))
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_observation_that_is_not_finite_is_refused(value, rows):
+    agent = make_agent(engine="native")
+    obs = np.zeros(5 if rows is None else (rows, 5))
+    obs.flat[-1] = value
+    with pytest.raises(SACError, match=f"observation holds {value}"):
+        agent.select_action(obs)
+    assert agent.state.action_step == 0
+
+
+# ---- threads and processes
+
+
+def test_two_agents_at_once_do_not_disturb_one_another():
+    agents = [make_agent(engine="native", seed=seed, threads=2) for seed in (1, 2)]
+    alone = [copy.deepcopy(agent) for agent in agents]
+    running = [
+        threading.Thread(target=lambda a=agent: [a.train(1, 40) for _ in range(50)]) for agent in agents
+    ]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    for agent, expected in zip(agents, alone, strict=True):
+        expected.train(50, 40)
+        assert state_bytes(agent.state) == state_bytes(expected.state)
+
+
+def _train_in_child(agent, results):
+    agent.train(3, 40)
+    results.put(state_bytes(agent.state))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_survives_a_fork():
+    agent = make_agent(engine="native", threads=2)
+    agent.train(2, 40)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=_train_in_child, args=(agent, results))
+    child.start()
+    found = results.get()
+    child.join(30)
+    assert child.exitcode == 0
+    agent.train(3, 40)
+    assert found == state_bytes(agent.state)
+
+
+def test_the_process_ends_though_the_engine_lives():
+    code = """
+import numpy as np, sacfast
+agent = sacfast.SACAgent(3, 2, 16, engine="native", threads=2, seed=0)
+agent.replay_buffer.push_batch(np.zeros((50, 3)), np.zeros((50, 2)), np.zeros(50), np.zeros((50, 3)), np.zeros(50))
+agent.train(3, 32)
+print(agent.training_steps)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
+
+
+def test_denormals_are_flushed_in_the_engine_alone():
+    tiny = torch.tensor([1e-40])
+    agent = make_agent(engine="native", threads=1)
+    agent.state.critic_adam.exp_avg_sq.fill_(1e-40)
+    with torch.no_grad():
+        agent.critic.fc1.weight.zero_()  # its units are dead: no gradient ever reaches their first-layer weights
+        agent.critic.fc1.bias.fill_(-1)
+    agent.train(1, 40)
+    first = agent.state.critic_layers[0][0]
+    dead = agent.state.critic_adam.exp_avg_sq[first.weight_offset : first.weight_offset + 8 * first.outputs]
+    assert torch.count_nonzero(dead) == 0
+    assert (tiny * 0.5).item() > 0
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Batch)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_is_reported_and_not_applied(field, value):
+    agent = make_agent(engine="native")
+    agent.train(2, 40)
+    batch, noise = draw(agent, agent.state, 40)
+    getattr(batch, field).view(-1)[-1] = value
+    before, counters = state_bytes(agent.state), agent.state.counters()
+    with pytest.raises(SACError, match="update 2 holds a NaN or an infinity, so the update was not applied"):
+        agent.engine.update(agent.state, batch, noise)
+    assert (state_bytes(agent.state), agent.state.counters()) == (before, counters)
+    agent.train(1, 40)
+    assert agent.training_steps == 3
+
+
+def test_updates_before_a_bad_batch_count():
+    agent, twin = make_agent(engine="native", rows=60), make_agent(engine="native", rows=60)
+    agent.replay_buffer._fields[2][7] = float("nan")
+    applied = 0
+    while True:
+        indices = agent.replay_buffer.sample_batch(20, twin.state.key(Stream.BATCH)).reward
+        if indices.isnan().any():
+            break
+        twin.train(1, 20)
+        applied += 1
+        assert applied < 50
+    with pytest.raises(SACError, match=rf"\({applied} of 60 before it were\)"):
+        agent.train(60, 20)
+    assert agent.training_steps == applied
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+def test_other_bad_input_is_refused():
+    agent = make_agent(engine="native", rows=50)
+    with pytest.raises(SACError, match="51 is above the 50 transitions"):
+        agent.train(1, 51)
+    with pytest.raises(SACError, match="updates must be at least 1"):
+        agent.train(0, 40)
+    other = make_agent((6, 3, (8,), 4))
+    with pytest.raises(SACError, match=r"observations \[6\]"):
+        agent.engine.train(agent.state, other.replay_buffer, 4)
+    batch, noise = draw(agent, agent.state, 40)
+    with pytest.raises(SACError, match="batch.obs has shape"):
+        agent.engine.update(agent.state, dataclasses.replace(batch, obs=batch.obs[:, :2]), noise)
+
+
+def test_a_precision_or_path_that_is_missing_is_named(engine_library):
+    agent = make_agent()
+    with pytest.raises(SACError, match="path 'portable' is not available on this CPU, which has"):
+        config = dataclasses.replace(agent.config, precision="bf16")
+        NativeEngine(config, path="portable", library=engine_library)
+    with pytest.raises(SACError, match="path 'sse9'"):
+        NativeEngine(agent.config, path="sse9", library=engine_library)
+
+
+def test_auto_is_native_on_the_cpu_and_names_its_arithmetic():
+    agent = make_agent(engine="auto", threads=1)
+    assert isinstance(agent.engine, NativeEngine)
+    assert agent.engine.name == f"native {agent.engine.path} float32, 1 thread"
+    assert make_engine("reference", agent.config).name == "reference"
+
+
+def test_profile_counts_every_phase():
+    agent = make_agent(engine="native", threads=2)
+    agent.engine.profile()
+    agent.train(5, 40)
+    phases = agent.engine.profile(False)
+    assert all(seconds > 0 for seconds in phases.values())
+    agent.train(5, 40)
+    assert sum(agent.engine.profile().values()) == 0
