@@ -2,6 +2,7 @@
 
     pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
     python benchmarks/training.py RUN...   # results/training.json, from finished training runs
+    python benchmarks/accuracy.py          # results/accuracy.json
     python benchmarks/render.py            # rewrites the tables between README's markers
     python benchmarks/render.py --check    # exits with 1 if README is not what the JSON gives
 
@@ -138,17 +139,37 @@ def action_table(entries: list[Entry]) -> list[str]:
 
 
 def training_table(entries: list[Entry]) -> list[str]:
-    """One line per run, then what doing nothing and acting at random score."""
-    (entry,) = entries
-    runs = entry["runs"]
+    """One line per environment and engine, with the score of each seed; then what other actions score there."""
+    seeds = [run["seed"] for run in entries[0]["runs"]]
     lines = [
-        f"| {runs[0]['env']}, {runs[0]['steps']:,} steps | return per episode | minutes |",
-        "|---|---:|---:|",
+        "| return per episode | engine | "
+        + " | ".join(f"seed {seed}" for seed in seeds)
+        + " | minutes each |",
+        "|---|---|" + "---:|" * (len(seeds) + 1),
     ]
-    for run in runs:
-        score = f"{run['score']['mean']:.1f} ± {run['score']['std']:.1f}"
-        lines.append(f"| sacfast, seed {run['seed']} | {score} | {run['minutes']:.1f} |")
-    lines += [f"| {name} actions | {score:.1f} | |" for name, score in runs[0]["baselines"].items()]
+    for entry in entries:
+        runs = entry["runs"]
+        first = runs[0]
+        others = ", ".join(f"{name} actions {score:.1f}" for name, score in first["baselines"].items())
+        cells = [f"{first['env']}, {first['steps']:,} steps ({others})", f"`{first['engine']}`"]
+        cells += [f"{run['score']['mean']:.1f} ± {run['score']['std']:.1f}" for run in runs]
+        cells.append(f"{sum(run['minutes'] for run in runs) / len(runs):.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def precision_table(entries: list[Entry]) -> list[str]:
+    """One line per precision and path: the error of either network's gradient, and the angle where it matters."""
+    (entry,) = entries
+    lines = [
+        "| gradient's relative error | arithmetic | critics | actor | cosine, critics | cosine, actor |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in entry["rows"]:
+        cells = [f"`{row['precision']}`", row["path"]]
+        cells += [f"{row['error'][name]:.0e}" for name in ("critic", "actor")]
+        cells += [f"{row['cosine'][name]:.4f}" for name in ("critic", "actor")]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -158,8 +179,13 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "phases": phases_table,
     "action": action_table,
     "training": training_table,
+    "precision": precision_table,
 }
-SOURCES = {"cpu.json": ("operators", "update", "phases", "action"), "training.json": ("training",)}
+SOURCES = {
+    "cpu.json": ("operators", "update", "phases", "action"),
+    "training.json": ("training",),
+    "accuracy.json": ("precision",),
+}
 RUNS_OF = {"phases": "update"}  # a table of what another table's runs have measured besides
 
 LEGENDS = {
@@ -188,7 +214,12 @@ LEGENDS = {
     ),
     "training": (
         "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
-        "the same for the baselines."
+        "the same for the baselines. `native` is what `--engine auto` takes; `reference` is PyTorch's autograd."
+    ),
+    "precision": (
+        "Root mean square against float64, relative to the gradient's own, at Pusher-v5's dimensions, batch 256, after "
+        "{updates:,} updates on random transitions. PyTorch is the reference engine. An emulated path computes what "
+        "the instructions would, on a CPU without them."
     ),
 }
 INTERLEAVED = " Interleaved, ratios taken within a round."
@@ -198,6 +229,8 @@ def caption(name: str, entries: list[Entry], date: str) -> str:
     """How to read the table, and the hardware and versions that it was measured with."""
     if name == "training":
         legend = LEGENDS[name].format(episodes=entries[0]["runs"][0]["episodes"])
+    elif name == "precision":
+        legend = LEGENDS[name].format(updates=entries[0]["updates"])
     else:
         legend = LEGENDS[name].format(threads=max(entry["threads"] for entry in entries)) + INTERLEAVED
     machine = (
@@ -230,7 +263,10 @@ def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -
             raise RenderError(
                 f"README needs the lines {begin} and {end}, once and in this order, around table {name}"
             )
-        text = "\n".join([begin, *TABLES[name](chosen), "", caption(name, chosen, date), end])
+        try:
+            text = "\n".join([begin, *TABLES[name](chosen), "", caption(name, chosen, date), end])
+        except KeyError as error:
+            raise RenderError(f"the JSON lacks {error} for table {name}: measure it again") from None
         readme = pattern.sub(lambda _, text=text: text, readme)
     return readme
 

@@ -1,10 +1,10 @@
 """Gathers finished runs of sacfast.train into results/training.json and a learning curve.
 
-    python -m sacfast.train --seed 0        # and other seeds
-    python benchmarks/training.py runs/Pusher-v5/*
+    python -m sacfast.train --engine native --seed 0        # and other engines, seeds and environments
+    python benchmarks/training.py runs/*/*
     python benchmarks/render.py
 
-All runs must be of one environment and one length. The curve shows every run's evaluations, with the mean over runs.
+Runs of one environment and engine must be of one length. The curve shows every evaluation of the first one given.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def gather(folder: Path) -> dict:
     return {
         "env": config.env,
         "steps": config.steps,
+        "engine": config.engine,
         "seed": config.seed,
         "threads": config.threads,
         "minutes": read_csv(folder / "progress.csv")[-1]["elapsed_s"] / 60,
@@ -47,30 +48,32 @@ def gather(folder: Path) -> dict:
     }
 
 
-def draw(runs: list[dict], path: Path) -> None:
+def draw(groups: dict[str, list[dict]], path: Path) -> None:
+    """One environment's evaluations: by engine, each seed and the mean."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    curves = [np.array(run["evaluations"]) for run in runs]
-    for i, curve in enumerate(curves):
-        label = "each seed" if i == 0 else None
-        axes.plot(curve[:, 0], curve[:, 1], color="tab:blue", alpha=0.4, linewidth=1, label=label)
-    mean = np.mean([curve[:, 1] for curve in curves], axis=0)
-    axes.plot(
-        curves[0][:, 0], mean, color="tab:blue", linewidth=2.5, marker="o", label=f"mean of {len(runs)} seeds"
-    )
+    for color, (engine, runs) in zip(("tab:blue", "tab:orange", "tab:green"), groups.items(), strict=False):
+        curves = [np.array(run["evaluations"]) for run in runs]
+        for curve in curves:
+            axes.plot(curve[:, 0], curve[:, 1], color=color, alpha=0.35, linewidth=1)
+        mean = np.mean([curve[:, 1] for curve in curves], axis=0)
+        minutes = np.mean([run["minutes"] for run in runs])
+        label = f"{engine}, mean of {len(runs)} seeds, {minutes:.1f} minutes each"
+        axes.plot(curves[0][:, 0], mean, color=color, linewidth=2.5, marker="o", label=label)
+    run = next(iter(groups.values()))[0]
     for name, style in (("zero", "--"), ("random", ":")):
-        score = runs[0]["baselines"][name]
+        score = run["baselines"][name]
         axes.axhline(
             score, color="black", linestyle=style, linewidth=1.2, label=f"{name} actions ({score:.0f})"
         )
     axes.set(
-        title=f"{runs[0]['env']}, deterministic policy",
+        title=f"{run['env']}, deterministic policy",
         xlabel="environment steps",
-        ylabel=f"return per episode (mean of {runs[0]['episodes']})",
+        ylabel=f"return per episode (mean of {run['episodes']})",
     )
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
@@ -79,25 +82,41 @@ def draw(runs: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def group(runs: list[dict]) -> dict[str, dict[str, list[dict]]]:
+    """By environment, then by engine, in the order given; by seed within. Raises SACError where lengths differ."""
+    groups: dict[str, dict[str, list[dict]]] = {}
+    for run in runs:
+        groups.setdefault(run["env"], {}).setdefault(run["engine"], []).append(run)
+    for env, engines in groups.items():
+        if len({run["steps"] for same in engines.values() for run in same}) > 1:
+            raise SACError(f"the runs of {env} differ in length; give those of one length")
+        for same in engines.values():
+            same.sort(key=lambda run: run["seed"])
+    return groups
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Gather finished runs for README.")
     parser.add_argument("runs", type=Path, nargs="+")
     args = parser.parse_args(argv)
     try:
-        runs = sorted((gather(folder) for folder in args.runs), key=lambda run: run["seed"])
+        groups = group([gather(folder) for folder in args.runs])
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if len({(run["env"], run["steps"]) for run in runs}) > 1:
-        print("error: the runs differ in environment or length; give those of one kind", file=sys.stderr)
-        return 2
+    machine = describe_machine()
+    entries = [
+        {"table": "training", "machine": machine, "runs": runs}
+        for engines in groups.values()
+        for runs in engines.values()
+    ]
     content = {
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "benchmarks": [{"extra_info": {"table": "training", "machine": describe_machine(), "runs": runs}}],
+        "benchmarks": [{"extra_info": entry} for entry in entries],
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "training.json").write_text(json.dumps(content, indent=1) + "\n")
-    draw(runs, RESULTS / "learning_curve.png")
+    draw(next(iter(groups.values())), RESULTS / "learning_curve.png")
     return 0
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import operator
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,22 @@ def hidden_widths(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def physical_cores() -> int:
-    """CPU cores that this process may run on, hyper-threads counted once where the system tells; at least 1."""
+    """CPU cores that this process may use, hyper-threads counted once where the system tells; at least 1.
+
+    A container's CPU quota (cgroup v2) counts: threads beyond it would only be suspended in turn.
+    """
+    return max(1, min(_visible_cores(), _quota()))
+
+
+def _quota() -> int:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # "max" is no limit
+        return sys.maxsize
+
+
+def _visible_cores() -> int:
     cores = set()
     try:
         for cpu in os.sched_getaffinity(0):
@@ -75,7 +91,7 @@ def physical_cores() -> int:
             cores.add(path.read_text(encoding="ascii").strip())
     except (AttributeError, OSError):
         return os.cpu_count() or 1
-    return len(cores) or 1
+    return len(cores)
 
 
 def thread_count(threads: int | None) -> int:

@@ -19,6 +19,7 @@ import tyro
 from sacfast import native
 from sacfast.agent import SACAgent
 from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
+from sacfast.engines import Engine
 from sacfast.envs import check_spaces, make_env
 from sacfast.errors import SACError
 from sacfast.evaluate import read_config
@@ -53,7 +54,10 @@ def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
             trainer = _make_trainer(config, training, evaluation, custom_env=env is not None)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_nothing_done(config, custom_env=env is not None)) from None
-        trainer.run()
+        try:
+            trainer.run()
+        finally:
+            _print_profile(trainer.agent.engine)
     finally:
         for each in owned:
             each.close()
@@ -99,6 +103,15 @@ def _make_trainer(
         flush=True,
     )
     return Trainer(config, agent, env, eval_env, folder, resumed, custom_env=custom_env)
+
+
+def _print_profile(engine: Engine) -> None:
+    """Where the updates' time went, if SACFAST_PROFILE asks for it and the engine knows."""
+    phases = engine.profile() if native.profiling() else {}
+    total = sum(phases.values())
+    if total > 0:
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in phases.items())
+        print(f"updates, {total:.1f} s of all threads: {shares}")
 
 
 def _nothing_done(config: TrainConfig, custom_env: bool) -> str:

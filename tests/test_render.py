@@ -96,23 +96,41 @@ RUN = {
     ],
 }
 
+
+def training_entry(engine: str, mean: float, minutes: float) -> dict:
+    run = {
+        "env": "Pusher-v5",
+        "steps": 50000,
+        "engine": engine,
+        "seed": 0,
+        "minutes": minutes,
+        "score": {"mean": mean, "std": 4.5},
+        "episodes": 10,
+        "baselines": {"random": -150.3, "zero": -54.2},
+        "evaluations": [],
+    }
+    return {"extra_info": {"table": "training", "machine": MACHINE, "runs": [run, run | {"seed": 1}]}}
+
+
 TRAINING = {
+    "datetime": "2025-11-22T18:00:00+00:00",
+    "benchmarks": [training_entry("native", -38.21, 4.25), training_entry("reference", -39.0, 8.0)],
+}
+
+ACCURACY = {
     "datetime": "2025-11-22T18:00:00+00:00",
     "benchmarks": [
         {
             "extra_info": {
-                "table": "training",
+                "table": "precision",
                 "machine": MACHINE,
-                "runs": [
+                "updates": 2000,
+                "rows": [
                     {
-                        "env": "Pusher-v5",
-                        "steps": 50000,
-                        "seed": 0,
-                        "minutes": 4.25,
-                        "score": {"mean": -38.21, "std": 4.5},
-                        "episodes": 10,
-                        "baselines": {"random": -150.3, "zero": -54.2},
-                        "evaluations": [],
+                        "path": "amx",
+                        "precision": "bf16",
+                        "error": {"critic": 0.0812, "actor": 0.2},
+                        "cosine": {"critic": 0.99712, "actor": 0.98},
                     }
                 ],
             }
@@ -134,6 +152,8 @@ between
 <!-- END table:action -->
 <!-- BEGIN table:training -->
 <!-- END table:training -->
+<!-- BEGIN table:precision -->
+<!-- END table:precision -->
 the end
 """
 
@@ -143,6 +163,7 @@ def files(tmp_path) -> list[str]:
     """The arguments that name results and a README in a folder of their own."""
     (tmp_path / "cpu.json").write_text(json.dumps(RUN))
     (tmp_path / "training.json").write_text(json.dumps(TRAINING))
+    (tmp_path / "accuracy.json").write_text(json.dumps(ACCURACY))
     (tmp_path / "README.md").write_text(README)
     return ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
 
@@ -163,10 +184,12 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 1024 | 500 (10%) | 4,500 (90%) |" in lines
     assert "| µs per action | again and again |" in lines
     assert "| by hand, eager | 62.0 (20.0x) |" in lines
-    assert "| sacfast, seed 0 | -38.2 ± 4.5 | 4.2 |" in lines
-    assert "| zero actions | -54.2 | |" in lines
+    task = "Pusher-v5, 50,000 steps (random actions -150.3, zero actions -54.2)"
+    assert f"| {task} | `native` | -38.2 ± 4.5 | -38.2 ± 4.5 | 4.2 |" in lines
+    assert f"| {task} | `reference` | -39.0 ± 4.5 | -39.0 ± 4.5 | 8.0 |" in lines
+    assert "| `bf16` | amx | 8e-02 | 2e-01 | 0.9971 | 0.9800 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 5
+    assert len(captions) == 6
     for part in (
         "2025-11-22",
         "Test CPU, 2 cores",
@@ -214,11 +237,11 @@ def test_no_run_yet(script, files, tmp_path, capsys):
 
 
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
-TRAINED = RESULT.with_name("training.json")
+RECORDED = [RESULT.with_name(name) for name in ("cpu.json", "training.json", "accuracy.json")]
 
 
 @pytest.mark.skipif(
-    not (RESULT.exists() and TRAINED.exists()), reason="benchmarks/results/ holds no recorded runs"
+    not all(path.exists() for path in RECORDED), reason="benchmarks/results/ holds no recorded runs"
 )
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="README.md is not beside tests/")
 def test_readme_is_up_to_date(script):

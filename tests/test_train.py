@@ -91,10 +91,11 @@ def test_best_is_the_best_of_the_evaluations(tmp_path):
     assert [row["step"] for row in rows] == [100, 200, 300, 400]
 
 
-def test_resume_equals_never_having_stopped(tmp_path):
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+def test_resume_equals_never_having_stopped(tmp_path, engine):
     # Pendulum's episodes take 200 steps, so the first part ends between two of them.
-    whole = train(small(tmp_path, steps=400))
-    part = train(small(tmp_path, steps=200))
+    whole = train(small(tmp_path, engine=engine, steps=400))
+    part = train(small(tmp_path, engine=engine, steps=200))
     for name, row in (
         ("progress", "250" + "," * 13),
         ("episodes", "9,300,1,1"),
@@ -120,6 +121,16 @@ def test_a_fraction_of_an_update_per_step_adds_up_and_resumes_exactly(tmp_path, 
     )  # floor(351 utd): the first one is due at step 50
     rows = read_csv(whole / "progress.csv")
     assert [row["updates"] for row in rows] == [int((row["step"] - 49) * utd) for row in rows]
+
+
+@pytest.mark.native
+def test_where_the_time_went_is_said_on_request(tmp_path, capsys, monkeypatch):
+    config = small(tmp_path, steps=60, engine="native")
+    train(config)
+    assert "critic backward" not in capsys.readouterr().out
+    monkeypatch.setenv("SACFAST_PROFILE", "1")
+    train(config)
+    assert "of all threads: gather" in capsys.readouterr().out
 
 
 def test_hidden_layers_of_a_run_come_from_the_command_line_and_are_kept(tmp_path):

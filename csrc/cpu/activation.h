@@ -1,5 +1,5 @@
-// A hidden layer's nonlinearity: the one place that knows it. Its derivative is had from the layer's output,
-// which is all that the backward pass keeps.
+// A hidden layer's nonlinearity, for every float32 path; the AMX path has its own form of it in amx_layout.h.
+// Its derivative is had from the layer's output, which is all that the backward pass keeps.
 #pragma once
 
 #include "lanes.h"

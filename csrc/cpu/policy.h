@@ -9,7 +9,7 @@
 
 namespace sacfast::cpu {
 
-// low, high: [A], the environment's bounds.
+// low, high: [A], the environment's bounds; copied, so they need not outlive the constructor.
 struct PolicySpec {
   int64_t obs_dim, action_dim, hidden_layers;
   Layer actor[kMaxHidden + 2];

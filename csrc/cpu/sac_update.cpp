@@ -3,9 +3,8 @@
 //
 //   gather_and_act            batch;  a' ~ pi(s'), a ~ pi(s)
 //   evaluate_critics          Qbar_i(s', a') and Q_i(s, a_batch)
-//   critic_gradients          y = r + gamma (1 - d) [min_i Qbar_i - alpha log pi(a'|s')],  dJ/dQ_i = 2/B (Q_i
-//   - y),
-//                             and back through the layers' inputs
+//   critic_gradients          y = r + gamma (1 - d) [min_i Qbar_i - alpha log pi(a'|s')],
+//                             dJ/dQ_i = 2/B (Q_i - y), and back through the layers' inputs
 //   critic_step               weight gradients; Adam, Polyak and packing of each panel while it is in cache
 //   evaluate_policy_actions   Q_i(s, a) with the new critics
 //   action_gradients          d/da of -1/B min_i Q_i, each critic on the rows where it is the smaller
@@ -113,7 +112,6 @@ SacUpdate::SacUpdate(const UpdateSpec& spec, const Arithmetic& arithmetic)
 }
 
 SacUpdate::Result SacUpdate::run(UpdateCall& call) {
-  const std::lock_guard<std::mutex> one_at_a_time(busy_);
   if (!workspace_ || workspace_->B != call.batch_size) {
     workspace_.reset();
     workspace_ = std::make_unique<Workspace>(spec_, math_, call.batch_size);
@@ -582,31 +580,35 @@ void SacUpdate::repack(int thread) {
 void SacUpdate::finish(bool actor_turn) {
   Workspace& w = *workspace_;
   StatePointers& state = call_->state;
-  const double n = static_cast<double>(w.B), log_prob = sum(w.log_prob, w.B) / n;
-  const float alpha = std::exp(*state.log_alpha), log_alpha = *state.log_alpha;
-  const float gradient = spec_.learn_alpha ? static_cast<float>(-(log_prob + spec_.target_entropy)) : 0.0f;
-  if (actor_turn && spec_.learn_alpha) {
-    math_.adam(state.log_alpha, state.alpha_m, state.alpha_v, &gradient, 1,
-               adam_step(++state.alpha_adam_step));
+  float* const metrics = call_->metrics;
+  const double n = static_cast<double>(w.B);
+  if (actor_turn) {
+    const double log_prob = sum(w.log_prob, w.B) / n;
+    double value = 0;
+    for (int64_t i = 0; i < w.B; ++i) value += std::min(w.q_policy[0][i], w.q_policy[1][i]);
+    metrics[1] = static_cast<float>(std::exp(*state.log_alpha) * log_prob - value / n);
+    metrics[2] = 0.0f;
+    metrics[6] = static_cast<float>(log_prob);
+    if (spec_.learn_alpha) {
+      const float gradient = static_cast<float>(-(log_prob + spec_.target_entropy));
+      metrics[2] = *state.log_alpha * gradient;
+      math_.adam(state.log_alpha, state.alpha_m, state.alpha_v, &gradient, 1,
+                 adam_step(++state.alpha_adam_step));
+    }
+    ++state.actor_adam_step;
   }
   if (last_) {
-    double squares = 0, values = 0;
-    for (int64_t i = 0; i < w.B; ++i) {
-      for (int c = 0; c < 2; ++c) squares += std::pow(double{w.q[c][i]} - w.target[i], 2);
-      values += std::min(w.q_policy[0][i], w.q_policy[1][i]);
+    double squares = 0;
+    for (int c = 0; c < 2; ++c) {
+      for (int64_t i = 0; i < w.B; ++i) {
+        const double difference = double{w.q[c][i]} - w.target[i];
+        squares += difference * difference;
+      }
+      metrics[4 + c] = static_cast<float>(sum(w.q[c], w.B) / n);
     }
-    float* const metrics = call_->metrics;
     metrics[0] = static_cast<float>(squares / n);
-    if (actor_turn) {
-      metrics[1] = static_cast<float>(alpha * log_prob - values / n);
-      metrics[2] = log_alpha * gradient;
-      metrics[6] = static_cast<float>(log_prob);
-    }
     metrics[3] = std::exp(*state.log_alpha);
-    metrics[4] = static_cast<float>(sum(w.q[0], w.B) / n);
-    metrics[5] = static_cast<float>(sum(w.q[1], w.B) / n);
   }
-  state.actor_adam_step += actor_turn;
   ++state.critic_adam_step;
   ++state.step;
 }

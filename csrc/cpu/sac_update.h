@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "arithmetic.h"
@@ -72,8 +71,8 @@ class SacUpdate {
   // Throws std::bad_alloc and std::system_error.
   SacUpdate(const UpdateSpec& spec, const Arithmetic& arithmetic);
 
-  // Advances call.state. kNotFinite: a transition of the batch at state.step holds a NaN or an infinity; the
-  // updates before it were applied, it was not. Throws std::bad_alloc.
+  // One caller at a time. Advances call.state. kNotFinite: a transition of the batch at state.step holds a
+  // NaN or an infinity; the updates before it were applied, it was not. Throws std::bad_alloc.
   Result run(UpdateCall& call);
 
   // Seconds per Phase since this was last called, summed over threads; zeros unless profiling is on.
@@ -116,7 +115,6 @@ class SacUpdate {
   Networks networks_;
   std::unique_ptr<Workspace> workspace_;
   std::vector<Task> critic_tasks_, actor_tasks_;
-  std::mutex busy_;
 
   // Of the call in progress.
   UpdateCall* call_ = nullptr;

@@ -89,7 +89,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::run(Body body, void* context) {
   const FlushDenormals mode;
   if (size_ > 1) {
-    if (process_ != getpid()) start();
+    if (shared_ == nullptr || process_ != getpid()) start();
     shared_->body = body;
     shared_->context = context;
     advance(shared_->generation);

@@ -24,9 +24,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return size_; }
-
-  // body(context, t) for every t < size(), then returns. One caller at a time. In a forked child, where only
+  // body(context, t) for every t < threads, then returns. One caller at a time. In a forked child, where only
   // the forking thread exists, the first call starts the threads anew.
   void run(Body body, void* context);
 

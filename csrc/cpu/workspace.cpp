@@ -89,7 +89,7 @@ void take_scratch(Arena& arena, const UpdateSpec& spec, const Arithmetic& math, 
   for (float** piece : {&scratch.mean, &scratch.log_std, &scratch.noise, &scratch.action}) {
     arena.take(*piece, kChunkRows * A);
   }
-  for (float** piece : {&scratch.value, &scratch.log_prob}) arena.take(*piece, kChunkRows);
+  arena.take(scratch.value, kChunkRows);
   arena.take(scratch.dw, kPanel * widest);
   arena.take(scratch.db, kPanel);
   arena.take(scratch.weights, math.weight_scratch_bytes(widest));
@@ -120,8 +120,8 @@ Workspace::Workspace(const UpdateSpec& spec, const Arithmetic& math, int64_t bat
       arena.take(*piece, rows * A);
     }
     for (float** piece :
-         {&log_prob, &next_log_prob, &log_prob_gradient, &reward, &not_terminated, &target, &q[0], &q[1],
-          &q_target[0], &q_target[1], &q_policy[0], &q_policy[1], &q_gradient[0], &q_gradient[1]}) {
+         {&log_prob, &next_log_prob, &reward, &not_terminated, &target, &q[0], &q[1], &q_target[0],
+          &q_target[1], &q_policy[0], &q_policy[1], &q_gradient[0], &q_gradient[1]}) {
       arena.take(*piece, rows);
     }
     for (Scratch& scratch : threads) take_scratch(arena, spec, math, rows, scratch);

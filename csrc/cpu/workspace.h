@@ -79,7 +79,7 @@ struct Scratch {
   Operand obs, hidden[kMaxHidden], gradient[kMaxHidden];  // [kChunkRows, ...]
   float *pair, *next_pair;                                // [kChunkRows][O + A]: rows (s, a) and (s', a')
   float *head, *mean, *log_std, *noise, *action;          // [kChunkRows][2 A padded], then [kChunkRows][A]
-  float *value, *log_prob;                                // [kChunkRows]
+  float* value;                                           // [kChunkRows]
   float *dw, *db;                                         // one task's gradient
   char* weights;
   int32_t* rows;  // [2 B padded]
@@ -96,7 +96,7 @@ struct Workspace {
   Operand actor_gradient[kMaxHidden], critic_gradient[2][kMaxHidden], head_gradient;
   float *mean, *log_std, *inside, *noise, *action,
       *action_gradient;                                     // [rows][A]; inside: log_std not clamped
-  float *log_prob, *next_log_prob, *log_prob_gradient;      // [rows]
+  float *log_prob, *next_log_prob;                          // [rows]
   float *reward, *not_terminated, *target;                  // [rows]
   float *q[2], *q_target[2], *q_policy[2], *q_gradient[2];  // [rows]
   std::vector<Scratch> threads;

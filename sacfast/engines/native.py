@@ -2,13 +2,15 @@
 
 The state's own tensors are updated in place; packed copies of the weights belong to the engine and are rebuilt
 when torch's version counters say that somebody else wrote (after a write through `.data` or NumPy, which leaves no
-trace there, call `NativeEngine.sync()`). The interface is csrc/engine.cpp, one struct per call, through ctypes.
+trace there, call `NativeEngine.sync()`). The interface is csrc/engine.cpp (abi.py), one struct per
+call.
 """
 
 import ctypes
+import os
+import threading
 import weakref
 from collections.abc import Sequence
-from ctypes import c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,15 @@ from torch import Tensor
 
 from sacfast import native
 from sacfast.config import SACConfig
-from sacfast.engines.base import Engine, Metrics, Noise, Policy, check_inputs, check_observation
+from sacfast.engines import abi
+from sacfast.engines.base import Engine, Metrics, Noise, Policy, TorchPolicy, check_inputs, check_observation
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
 from sacfast.replay import FIELDS, Batch, ReplayBuffer
 from sacfast.state import BETA1, BETA2, EPSILON, Layer, SACState
 
-MAX_HIDDEN = 4
+SEVERAL = 64  # observations from which on products of matrices in PyTorch are faster than one after the other
 PHASES = (
     "gather",
     "actor forward",
@@ -38,96 +41,26 @@ PHASES = (
 )
 
 
-def _fields(*groups: tuple[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, kind) for names, kind in groups for name in names.split()]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = _fields(("weight bias outputs inputs", c_int64))
-
-
-class _UpdateSpec(ctypes.Structure):
-    _fields_ = _fields(
-        ("obs_dim action_dim hidden_layers threads", c_int64),
-        ("actor", _Layer * (MAX_HIDDEN + 2)),
-        ("critic", _Layer * (MAX_HIDDEN + 1) * 2),
-        ("lr gamma tau beta1 beta2 epsilon target_entropy log_std_min log_std_max", c_double),
-        ("learn_alpha actor_update_period", c_int64),
-    )
-
-
-class _State(ctypes.Structure):
-    _fields_ = _fields(
-        ("actor critic critic_target log_alpha", c_void_p),
-        ("actor_m actor_v critic_m critic_v alpha_m alpha_v", c_void_p),
-        ("seed step actor_adam_step critic_adam_step alpha_adam_step", c_int64),
-    )
-
-
-class _Transitions(ctypes.Structure):
-    _fields_ = _fields(
-        (" ".join(FIELDS), c_void_p),
-        (" ".join(f"{name}_stride" for name in FIELDS), c_int64),
-        ("size", c_int64),
-    )
-
-
-class _UpdateCall(ctypes.Structure):
-    _fields_ = _fields(
-        ("state", _State),
-        ("transitions", _Transitions),
-        ("batch_size updates", c_int64),
-        ("next_noise noise metrics", c_void_p),
-        ("repack", c_int64),
-    )
-
-
-class _PolicySpec(ctypes.Structure):
-    _fields_ = _fields(
-        ("obs_dim action_dim hidden_layers", c_int64),
-        ("actor", _Layer * (MAX_HIDDEN + 2)),
-        ("log_std_min log_std_max", c_double),
-        ("low high", c_void_p),
-    )
-
-
-class _PolicyCall(ctypes.Structure):
-    _fields_ = _fields(
-        ("params obs action", c_void_p),
-        ("n seed stream step deterministic bad", c_int64),
-    )
-
-
-_SIGNATURES = {
-    "sacfast_error": (c_char_p,),
-    "sacfast_arithmetic": (c_void_p, c_char_p, c_char_p),
-    "sacfast_arithmetic_path": (c_char_p, c_void_p),
-    "sacfast_arithmetic_names": (c_char_p,),
-    "sacfast_update_new": (c_void_p, c_void_p, c_void_p),
-    "sacfast_update_delete": (None, c_void_p),
-    "sacfast_update_run": (c_int, c_void_p, c_void_p),
-    "sacfast_update_set_profiling": (None, c_void_p, c_int),
-    "sacfast_update_take_profile": (None, c_void_p, c_void_p),
-    "sacfast_policy_new": (c_void_p, c_void_p, c_void_p),
-    "sacfast_policy_delete": (None, c_void_p),
-    "sacfast_policy_act": (None, c_void_p, c_void_p),
-}
-
-
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    for name, (result, *arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
 def available(library: ctypes.CDLL) -> dict[str, list[str]]:
     """The precisions of each arithmetic path that is compiled in and runs here, fastest path first."""
     found: dict[str, list[str]] = {}
-    for entry in _declare(library).sacfast_arithmetic_names().decode().split():
+    for entry in abi.declare(library).sacfast_arithmetic_names().decode().split():
         path, precision = entry.split(":")
         found.setdefault(path, []).append(precision)
     return found
+
+
+_engines: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child, a lock that another thread held would stay locked for ever."""
+    for engine in _engines:
+        engine._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class NativeEngine(Engine):
@@ -148,18 +81,20 @@ class NativeEngine(Engine):
     ):
         super().__init__(config, threads=threads)
         self._settings = {"path": path, "library": library}
-        self._library = _declare(library or native.engine_library())
+        self._library = abi.declare(library or native.engine_library())
         path = native.cpu_path() if path is None else path
         self._arithmetic = self._library.sacfast_arithmetic(path.encode(), config.precision.encode())
         if not self._arithmetic:
             raise SACError(_missing(available(self._library), path, config.precision))
         self.path = self._library.sacfast_arithmetic_path(self._arithmetic).decode()
-        self.name = f"native {self.path} {config.precision}, {self.threads} thread{'s' * (self.threads > 1)}"
+        self.name = f"native {self.path} {config.precision}"
+        self._lock = threading.Lock()  # one update at a time; the interpreter's is given up meanwhile
+        _engines.add(self)
         self._update: int | None = None
+        self._free: weakref.finalize | None = None
         self._shape: tuple | None = None
-        self._packed: tuple[weakref.ref, int] | None = (
-            None  # the state, and its version, behind the packed weights
-        )
+        # The state, and its version, that the packed weights are of.
+        self._packed: tuple[weakref.ref, int] | None = None
         self._metrics = torch.full((len(Metrics.names),), torch.nan)
         self._profiling = native.profiling()
 
@@ -181,6 +116,8 @@ class NativeEngine(Engine):
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
         fields = buffer.fields_to_sample(batch_size)
+        if buffer.device != state.device:
+            raise SACError(f"the buffer is on {buffer.device}, but this agent is on {state.device}")
         if (buffer.obs_dim, buffer.action_dim) != (state.obs_dim, state.action_dim):
             raise SACError(
                 f"the buffer holds observations [{buffer.obs_dim}] and actions [{buffer.action_dim}]; "
@@ -193,7 +130,6 @@ class NativeEngine(Engine):
         self._packed = None
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
-        """Seconds per phase since the last call, summed over threads; afterwards timing is on or off as told."""
         seconds = np.zeros(len(PHASES))
         if self._update:
             self._library.sacfast_update_take_profile(self._update, seconds.ctypes.data)
@@ -204,7 +140,7 @@ class NativeEngine(Engine):
     def make_policy(self, state: SACState, bounds: ActionBounds) -> Policy:
         if state.device.type != "cpu":
             return super().make_policy(state, bounds)
-        return NativePolicy(self._library, self.config, state, bounds)
+        return NativePolicy(self._library, self.path, state, bounds)
 
     def _run(
         self,
@@ -215,34 +151,39 @@ class NativeEngine(Engine):
         updates: int,
         noise: Noise | None,
     ) -> Metrics:
-        handle, first = self._handle(state), state.step
-        call = _UpdateCall(
-            state=_pointers(state),
-            transitions=_Transitions(
-                *(field.data_ptr() for field in fields), *(field.stride(0) for field in fields), size
-            ),
-            batch_size=batch_size,
-            updates=updates,
-            next_noise=noise and noise.next_action.data_ptr(),
-            noise=noise and noise.action.data_ptr(),
-            metrics=self._metrics.data_ptr(),
-            repack=self._stale(state),
-        )
-        result = self._library.sacfast_update_run(handle, ctypes.byref(call))
-        done = call.state
-        state.step = done.step
-        state.actor_adam.step, state.critic_adam.step = done.actor_adam_step, done.critic_adam_step
-        state.alpha_adam.step = done.alpha_adam_step
-        state.written()
-        self._packed = (weakref.ref(state), state.version())
-        if result < 0:
-            raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
-        if result == 1:
-            raise SACError(
-                f"the batch of update {state.step} holds a NaN or an infinity, so the update was not applied "
-                f"({state.step - first} of {updates} before it were); check what was pushed"
+        with self._lock:
+            handle, first, result = self._handle(state), state.step, -1
+            _check_memory(state)
+            call = abi.UpdateCall(
+                state=_pointers(state),
+                transitions=abi.Transitions(
+                    *(field.data_ptr() for field in fields), *(field.stride(0) for field in fields), size
+                ),
+                batch_size=batch_size,
+                updates=updates,
+                next_noise=noise and noise.next_action.data_ptr(),
+                noise=noise and noise.action.data_ptr(),
+                metrics=self._metrics.data_ptr(),
+                repack=self._stale(state),
             )
-        return Metrics(self._metrics.clone())
+            self._packed = None
+            try:
+                result = self._library.sacfast_update_run(handle, ctypes.byref(call))
+            finally:  # Ctrl-C arrives as the call returns, with the weights already ahead
+                done = call.state
+                state.step = done.step
+                state.actor_adam.step, state.critic_adam.step = done.actor_adam_step, done.critic_adam_step
+                state.alpha_adam.step = done.alpha_adam_step
+                state.written()
+            if result < 0:
+                raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
+            self._packed = (weakref.ref(state), state.version())
+            if result > 0:
+                raise SACError(
+                    f"the batch of update {state.step} holds a NaN or an infinity, so the update was not applied "
+                    f"({state.step - first} of {updates} before it were); check what was pushed"
+                )
+            return Metrics(self._metrics.clone())
 
     def _stale(self, state: SACState) -> bool:
         if self._packed is None:
@@ -252,20 +193,31 @@ class NativeEngine(Engine):
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
-        shape = (state.actor_layers, state.critic_layers)
+        clamps = (state.actor.log_std_min, state.actor.log_std_max)
+        shape = (state.actor_layers, state.critic_layers, clamps)
         if self._update is None or self._shape != shape:
+            nets = (state.actor_layers[:-2], state.critic_layers[0][:-1])
+            actor, critic = ([layer.outputs for layer in net] for net in nets)
+            if actor != critic:
+                raise SACError(
+                    f"the actor's hidden layers are {actor} wide and the critics' {critic}; the native engine "
+                    "needs the same, engine='reference' does not"
+                )
+            if self._free:
+                self._free()
+                self._update = None
             spec = self._spec(state)
             handle = self._library.sacfast_update_new(ctypes.byref(spec), self._arithmetic)
             if not handle:
                 raise NativeUnavailable(f"the native engine failed: {self._library.sacfast_error().decode()}")
-            weakref.finalize(self, self._library.sacfast_update_delete, handle)
+            self._free = _free_with(self, self._library.sacfast_update_delete, handle)
             self._library.sacfast_update_set_profiling(handle, self._profiling)
             self._update, self._shape, self._packed = handle, shape, None
         return self._update
 
-    def _spec(self, state: SACState) -> _UpdateSpec:
+    def _spec(self, state: SACState) -> abi.UpdateSpec:
         config = self.config
-        return _UpdateSpec(
+        return abi.UpdateSpec(
             obs_dim=state.obs_dim,
             action_dim=state.action_dim,
             hidden_layers=len(state.actor_layers) - 2,
@@ -287,15 +239,14 @@ class NativeEngine(Engine):
 
 
 class NativePolicy:
-    """Observations [O] or [n, O] to actions in the environment's units, in one call. Not for two threads at once."""
+    """Observations [O] or [n, O] to actions in the environment's units, in one call."""
 
-    def __init__(
-        self, library: ctypes.CDLL, config: SACConfig, state: SACState, bounds: ActionBounds
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, path: str, state: SACState, bounds: ActionBounds) -> None:
         # Keeps the interpreter lock: giving it up and waiting for it again would cost more than the action.
-        self._library = _declare(ctypes.PyDLL(library._name))
+        self._library = abi.declare(ctypes.PyDLL(library._name))
         self._state, self._dims = state, (state.obs_dim, state.action_dim)
-        spec = _PolicySpec(
+        self._many = TorchPolicy(state, bounds)
+        spec = abi.PolicySpec(
             *self._dims,
             len(state.actor_layers) - 2,
             _layers(state.actor_layers),
@@ -304,12 +255,14 @@ class NativePolicy:
             bounds.low.ctypes.data,
             bounds.high.ctypes.data,
         )
-        arithmetic = self._library.sacfast_arithmetic(b"", b"float32")
-        self._policy = self._library.sacfast_policy_new(ctypes.byref(spec), arithmetic)
-        weakref.finalize(self, self._library.sacfast_policy_delete, self._policy)
+        arithmetic = self._library.sacfast_arithmetic(path.encode(), b"float32")
+        self._policy = arithmetic and self._library.sacfast_policy_new(ctypes.byref(spec), arithmetic)
+        if not self._policy:
+            raise NativeUnavailable(f"the native policy failed: {self._library.sacfast_error().decode()}")
+        _free_with(self, self._library.sacfast_policy_delete, self._policy)
         self._act = self._library.sacfast_policy_act
         self._obs, self._action = (np.zeros(dim, np.float32) for dim in self._dims)
-        self._call = _PolicyCall(n=1, obs=self._obs.ctypes.data, action=self._action.ctypes.data)
+        self._call = abi.PolicyCall(n=1, obs=self._obs.ctypes.data, action=self._action.ctypes.data)
         self._call.stream = Stream.EXPLORE
         self._reference = ctypes.byref(self._call)
 
@@ -321,31 +274,40 @@ class NativePolicy:
         self._run(self._call, self._reference, evaluate)
         return self._action.copy()
 
-    def _run(self, call: _PolicyCall, reference: Any, evaluate: bool) -> None:
+    def _run(self, call: abi.PolicyCall, reference: Any, evaluate: bool) -> None:
         state = self._state
         call.params = state.actor_params.data_ptr()
         call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
         self._act(self._policy, reference)
         if call.bad >= 0:
-            value = ctypes.cast(call.obs, ctypes.POINTER(c_float))[call.bad]
+            value = ctypes.cast(call.obs, ctypes.POINTER(ctypes.c_float))[call.bad]
             raise SACError(f"the observation holds {value}; check the environment")
         if not evaluate:
             state.action_step += 1
 
     def _several(self, obs: np.ndarray, evaluate: bool) -> np.ndarray:
+        if obs.ndim == 2 and len(obs) >= SEVERAL:
+            return self._many(obs, evaluate)
         rows = np.ascontiguousarray(obs).reshape(-1, self._dims[0])
         action = np.empty((len(rows), self._dims[1]), np.float32)
-        call = _PolicyCall(n=len(rows), obs=rows.ctypes.data, action=action.ctypes.data)
+        call = abi.PolicyCall(n=len(rows), obs=rows.ctypes.data, action=action.ctypes.data)
         call.stream = Stream.EXPLORE
         self._run(call, ctypes.byref(call), evaluate)
-        return action.reshape(*obs.shape[:-1], -1)
+        return action.reshape(*obs.shape[:-1], self._dims[1])
 
 
-def _layers(layers: tuple[Layer, ...]) -> tuple[_Layer, ...]:
-    return tuple(_Layer(x.weight_offset, x.bias_offset, x.outputs, x.inputs) for x in layers)
+def _free_with(owner: object, delete: Any, handle: int) -> weakref.finalize:
+    """Call delete(handle) when `owner` goes, or on demand; not at exit, where a thread may still be using it."""
+    finalizer = weakref.finalize(owner, delete, handle)
+    finalizer.atexit = False
+    return finalizer
 
 
-def _pointers(state: SACState) -> _State:
+def _layers(layers: tuple[Layer, ...]) -> tuple[abi.LayerSpec, ...]:
+    return tuple(abi.LayerSpec(x.weight_offset, x.bias_offset, x.outputs, x.inputs) for x in layers)
+
+
+def _pointers(state: SACState) -> abi.StatePointers:
     tensors = (
         state.actor_params,
         state.critic_params,
@@ -358,7 +320,7 @@ def _pointers(state: SACState) -> _State:
         state.alpha_adam.exp_avg,
         state.alpha_adam.exp_avg_sq,
     )
-    return _State(
+    return abi.StatePointers(
         *(tensor.data_ptr() for tensor in tensors),
         state.seed,
         state.step,
@@ -377,6 +339,17 @@ def _check_device(state: SACState) -> None:
         raise SACError(
             f"the native engine runs on the CPU, and this agent is on {state.device}; use device='cpu'"
         )
+
+
+def _check_memory(state: SACState) -> None:
+    """Raise SACError unless each network's parameters are float32 and lie in the flat buffer that is trained."""
+    for name in ("actor", "critic", "critic_target"):
+        flat, first = getattr(state, f"{name}_params"), next(getattr(state, name).parameters())
+        if flat.dtype != torch.float32 or first.data_ptr() != flat.data_ptr():
+            raise SACError(
+                f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to() or "
+                ".double() moved them away; make a new agent and load the weights into it"
+            )
 
 
 def _missing(found: dict[str, list[str]], path: str, precision: str) -> str:

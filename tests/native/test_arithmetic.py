@@ -4,64 +4,18 @@ The bar is derived (tolerances.py): at most twice the error of PyTorch's float32
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from native_arithmetic import CHUNK, AdamStep, Floats, Table, load, names
 from tolerances import EPSILON, assert_as_accurate
 
-import sacfast
-
-SOURCES = Path(sacfast.__file__).parents[1] / "csrc"
-PATHS = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
-    "avx2": ["-mavx2", "-mfma"],
-    "portable": [],
-}
-FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
-EXPORTS = """
-#include "cpu/arithmetic.h"
-using namespace sacfast::cpu;
-extern "C" const Arithmetic* sacfast_arithmetic(const char* path, const char* precision) {
-  return find_arithmetic(path, precision);
-}
-extern "C" const char* sacfast_arithmetic_names() { return arithmetic_names(); }
-"""
+PATHS = ["avx512", "avx2", "portable"]
 SIZES = [1, 7, 16, 17, 32, 33, 100]
 PAIRS = [(1, 1), (7, 16), (16, 7), (17, 33), (33, 17), (32, 32), (14, 256), (256, 30), (100, 65), (256, 256)]
 
 
-@pytest.fixture(scope="session")
-def engine_library(tmp_path_factory) -> ctypes.CDLL:
-    """A library with every float32 path that this machine's compiler has."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if not compiler:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("arithmetic")
-    exports = folder / "exports.cpp"
-    exports.write_text(EXPORTS)
-    units = [(exports, [])]
-    chosen = list(PATHS) if os.uname().machine == "x86_64" else ["portable"]
-    defines = [f"-DSACFAST_PATH_{path.upper()}" for path in chosen]
-    units.append((SOURCES / "cpu" / "arithmetic.cpp", defines))
-    units += [(SOURCES / "cpu" / f"arithmetic_{path}.cpp", PATHS[path]) for path in chosen]
-    objects = []
-    running = []
-    for source, flags in units:
-        objects.append(str(folder / f"{source.stem}.o"))
-        command = [compiler, *FLAGS, *flags, f"-I{SOURCES}", "-c", str(source), "-o", objects[-1]]
-        running.append(subprocess.Popen(command))
-    assert all(process.wait() == 0 for process in running)
-    library = folder / "arithmetic.so"
-    subprocess.run([compiler, "-shared", *objects, "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
-
-
-@pytest.fixture(params=list(PATHS))
+@pytest.fixture(params=PATHS)
 def table(request, engine_library) -> Table:
     found = load(engine_library, request.param, "float32")
     if found is None:

@@ -1,0 +1,92 @@
+"""The C interface of csrc/engine.cpp for ctypes: the structs of csrc/cpu/sac_update.h and policy.h, field by field."""
+
+import ctypes
+from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
+from typing import Any
+
+from sacfast.config import MOST_HIDDEN_LAYERS
+from sacfast.replay import FIELDS
+
+
+def _fields(*groups: tuple[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, kind) for names, kind in groups for name in names.split()]
+
+
+class LayerSpec(ctypes.Structure):
+    _fields_ = _fields(("weight bias outputs inputs", c_int64))
+
+
+class UpdateSpec(ctypes.Structure):
+    _fields_ = _fields(
+        ("obs_dim action_dim hidden_layers threads", c_int64),
+        ("actor", LayerSpec * (MOST_HIDDEN_LAYERS + 2)),
+        ("critic", LayerSpec * (MOST_HIDDEN_LAYERS + 1) * 2),
+        ("lr gamma tau beta1 beta2 epsilon target_entropy log_std_min log_std_max", c_double),
+        ("learn_alpha actor_update_period", c_int64),
+    )
+
+
+class StatePointers(ctypes.Structure):
+    _fields_ = _fields(
+        ("actor critic critic_target log_alpha", c_void_p),
+        ("actor_m actor_v critic_m critic_v alpha_m alpha_v", c_void_p),
+        ("seed step actor_adam_step critic_adam_step alpha_adam_step", c_int64),
+    )
+
+
+class Transitions(ctypes.Structure):
+    _fields_ = _fields(
+        (" ".join(FIELDS), c_void_p),
+        (" ".join(f"{name}_stride" for name in FIELDS), c_int64),
+        ("size", c_int64),
+    )
+
+
+class UpdateCall(ctypes.Structure):
+    _fields_ = _fields(
+        ("state", StatePointers),
+        ("transitions", Transitions),
+        ("batch_size updates", c_int64),
+        ("next_noise noise metrics", c_void_p),
+        ("repack", c_int64),
+    )
+
+
+class PolicySpec(ctypes.Structure):
+    _fields_ = _fields(
+        ("obs_dim action_dim hidden_layers", c_int64),
+        ("actor", LayerSpec * (MOST_HIDDEN_LAYERS + 2)),
+        ("log_std_min log_std_max", c_double),
+        ("low high", c_void_p),
+    )
+
+
+class PolicyCall(ctypes.Structure):
+    _fields_ = _fields(
+        ("params obs action", c_void_p),
+        ("n seed stream step deterministic bad", c_int64),
+    )
+
+
+SIGNATURES = {
+    "sacfast_error": (c_char_p,),
+    "sacfast_arithmetic": (c_void_p, c_char_p, c_char_p),
+    "sacfast_arithmetic_path": (c_char_p, c_void_p),
+    "sacfast_arithmetic_names": (c_char_p,),
+    "sacfast_update_new": (c_void_p, c_void_p, c_void_p),
+    "sacfast_update_delete": (None, c_void_p),
+    "sacfast_update_run": (c_int, c_void_p, c_void_p),
+    "sacfast_update_set_profiling": (None, c_void_p, c_int),
+    "sacfast_update_take_profile": (None, c_void_p, c_void_p),
+    "sacfast_policy_new": (c_void_p, c_void_p, c_void_p),
+    "sacfast_policy_delete": (None, c_void_p),
+    "sacfast_policy_act": (None, c_void_p, c_void_p),
+}
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """`library` with the types of its functions."""
+    for name, (result, *arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
