@@ -48,6 +48,8 @@ class Shape:
 PUSHER, CHEETAH = ("Pusher-v5", 23, 7), ("HalfCheetah-v5", 17, 6)
 PYTORCH = ("eager", COMPILED)
 ALL = ("reference", "notebook", *PYTORCH, "sb3", "sbx")
+# Every rival at the main job's shape; elsewhere the strongest ones, and one thing varied at a time: the whole cross
+# product would take an hour, most of it in rivals that need seconds for an update.
 SHAPES = [
     Shape(*PUSHER, 256, 256, 2, ALL),
     Shape(*PUSHER, 256, 256, 1, ALL),
