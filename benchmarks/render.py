@@ -12,6 +12,7 @@ The markers are lines of their own for each of TABLES: <!-- BEGIN table:NAME -->
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -142,9 +143,7 @@ def training_table(entries: list[Entry]) -> list[str]:
     """One line per environment and engine, with the score of each seed; then what other actions score there."""
     seeds = [run["seed"] for run in entries[0]["runs"]]
     lines = [
-        "| return per episode | engine | "
-        + " | ".join(f"seed {seed}" for seed in seeds)
-        + " | minutes each |",
+        "| return per episode | engine | " + " | ".join(f"seed {seed}" for seed in seeds) + " | minutes |",
         "|---|---|" + "---:|" * (len(seeds) + 1),
     ]
     for entry in entries:
@@ -153,7 +152,7 @@ def training_table(entries: list[Entry]) -> list[str]:
         others = ", ".join(f"{name} actions {score:.1f}" for name, score in first["baselines"].items())
         cells = [f"{first['env']}, {first['steps']:,} steps ({others})", f"`{first['engine']}`"]
         cells += [f"{run['score']['mean']:.1f} ± {run['score']['std']:.1f}" for run in runs]
-        cells.append(f"{sum(run['minutes'] for run in runs) / len(runs):.1f}")
+        cells.append(f"{statistics.median(run['minutes'] for run in runs):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -214,7 +213,8 @@ LEGENDS = {
     ),
     "training": (
         "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
-        "the same for the baselines. `native` is what `--engine auto` takes; `reference` is PyTorch's autograd."
+        "the same for the baselines; minutes of training are the median over seeds. `native` is what `--engine auto` "
+        "takes; `reference` is PyTorch's autograd."
     ),
     "precision": (
         "Root mean square against float64, relative to the gradient's own, at Pusher-v5's dimensions, batch 256, after "

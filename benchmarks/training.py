@@ -61,8 +61,8 @@ def draw(groups: dict[str, list[dict]], path: Path) -> None:
         for curve in curves:
             axes.plot(curve[:, 0], curve[:, 1], color=color, alpha=0.35, linewidth=1)
         mean = np.mean([curve[:, 1] for curve in curves], axis=0)
-        minutes = np.mean([run["minutes"] for run in runs])
-        label = f"{engine}, mean of {len(runs)} seeds, {minutes:.1f} minutes each"
+        minutes = np.median([run["minutes"] for run in runs])
+        label = f"{engine}, mean of {len(runs)} seeds, {minutes:.1f} minutes"
         axes.plot(curves[0][:, 0], mean, color=color, linewidth=2.5, marker="o", label=label)
     run = next(iter(groups.values()))[0]
     for name, style in (("zero", "--"), ("random", ":")):

@@ -17,12 +17,14 @@ import torch
 from native_arithmetic import AdamStep, Floats, Matrix, Memory, Table, load, names
 from tolerances import error_bar
 
-import sacfast
+from sacfast.native import toolchain
 
-SOURCES = Path(sacfast.__file__).parents[1] / "csrc"
-FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
-TILES = {"amx-emulated": ["-DSACFAST_EMULATE_AMX"], "amx": ["-mamx-tile", "-mamx-bf16"]}
+SOURCES = toolchain.source_root()
+FLAGS = [*toolchain.flags(), "-ffp-contract=fast"]
+TILES = {
+    "amx-emulated": [*toolchain.PATH_FLAGS["avx512"], "-DSACFAST_EMULATE_AMX"],
+    "amx": [*toolchain.PATH_FLAGS["amx"]],
+}
 EXPORTS = """
 #include "cpu/amx_tiles.h"
 #include "cpu/arithmetic.h"
@@ -57,10 +59,13 @@ def cpu_flags() -> set[str]:
 
 
 HAS = cpu_flags()
-pytestmark = pytest.mark.skipif(
-    not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= HAS,
-    reason="no AVX-512, which the AMX path is written in",
-)
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(
+        not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= HAS,
+        reason="no AVX-512, which the AMX path is written in",
+    ),
+]
 PATHS = ["amx-emulated", "amx"] if {"amx_tile", "amx_bf16"} <= HAS else ["amx-emulated"]
 
 
@@ -70,7 +75,7 @@ def compile_library(path: str, folder: Path) -> Path:
         pytest.skip("no C++ compiler")
     exports = folder / "exports.cpp"
     exports.write_text(EXPORTS)
-    common = [compiler, *FLAGS, *AVX512, *TILES[path], "-DSACFAST_PATH_AMX", f"-I{SOURCES}"]
+    common = [compiler, *FLAGS, *TILES[path], "-DSACFAST_PATH_AMX", f"-I{SOURCES}"]
     sources = [exports, *(SOURCES / "cpu" / f"{name}.cpp" for name in ("arithmetic", "arithmetic_amx"))]
     objects = [str(folder / f"{source.stem}.o") for source in sources]
     running = [
