@@ -73,4 +73,13 @@ SACFAST_HD int64_t random_index(uint32_t hi, uint32_t lo, int64_t size) {
       multiply_high((static_cast<uint64_t>(hi) << 32) | lo, static_cast<uint64_t>(size)));
 }
 
+// Numbers [begin, end) of a draw of indices into out[0], out[1], ...: two to a block. Both ends are even.
+SACFAST_HD void draw_indices(const PhiloxKey& key, int64_t begin, int64_t end, int64_t size, int64_t* out) {
+  for (int64_t i = begin; i < end; i += 2) {
+    const PhiloxWords words = philox4x32(key, static_cast<uint32_t>(i / 2));
+    out[i - begin] = random_index(words.w0, words.w1, size);
+    out[i - begin + 1] = random_index(words.w2, words.w3, size);
+  }
+}
+
 }  // namespace sacfast

@@ -151,6 +151,17 @@ SACFAST_HD Pair<T> normal_pair(uint32_t a, uint32_t b) {
   return {radius * (flip_c ? -c : c), radius * (flip_s ? -s : s)};
 }
 
+// Numbers 4 block to 4 block + 3 of a draw of normals.
+template <typename T>
+SACFAST_HD void draw_normals(const PhiloxKey& key, uint32_t block, T* out) {
+  const PhiloxWords words = philox4x32(key, block);
+  const Pair<T> front = normal_pair<T>(words.w0, words.w1), back = normal_pair<T>(words.w2, words.w3);
+  out[0] = front.first;
+  out[1] = front.second;
+  out[2] = back.first;
+  out[3] = back.second;
+}
+
 // One element of the tanh-Gaussian forward pass: a = tanh(mean + exp(log_std) noise) and its term of log pi.
 template <typename T>
 SACFAST_HD Pair<T> squashed_gaussian_element(T mean, T log_std, T noise) {

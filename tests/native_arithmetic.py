@@ -237,3 +237,7 @@ def load(library: ctypes.CDLL, path: str, precision: str) -> Table | None:
 def names(library: ctypes.CDLL) -> list[str]:
     library.sacfast_arithmetic_names.restype = c_char_p
     return library.sacfast_arithmetic_names().decode().split()
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))

@@ -66,13 +66,7 @@ void Policy::squash(const PolicyCall& call, int64_t row) {
     float u[kBlock] = {}, noise[kBlock + 4];
     if (!call.deterministic) {
       for (int64_t b = 0; b < (kBlock + 4) / 4; ++b) {
-        const PhiloxWords words = philox4x32(philox, static_cast<uint32_t>(first / 4 + b));
-        const Pair<float> front = normal_pair<float>(words.w0, words.w1);
-        const Pair<float> back = normal_pair<float>(words.w2, words.w3);
-        noise[4 * b] = front.first;
-        noise[4 * b + 1] = front.second;
-        noise[4 * b + 2] = back.first;
-        noise[4 * b + 3] = back.second;
+        draw_normals(philox, static_cast<uint32_t>(first / 4 + b), noise + 4 * b);
       }
       for (int64_t i = 0; i < n; ++i) {
         u[i] = exponential(std::clamp(log_std_[a + i], low, high)) * noise[skipped + i];

@@ -67,11 +67,7 @@ void replay_sample(const ReplayField* fields, int64_t count, int64_t size, const
   const PhiloxKey philox = philox_key(key);
   for (int64_t i = begin; i < end; i += kChunk) {
     int64_t drawn[kChunk];
-    for (int64_t b = 0; b < kChunk / 2; ++b) {
-      const PhiloxWords words = philox4x32(philox, static_cast<uint32_t>(i / 2 + b));
-      drawn[2 * b] = random_index(words.w0, words.w1, size);
-      drawn[2 * b + 1] = random_index(words.w2, words.w3, size);
-    }
+    draw_indices(philox, i, i + kChunk, size, drawn);
     const int64_t n = std::min(kChunk, end - i);
     memcpy(indices + i, drawn, n * sizeof(int64_t));
     for (int64_t f = 0; f < count; ++f) gather(fields[f], drawn, fields[f].rows + i * fields[f].row_bytes, n);

@@ -190,17 +190,6 @@ void SacUpdate::for_critic_rows(int thread, F body) const {
 
 // ------------------------------------------------------------------------------------- batch and policy
 
-void SacUpdate::draw_indices(int64_t begin, int64_t end) {
-  const int64_t key[] = {call_->state.seed, kBatch, call_->state.step};
-  const PhiloxKey philox = philox_key(key);
-  const int64_t size = call_->transitions.size;
-  for (int64_t i = begin; i < end; i += 2) {
-    const PhiloxWords words = philox4x32(philox, static_cast<uint32_t>(i / 2));
-    workspace_->indices[i] = random_index(words.w0, words.w1, size);
-    workspace_->indices[i + 1] = random_index(words.w2, words.w3, size);
-  }
-}
-
 // Transitions [row, row + count) into scratch.pair and next_pair (whose action follows) and the workspace;
 // rows beyond the batch become zeros.
 void SacUpdate::gather(int64_t row, int64_t count, Scratch& scratch) {
@@ -282,8 +271,12 @@ void SacUpdate::gather_and_act(int thread, Lap& lap) {
   Scratch& scratch = w.threads[thread];
   const int64_t O = spec_.obs_dim, A = spec_.action_dim, I = O + A;
   const bool actor_turn = call_->state.step % spec_.actor_update_period == 0;
+  const int64_t key[] = {call_->state.seed, kBatch, call_->state.step};
+  const PhiloxKey philox = philox_key(key);
   for_rows(thread, [&](int64_t row, int64_t count) {
-    if (call_->transitions.size > 0) draw_indices(row, row + count);
+    if (call_->transitions.size > 0) {
+      draw_indices(philox, row, row + count, call_->transitions.size, w.indices + row);
+    }
     gather(row, count, scratch);
     const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
     const auto place_action = [&](float* pairs) {
@@ -308,24 +301,28 @@ void SacUpdate::gather_and_act(int thread, Lap& lap) {
 
 // --------------------------------------------------------------------------------------------- critics
 
+// q[row + i] = Q_c of rows of `input`, with `params` and their packed weights `forward`; the hidden layers
+// into `hidden` from its row `first` on.
+void SacUpdate::evaluate(int64_t c, const float* params, char* const* forward, Operand input,
+                         const Operand* hidden, int64_t first, int64_t row, int64_t count, float* q) const {
+  const int64_t L = spec_.hidden_layers;
+  const Layer* const layers = spec_.critic[c];
+  for (int64_t l = 0; l < L; ++l) {
+    math_.hidden(l == 0 ? input : hidden[l - 1], l == 0 ? row : first, hidden[l], first, count, forward[l],
+                 params + layers[l].bias);
+  }
+  math_.value(hidden[L - 1], first, count, params + layers[L].weight, params[layers[L].bias], q + row);
+}
+
 void SacUpdate::evaluate_critics(int thread, Lap& lap) {
   Workspace& w = *workspace_;
-  Scratch& scratch = w.threads[thread];
-  const int64_t L = spec_.hidden_layers;
+  const Scratch& scratch = w.threads[thread];
   for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
-    const Layer* const layers = spec_.critic[c];
-    const auto evaluate = [&](const float* params, char* const* forward, Operand input, Operand* hidden,
-                              int64_t first, float* q) {
-      for (int64_t l = 0; l < L; ++l) {
-        math_.hidden(l == 0 ? input : hidden[l - 1], l == 0 ? row : first, hidden[l], first, count,
-                     forward[l], params + layers[l].bias);
-      }
-      math_.value(hidden[L - 1], first, count, params + layers[L].weight, params[layers[L].bias], q + row);
-    };
-    evaluate(call_->state.critic_target, networks_.target_forward[c], w.next_pair, scratch.hidden, 0,
-             w.q_target[c]);
+    evaluate(c, call_->state.critic_target, networks_.target_forward[c], w.next_pair, scratch.hidden, 0, row,
+             count, w.q_target[c]);
     lap.mark(kTarget);
-    evaluate(call_->state.critic, networks_.critic_forward[c], w.pair, w.critic[c], row, w.q[c]);
+    evaluate(c, call_->state.critic, networks_.critic_forward[c], w.pair, w.critic[c], row, row, count,
+             w.q[c]);
     lap.mark(kCriticForward);
   });
 }
@@ -411,17 +408,9 @@ void SacUpdate::pack_critic(const Task& task) {
 
 void SacUpdate::evaluate_policy_actions(int thread, Lap& lap) {
   Workspace& w = *workspace_;
-  const int64_t L = spec_.hidden_layers;
-  const float* const params = call_->state.critic;
   for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
-    const Layer* const layers = spec_.critic[c];
-    Operand* const hidden = w.critic[c];
-    for (int64_t l = 0; l < L; ++l) {
-      math_.hidden(l == 0 ? w.policy_pair : hidden[l - 1], row, hidden[l], row, count,
-                   networks_.critic_forward[c][l], params + layers[l].bias);
-    }
-    math_.value(hidden[L - 1], row, count, params + layers[L].weight, params[layers[L].bias],
-                w.q_policy[c] + row);
+    evaluate(c, call_->state.critic, networks_.critic_forward[c], w.policy_pair, w.critic[c], row, row, count,
+             w.q_policy[c]);
   });
   lap.mark(kActorCritic);
 }

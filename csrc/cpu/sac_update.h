@@ -95,9 +95,10 @@ class SacUpdate {
   void actor_step(int thread, Lap& lap);
   void finish(bool actor_turn);
 
-  void draw_indices(int64_t begin, int64_t end);
   void gather(int64_t row, int64_t count, Scratch& scratch);
   void act(int64_t row, int64_t count, Operand input, int64_t input_row, bool next, Scratch& scratch);
+  void evaluate(int64_t c, const float* params, char* const* forward, Operand input, const Operand* hidden,
+                int64_t first, int64_t row, int64_t count, float* q) const;
   int64_t choose_rows(Scratch& scratch, int64_t counts[2]) const;
   void pack_critic(const Task& task);
   void pack_actor(const Task& task);

@@ -36,14 +36,7 @@ struct Tile {
 
 template <typename T>
 void draw_tile(const PhiloxKey& key, uint32_t block, T* __restrict out) {
-  for (int64_t b = 0; b < kTile / 4; ++b) {
-    const PhiloxWords words = philox4x32(key, block + static_cast<uint32_t>(b));
-    const Pair<T> front = normal_pair<T>(words.w0, words.w1), back = normal_pair<T>(words.w2, words.w3);
-    out[4 * b] = front.first;
-    out[4 * b + 1] = front.second;
-    out[4 * b + 2] = back.first;
-    out[4 * b + 3] = back.second;
-  }
+  for (int64_t b = 0; b < kTile / 4; ++b) draw_normals(key, block + static_cast<uint32_t>(b), out + 4 * b);
 }
 
 template <typename T>

@@ -7,7 +7,7 @@ import ctypes
 
 import pytest
 import torch
-from native_arithmetic import CHUNK, AdamStep, Floats, Table, load, names
+from native_arithmetic import CHUNK, AdamStep, Floats, Table, load, names, random
 from tolerances import EPSILON, assert_as_accurate
 
 PATHS = ["avx512", "avx2", "portable"]
@@ -22,10 +22,6 @@ def table(request, engine_library) -> Table:
         pytest.skip(f"{request.param} does not run here; there are {' '.join(names(engine_library))}")
     assert found.functions.path.decode() == request.param
     return found
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def compare(native: torch.Tensor, formula, *inputs: torch.Tensor, name: str = "") -> None:

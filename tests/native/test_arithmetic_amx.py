@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_arithmetic import AdamStep, Floats, Matrix, Memory, Table, load, names
+from native_arithmetic import AdamStep, Floats, Matrix, Memory, Table, load, names, random
 from tolerances import error_bar
 
 from sacfast.native import toolchain
@@ -101,10 +101,6 @@ def library(request, tmp_path_factory) -> ctypes.CDLL:
 @pytest.fixture(params=list(LEFT_OUT))
 def table(request, library) -> Table:
     return load(library, "", request.param)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def compare(table: Table, result: torch.Tensor, formula, *inputs: torch.Tensor, stored=False, products=True):
