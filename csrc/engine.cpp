@@ -43,14 +43,13 @@ SACFAST_EXPORT const Arithmetic* sacfast_arithmetic(const char* path, const char
 SACFAST_EXPORT const char* sacfast_arithmetic_path(const Arithmetic* arithmetic) { return arithmetic->path; }
 SACFAST_EXPORT const char* sacfast_arithmetic_names() { return sacfast::cpu::arithmetic_names(); }
 
-SACFAST_EXPORT SacUpdate* sacfast_update_new(const sacfast::cpu::UpdateSpec* spec,
-                                             const Arithmetic* arithmetic) {
+SACFAST_EXPORT SacUpdate* sacfast_update_new(const sacfast::UpdateSpec* spec, const Arithmetic* arithmetic) {
   return guarded<SacUpdate*>(nullptr, [&] { return new SacUpdate(*spec, *arithmetic); });
 }
 SACFAST_EXPORT void sacfast_update_delete(SacUpdate* update) { delete update; }
 
 // SacUpdate::Result, or -1.
-SACFAST_EXPORT int sacfast_update_run(SacUpdate* update, sacfast::cpu::UpdateCall* call) {
+SACFAST_EXPORT int sacfast_update_run(SacUpdate* update, sacfast::UpdateCall* call) {
   return guarded(-1, [&] { return static_cast<int>(update->run(*call)); });
 }
 SACFAST_EXPORT void sacfast_update_set_profiling(SacUpdate* update, int on) {
@@ -60,9 +59,8 @@ SACFAST_EXPORT void sacfast_update_take_profile(SacUpdate* update, double* secon
   update->take_profile(seconds);
 }
 
-SACFAST_EXPORT Policy* sacfast_policy_new(const sacfast::cpu::PolicySpec* spec,
-                                          const Arithmetic* arithmetic) {
+SACFAST_EXPORT Policy* sacfast_policy_new(const sacfast::PolicySpec* spec, const Arithmetic* arithmetic) {
   return guarded<Policy*>(nullptr, [&] { return new Policy(*spec, *arithmetic); });
 }
 SACFAST_EXPORT void sacfast_policy_delete(Policy* policy) { delete policy; }
-SACFAST_EXPORT void sacfast_policy_act(Policy* policy, sacfast::cpu::PolicyCall* call) { policy->act(*call); }
+SACFAST_EXPORT void sacfast_policy_act(Policy* policy, sacfast::PolicyCall* call) { policy->act(*call); }

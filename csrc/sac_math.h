@@ -179,6 +179,13 @@ SACFAST_HD Pair<T> squashed_gaussian_element_gradient(T grad_action, T grad_log_
   return {grad_mean, grad_mean * deviation - grad_log_prob};
 }
 
+// y = r + gamma (1 - d) [min_i Qbar_i(s', a') - alpha log pi(a'|s')]   (arXiv:1812.05905, eqs. 3 and 5)
+SACFAST_HD float td_target(float reward, float not_terminated, float q1, float q2, float next_log_prob,
+                           float alpha, float gamma) {
+  const float next_value = (q2 < q1 ? q2 : q1) - alpha * next_log_prob;
+  return reward + gamma * not_terminated * next_value;
+}
+
 // target + tau (source - target), written so that tau = 0 and tau = 1 are exact (as torch.lerp does).
 template <typename T>
 SACFAST_HD T interpolate(T target, T source, T tau) {

@@ -17,6 +17,8 @@
 
 #include <cstdint>
 
+#include "adam.h"
+
 namespace sacfast::cpu {
 
 constexpr int64_t kPanel = 32;      // outputs per panel of weights
@@ -27,16 +29,6 @@ constexpr int64_t kChunkRows = 64;  // most rows in one call of a row-wise funct
 struct Operand {
   char* data;
   int64_t rows, columns;
-};
-
-// One step of Adam (Kingma & Ba, arXiv:1412.6980, Algorithm 1), with its bias corrections c1 = 1 - beta1^t
-// and c2 = 1 - beta2^t folded in:  m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, p -= (lr / c1) m
-// / (sqrt(v) / sqrt(c2) + epsilon).
-struct AdamStep {
-  float one_minus_beta1, beta2, one_minus_beta2;
-  float step_size;        // lr / c1
-  float inverse_root_c2;  // 1 / sqrt(c2)
-  float epsilon;
 };
 
 struct Arithmetic {

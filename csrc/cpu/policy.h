@@ -5,25 +5,9 @@
 #include <vector>
 
 #include "arithmetic.h"
-#include "workspace.h"
+#include "engine.h"
 
 namespace sacfast::cpu {
-
-// low, high: [A], the environment's bounds; copied, so they need not outlive the constructor.
-struct PolicySpec {
-  int64_t obs_dim, action_dim, hidden_layers;
-  Layer actor[kMaxHidden + 2];
-  double log_std_min, log_std_max;
-  const float *low, *high;
-};
-
-// n observations [n][O]; the noise of the draw (seed, stream, step), or none and the deterministic action.
-// `action` [n][A]. `bad` returns the index of the first observation's number that is not finite, else -1.
-struct PolicyCall {
-  const float *params, *obs;
-  float* action;
-  int64_t n, seed, stream, step, deterministic, bad;
-};
 
 class Policy {
  public:

@@ -31,8 +31,6 @@
 namespace sacfast::cpu {
 namespace {
 
-enum Stream : int64_t { kBatch = 0, kNextAction = 1, kAction = 2 };  // as in sacfast/ops/philox.py
-
 // The part of [0, total) that belongs to `thread` of `threads`.
 struct Range {
   int64_t begin, end;
@@ -334,8 +332,8 @@ void SacUpdate::critic_gradients(int thread, Lap& lap) {
   const float scale = 2.0f / static_cast<float>(w.B);
   for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
     for (int64_t i = row; i < row + count; ++i) {
-      const float next_value = std::min(w.q_target[0][i], w.q_target[1][i]) - alpha * w.next_log_prob[i];
-      const float y = w.reward[i] + gamma * w.not_terminated[i] * next_value;
+      const float y = td_target(w.reward[i], w.not_terminated[i], w.q_target[0][i], w.q_target[1][i],
+                                w.next_log_prob[i], alpha, gamma);
       if (c == 0) w.target[i] = y;
       w.q_gradient[c][i] = i < w.B ? scale * (w.q[c][i] - y) : 0.0f;
     }
@@ -351,18 +349,11 @@ void SacUpdate::critic_gradients(int thread, Lap& lap) {
   lap.mark(kCriticBackward);
 }
 
-AdamStep SacUpdate::adam_step(int64_t t) const {
-  const double c1 = 1.0 - std::pow(spec_.beta1, t), c2 = 1.0 - std::pow(spec_.beta2, t);
-  return {static_cast<float>(1.0 - spec_.beta1),   static_cast<float>(spec_.beta2),
-          static_cast<float>(1.0 - spec_.beta2),   static_cast<float>(spec_.lr / c1),
-          static_cast<float>(1.0 / std::sqrt(c2)), static_cast<float>(spec_.epsilon)};
-}
-
 void SacUpdate::critic_step(int thread, Lap& lap) {
   Workspace& w = *workspace_;
   Scratch& scratch = w.threads[thread];
   const StatePointers& state = call_->state;
-  const AdamStep step = adam_step(state.critic_adam_step + 1);
+  const AdamStep step = adam_step(spec_, state.critic_adam_step + 1);
   const float tau = static_cast<float>(spec_.tau);
   const int64_t L = spec_.hidden_layers;
   for_tasks(critic_tasks_, thread, spec_.threads, [&](const Task& task) {
@@ -504,7 +495,7 @@ void SacUpdate::actor_step(int thread, Lap& lap) {
   Workspace& w = *workspace_;
   Scratch& scratch = w.threads[thread];
   const StatePointers& state = call_->state;
-  const AdamStep step = adam_step(state.actor_adam_step + 1);
+  const AdamStep step = adam_step(spec_, state.actor_adam_step + 1);
   const int64_t L = spec_.hidden_layers, A = spec_.action_dim;
   for_tasks(actor_tasks_, thread, spec_.threads, [&](const Task& task) {
     const int64_t l = task.layer;
@@ -582,7 +573,7 @@ void SacUpdate::finish(bool actor_turn) {
       const float gradient = static_cast<float>(-(log_prob + spec_.target_entropy));
       metrics[2] = *state.log_alpha * gradient;
       math_.adam(state.log_alpha, state.alpha_m, state.alpha_v, &gradient, 1,
-                 adam_step(++state.alpha_adam_step));
+                 adam_step(spec_, ++state.alpha_adam_step));
     }
     ++state.actor_adam_step;
   }

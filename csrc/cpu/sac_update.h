@@ -1,5 +1,5 @@
-// The whole SAC update (arXiv:1812.05905, algorithm 1) as one call on the CPU. This header has what crosses
-// the C interface of engine.cpp, which sacfast/engines/native.py mirrors, and the class behind it.
+// The whole SAC update (arXiv:1812.05905, algorithm 1) as one call on the CPU: the class behind the C
+// interface of engine.cpp.
 #pragma once
 
 #include <atomic>
@@ -8,47 +8,11 @@
 #include <vector>
 
 #include "arithmetic.h"
+#include "engine.h"
 #include "threads.h"
 #include "workspace.h"
 
 namespace sacfast::cpu {
-
-// What an engine is made for. Layers come in forward order, the hidden ones first; the actor then has mean
-// and log_std, a critic its one output.
-struct UpdateSpec {
-  int64_t obs_dim, action_dim, hidden_layers, threads;
-  Layer actor[kMaxHidden + 2];
-  Layer critic[2][kMaxHidden + 1];
-  double lr, gamma, tau, beta1, beta2, epsilon, target_entropy, log_std_min, log_std_max;
-  int64_t learn_alpha, actor_update_period;
-};
-
-// The learned tensors of a SACState, float32, and its counters, which the update advances.
-struct StatePointers {
-  float *actor, *critic, *critic_target, *log_alpha;
-  float *actor_m, *actor_v, *critic_m, *critic_v, *alpha_m, *alpha_v;
-  int64_t seed, step, actor_adam_step, critic_adam_step, alpha_adam_step;
-};
-
-// Float32 rows of transitions; each field is `stride` floats from one row to the next. With size > 0 they are
-// a replay buffer of that many rows, from which the update draws; with size 0 they are the batch itself.
-struct Transitions {
-  const float *obs, *action, *reward, *next_obs, *terminated;
-  int64_t obs_stride, action_stride, reward_stride, next_obs_stride, terminated_stride;
-  int64_t size;
-};
-
-// `updates` updates on batches of `batch_size`. Noise [batch_size][A] may be given for the batch itself, else
-// it is drawn. `repack`: the weights changed since this engine last saw them. `metrics` receives the seven
-// numbers of the last update; those of the actor stay as they are where it was not updated.
-struct UpdateCall {
-  StatePointers state;
-  Transitions transitions;
-  int64_t batch_size, updates;
-  const float *next_noise, *noise;
-  float* metrics;
-  int64_t repack;
-};
 
 // What the time of an update goes to.
 enum Phase : int {
@@ -103,7 +67,6 @@ class SacUpdate {
   void pack_critic(const Task& task);
   void pack_actor(const Task& task);
   void repack(int thread);
-  AdamStep adam_step(int64_t t) const;
 
   template <typename F>
   void for_rows(int thread, F body) const;

@@ -7,17 +7,9 @@
 #include <vector>
 
 #include "arithmetic.h"
+#include "engine.h"
 
 namespace sacfast::cpu {
-
-constexpr int64_t kMaxHidden = 4;
-
-// A linear layer inside a flat parameter buffer: weight [outputs][inputs] and bias [outputs] at these floats.
-struct Layer {
-  int64_t weight, bias, outputs, inputs;
-};
-
-struct UpdateSpec;
 
 // Outputs [begin, end) of one layer: the unit of weight gradients, Adam and packing. `layer` counts from 0;
 // the number of hidden layers stands for a critic's value and for the actor's head.

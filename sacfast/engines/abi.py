@@ -1,4 +1,4 @@
-"""The C interface of csrc/engine.cpp for ctypes: the structs of csrc/cpu/sac_update.h and policy.h, field by field."""
+"""The C interface of csrc/engine.cpp for ctypes: the structs of csrc/engine.h, field by field."""
 
 import ctypes
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
