@@ -1,40 +1,15 @@
 // The C interface of the CPU engine, called through ctypes (sacfast/engines/native.py): it needs no Python
 // headers, and one pointer to a struct crosses it per call. Handles are made by *_new and ended by *_delete.
-//
-// Functions that can fail return nullptr or a negative number, and leave one sentence in sacfast_error().
-#include <exception>
-#include <new>
-#include <string>
-
 #include "cpu/policy.h"
 #include "cpu/sac_update.h"
+#include "guarded.h"
 
-namespace {
-
+using sacfast::guarded;
 using sacfast::cpu::Arithmetic;
 using sacfast::cpu::Policy;
 using sacfast::cpu::SacUpdate;
 
-thread_local std::string last_error;
-
-// Runs `body`; on an exception stores what it says and returns `failed`.
-template <typename T, typename F>
-T guarded(T failed, F body) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    last_error = "out of memory";
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  }
-  return failed;
-}
-
-}  // namespace
-
-#define SACFAST_EXPORT extern "C" __attribute__((visibility("default")))
-
-SACFAST_EXPORT const char* sacfast_error() { return last_error.c_str(); }
+SACFAST_EXPORT const char* sacfast_error() { return sacfast::last_error.c_str(); }
 
 // The arithmetic for a path ("" for the fastest) and a precision, or nullptr; what there is, by name.
 SACFAST_EXPORT const Arithmetic* sacfast_arithmetic(const char* path, const char* precision) {

@@ -35,7 +35,7 @@ class SACAgent:
                     replay_buffer takes, actions in these units; without them, actions in [-1, 1]
     target_entropy  in nats; None means -A
     actor_update_period    updates per update of the actor and the temperature
-    precision       "float32", or "bf16x3" or "bf16" where the native engine has them
+    precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
 
     Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
     native code cannot run.
@@ -256,6 +256,7 @@ class SACAgent:
 
         Raises CheckpointError if it cannot be written; an earlier file at `filepath` is then untouched.
         """
+        self.engine.settle(self.state)
         tensors = dict(self.state.named_tensors())
         if replay_buffer:
             tensors |= {f"replay.{name}": tensor for name, tensor in self.replay_buffer.named_tensors()}

@@ -22,7 +22,7 @@ from typing import Any
 from .errors import SACError
 
 ENGINES = ("auto", "reference", "native")
-PRECISIONS = ("float32", "bf16x3", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 MOST_HIDDEN_LAYERS = 4
 MOST_UPDATES_PER_STEP = 1e6
 
@@ -211,8 +211,8 @@ class SACConfig:
     policy_frequency, without its repetition of the skipped updates."""
 
     precision: str = "float32"
-    """Arithmetic of the matrix products: float32; bf16x3 (about 16 bits) or bf16 (8 bits), where the native engine
-    has them. Weights, Adam's moments and sums are float32 in all of them."""
+    """Arithmetic of the matrix products: float32; bf16x3 (about 16 bits; CPUs with AMX), tf32 (11 bits; CUDA) or bf16
+    (8 bits), where the native engine has them. Weights, Adam's moments and sums are float32 in all of them."""
 
     def __post_init__(self) -> None:
         widths = hidden_widths(self.hidden_dim)

@@ -3,6 +3,7 @@
 import ctypes
 from pathlib import Path
 
+import cuda_emulation as cuda_emulation_module
 import pytest
 import torch
 
@@ -38,6 +39,14 @@ def engine_library(tmp_path_factory) -> ctypes.CDLL:
     if DISABLED:
         pytest.skip("SACFAST_DISABLE_NATIVE is set")
     return ctypes.CDLL(str(Builder().compile_engine(tmp_path_factory.mktemp("engine"))))
+
+
+@pytest.fixture(scope="session")
+def cuda_emulation(tmp_path_factory) -> ctypes.CDLL:
+    """The CUDA kernels and their engine, run on the CPU by the emulator."""
+    if DISABLED:
+        pytest.skip("SACFAST_DISABLE_NATIVE is set")
+    return cuda_emulation_module.load(tmp_path_factory.mktemp("cuda"))
 
 
 def pytest_terminal_summary(terminalreporter):

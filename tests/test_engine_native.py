@@ -17,14 +17,15 @@ import threading
 import numpy as np
 import pytest
 import torch
+from agents import SMALL, draw, gradients, make_agent, state_bytes
 from float64 import exact_update, in_float64, relative_error
 from tolerances import PRECISION_ERROR
 
-from sacfast import Batch, NativeEngine, Noise, SACAgent, SACError, make_engine
+from sacfast import Batch, NativeEngine, SACAgent, SACError, make_engine
 from sacfast.engines import ReferenceEngine
 from sacfast.engines.native import available
 from sacfast.ops import Stream
-from sacfast.state import BETA1, SACState
+from sacfast.state import SACState
 
 pytestmark = pytest.mark.native
 
@@ -37,7 +38,6 @@ SHAPES = [
     (5, 17, (20, 31, 7, 65), 33),
     (30, 2, (16, 400), 257),
 ]
-SMALL = (5, 3, (32, 24), 40)
 ARITHMETIC = [
     ("avx512", "float32"),
     ("avx2", "float32"),
@@ -58,43 +58,9 @@ def arithmetic(request, engine_library):
     pytest.skip(f"{path} does not run here; there are {available(engine_library)}")
 
 
-def make_agent(shape=SMALL, *, rows=1000, seed=1, **kwargs) -> SACAgent:
-    obs_dim, action_dim, hidden, _ = shape
-    options = {"engine": "reference", "seed": seed, "buffer_capacity": rows, **kwargs}
-    agent = SACAgent(obs_dim, action_dim, hidden, **options)
-    rng = np.random.default_rng(seed)
-    agent.replay_buffer.push_batch(
-        rng.normal(size=(rows, obs_dim)),
-        rng.uniform(-1, 1, (rows, action_dim)),
-        rng.normal(size=rows),
-        rng.normal(size=(rows, obs_dim)),
-        rng.random(rows) < 0.2,
-    )
-    return agent
-
-
 def native_engine(agent: SACAgent, *, precision="float32", **kwargs) -> NativeEngine:
     config = dataclasses.replace(agent.config, precision=precision)
     return NativeEngine(config, **{"threads": 2, **kwargs})
-
-
-def draw(agent: SACAgent, state: SACState, size: int) -> tuple[Batch, Noise]:
-    batch = agent.replay_buffer.sample_batch(size, state.key(Stream.BATCH))
-    return batch, Noise.draw(state, size)
-
-
-def gradients(state: SACState) -> dict[str, torch.Tensor]:
-    """By name, read off Adam's first moments after a first update."""
-    found = {"log_alpha": state.alpha_adam.exp_avg / (1 - BETA1)}
-    for network, layers in (("actor", state.actor_layers), ("critic", sum(state.critic_layers, ()))):
-        flat = getattr(state, f"{network}_adam").exp_avg / (1 - BETA1)
-        for layer in layers:
-            end = layer.weight_offset + layer.outputs * layer.inputs
-            found[f"{network}.{layer.name}.weight"] = flat[layer.weight_offset : end]
-            found[f"{network}.{layer.name}.bias"] = flat[
-                layer.bias_offset : layer.bias_offset + layer.outputs
-            ]
-    return found
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -168,10 +134,6 @@ def test_ten_updates_follow_float64(arithmetic, shape):
 def hash_of(state: SACState) -> str:
     """Short enough for a pipe that nobody reads yet."""
     return hashlib.sha256(b"".join(state_bytes(state).values())).hexdigest()
-
-
-def state_bytes(state: SACState) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in state.named_tensors()}
 
 
 @pytest.mark.filterwarnings("ignore:threads=")

@@ -71,9 +71,8 @@ int launch_polyak_update(const PolyakPair* pairs, int64_t count, double tau, voi
     if (longest == 0) continue;
     const int64_t packs = (longest * static_cast<int64_t>(sizeof(T)) + 15) / 16;
     const dim3 grid(blocks_for(packs), static_cast<unsigned>(n));
-    polyak_update_kernel<T>
-        <<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(table, static_cast<Arithmetic<T>>(tau));
-    if (const int error = launch_error()) return error;
+    if (const int error = launch(polyak_update_kernel<T>, grid, kThreads, 0, stream, table, tau))
+      return error;
   }
   return 0;
 }

@@ -13,8 +13,6 @@
 namespace sacfast::cuda {
 namespace {
 
-constexpr int kWarp = 32;
-
 struct Table {
   ReplayField fields[kMaxReplayFields];
   int word_bytes[kMaxReplayFields];
@@ -92,17 +90,15 @@ __global__ void replay_insert_kernel(const __grid_constant__ Table table, int64_
 int launch_replay_sample(const ReplayField* fields, int64_t count, int64_t N, const int64_t* size,
                          const int64_t* key, int64_t* indices, int64_t B, void* stream) {
   if (B == 0) return 0;
-  replay_sample_kernel<<<blocks_for(B * kWarp), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      make_table(fields, count), N, size, key, indices, B);
-  return launch_error();
+  return launch(replay_sample_kernel, blocks_for(B * kWarp), kThreads, 0, stream, make_table(fields, count),
+                N, size, key, indices, B);
 }
 
 int launch_replay_insert(const ReplayField* fields, int64_t count, int64_t N, int64_t n, int64_t position,
                          void* stream) {
   if (n == 0) return 0;
-  replay_insert_kernel<<<blocks_for(n * kWarp), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      make_table(fields, count), N, n, position);
-  return launch_error();
+  return launch(replay_insert_kernel, blocks_for(n * kWarp), kThreads, 0, stream, make_table(fields, count),
+                N, n, position);
 }
 
 }  // namespace sacfast::cuda

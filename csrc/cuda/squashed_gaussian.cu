@@ -15,9 +15,8 @@ template <typename T>
 __global__ void normal_kernel(const int64_t* __restrict__ key, T* __restrict__ out, int64_t numel) {
   const PhiloxKey philox = philox_key(key);
   for (int64_t block = thread_index(); 4 * block < numel; block += thread_count()) {
-    const PhiloxWords words = philox4x32(philox, static_cast<uint32_t>(block));
-    const Pair<T> front = normal_pair<T>(words.w0, words.w1), back = normal_pair<T>(words.w2, words.w3);
-    const T lanes[4] = {front.first, front.second, back.first, back.second};
+    T lanes[4];
+    draw_normals(philox, static_cast<uint32_t>(block), lanes);
 #pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
       if (4 * block + lane < numel) out[4 * block + lane] = lanes[lane];
@@ -50,9 +49,8 @@ __global__ void squashed_gaussian_key_kernel(const T* __restrict__ mean, const T
     const int64_t begin = row * A, end = begin + A;
     T sum = 0;
     for (int64_t block = begin / 4; 4 * block < end; ++block) {
-      const PhiloxWords words = philox4x32(philox, static_cast<uint32_t>(block));
-      const Pair<T> front = normal_pair<T>(words.w0, words.w1), back = normal_pair<T>(words.w2, words.w3);
-      const T lanes[4] = {front.first, front.second, back.first, back.second};
+      T lanes[4];
+      draw_normals(philox, static_cast<uint32_t>(block), lanes);
 #pragma unroll
       for (int lane = 0; lane < 4; ++lane) {
         const int64_t i = 4 * block + lane;
@@ -87,27 +85,23 @@ __global__ void squashed_gaussian_backward_kernel(const T* __restrict__ grad_act
 template <typename T>
 int launch_normal(const int64_t* key, T* out, int64_t numel, void* stream) {
   if (numel == 0) return 0;
-  normal_kernel<<<blocks_for((numel + 3) / 4), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(key, out,
-                                                                                                 numel);
-  return launch_error();
+  return launch(normal_kernel<T>, blocks_for((numel + 3) / 4), kThreads, 0, stream, key, out, numel);
 }
 
 template <typename T>
 int launch_squashed_gaussian(const T* mean, const T* log_std, const T* noise, T* action, T* log_prob,
                              int64_t B, int64_t A, void* stream) {
   if (B == 0) return 0;
-  squashed_gaussian_kernel<<<blocks_for(B), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      mean, log_std, noise, action, log_prob, B, A);
-  return launch_error();
+  return launch(squashed_gaussian_kernel<T>, blocks_for(B), kThreads, 0, stream, mean, log_std, noise, action,
+                log_prob, B, A);
 }
 
 template <typename T>
 int launch_squashed_gaussian_key(const T* mean, const T* log_std, const int64_t* key, T* action, T* log_prob,
                                  T* noise, int64_t B, int64_t A, void* stream) {
   if (B == 0) return 0;
-  squashed_gaussian_key_kernel<<<blocks_for(B), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      mean, log_std, key, action, log_prob, noise, B, A);
-  return launch_error();
+  return launch(squashed_gaussian_key_kernel<T>, blocks_for(B), kThreads, 0, stream, mean, log_std, key,
+                action, log_prob, noise, B, A);
 }
 
 template <typename T>
@@ -115,9 +109,8 @@ int launch_squashed_gaussian_backward(const T* grad_action, const T* grad_log_pr
                                       const T* log_std, const T* noise, T* grad_mean, T* grad_log_std,
                                       int64_t B, int64_t A, void* stream) {
   if (B * A == 0) return 0;
-  squashed_gaussian_backward_kernel<<<blocks_for(B * A), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      grad_action, grad_log_prob, mean, log_std, noise, grad_mean, grad_log_std, B * A, A);
-  return launch_error();
+  return launch(squashed_gaussian_backward_kernel<T>, blocks_for(B * A), kThreads, 0, stream, grad_action,
+                grad_log_prob, mean, log_std, noise, grad_mean, grad_log_std, B * A, A);
 }
 
 #define SACFAST_INSTANTIATE(T)                                                                             \

@@ -4,12 +4,22 @@ import torch
 
 from sacfast.config import SACConfig
 from sacfast.engines.base import Engine, Metrics, Noise, Policy
+from sacfast.engines.cuda import CudaEngine
 from sacfast.engines.native import NativeEngine
 from sacfast.engines.reference import ReferenceEngine
 from sacfast.errors import SACError
 from sacfast.native import available as native_available
 
-__all__ = ["Engine", "Metrics", "NativeEngine", "Noise", "Policy", "ReferenceEngine", "make_engine"]
+__all__ = [
+    "CudaEngine",
+    "Engine",
+    "Metrics",
+    "NativeEngine",
+    "Noise",
+    "Policy",
+    "ReferenceEngine",
+    "make_engine",
+]
 
 
 def make_engine(
@@ -22,19 +32,23 @@ def make_engine(
     """The engine called `name`, for states on `device`.
 
     "reference": PyTorch autograd, every formula spelled out; float32 alone.
-    "native": the whole update in one native call, on the CPU. Raises NativeUnavailable where native code cannot
-    run and SACError where it does not serve `device` or `config.precision`; it never falls back.
+    "native": the whole update in one native call, on the CPU or on CUDA. Raises NativeUnavailable where native code
+    cannot run and SACError where it does not serve `device` or `config.precision`; it never falls back.
     "auto": native where it runs, else autograd with what native operators there are. It falls back from float32
-    alone: another precision is never replaced by itself.
+    alone: another precision is never replaced by itself. On CUDA it is autograd still, unless the precision asks for
+    the native engine, because that one has been run under an emulator only, and not yet on a GPU.
 
-    threads: of the native engine; None or 0 for one per physical core.
+    threads: of the native engine on the CPU; None or 0 for one per physical core.
     """
+    device = torch.device(device)
     if name == "native" or (name == "auto" and _serves(device, config)):
-        if torch.device(device).type != "cpu":
-            raise SACError(
-                f"engine='native' runs on the CPU, not on {device}; use engine='auto' or device='cpu'"
-            )
-        return NativeEngine(config, threads=threads)
+        if device.type == "cpu":
+            return NativeEngine(config, threads=threads)
+        if device.type == "cuda":
+            return CudaEngine(config, threads=threads, device=device)
+        raise SACError(
+            f"engine='native' runs on CPUs and CUDA, not on {device}; use engine='auto' or device='cpu'"
+        )
     if name == "auto":
         return ReferenceEngine(config, native_operators=True, threads=threads)
     if name == "reference":
@@ -42,5 +56,7 @@ def make_engine(
     raise SACError(f"unknown engine {name!r}: choose 'auto', 'reference' or 'native'")
 
 
-def _serves(device: torch.device | str, config: SACConfig) -> bool:
-    return torch.device(device).type == "cpu" and (native_available() or config.precision != "float32")
+def _serves(device: torch.device, config: SACConfig) -> bool:
+    if config.precision != "float32":
+        return True
+    return device.type == "cpu" and native_available()

@@ -1,4 +1,4 @@
-"""The C interface of csrc/engine.cpp for ctypes: the structs of csrc/engine.h, field by field."""
+"""The C interface of csrc/engine.cpp and cuda/engine.cu for ctypes: the structs of csrc/engine.h, field by field."""
 
 import ctypes
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
@@ -83,10 +83,23 @@ SIGNATURES = {
     "sacfast_policy_act": (None, c_void_p, c_void_p),
 }
 
+CUDA_SIGNATURES = {
+    "sacfast_error": (c_char_p,),
+    "sacfast_cuda_update_new": (c_void_p, c_void_p, c_char_p),
+    "sacfast_cuda_update_delete": (None, c_void_p),
+    "sacfast_cuda_update_workspace_bytes": (c_int64, c_void_p, c_int64),
+    "sacfast_cuda_update_run": (c_int, c_void_p, c_void_p, c_void_p, c_void_p),
+    "sacfast_cuda_update_settle": (c_int, c_void_p, c_void_p, c_void_p),
+    "sacfast_cuda_update_profile": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    "sacfast_cuda_update_phases": (c_int64, c_void_p),
+    "sacfast_cuda_update_phase": (c_char_p, c_void_p, c_int64),
+    "sacfast_cuda_policy_act": (c_int, c_void_p, c_void_p, c_void_p, c_int),
+}
 
-def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+
+def declare(library: ctypes.CDLL, signatures: dict[str, tuple] = SIGNATURES) -> ctypes.CDLL:
     """`library` with the types of its functions."""
-    for name, (result, *arguments) in SIGNATURES.items():
+    for name, (result, *arguments) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library

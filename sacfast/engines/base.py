@@ -117,6 +117,9 @@ class Engine(ABC):
             metrics = self.update(state, buffer.sample_batch(batch_size, state.key(Stream.BATCH)))
         return metrics
 
+    def settle(self, state: SACState) -> None:  # noqa: B027 (most engines have nothing to wait for)
+        """Wait until the updates of `state` so far have happened; raises SACError for what they met."""
+
     def profile(self, enabled: bool = True) -> dict[str, float]:
         """Seconds by phase of the updates since the last call, summed over threads; then measures, or stops doing so.
 

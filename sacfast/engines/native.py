@@ -80,7 +80,7 @@ class NativeEngine(Engine):
         library: ctypes.CDLL | None = None,
     ):
         super().__init__(config, threads=threads)
-        self._settings = {"path": path, "library": library}
+        self._settings: dict[str, Any] = {"path": path, "library": library}
         self._library = abi.declare(library or native.engine_library())
         path = native.cpu_path() if path is None else path
         self._arithmetic = self._library.sacfast_arithmetic(path.encode(), config.precision.encode())
@@ -102,7 +102,7 @@ class NativeEngine(Engine):
         return super().settings() | self._settings
 
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
-        _check_device(state)
+        self._check_device(state)
         if noise is not None:
             check_inputs(state, batch, noise)
             noise = Noise(noise.next_action.contiguous(), noise.action.contiguous())
@@ -112,7 +112,7 @@ class NativeEngine(Engine):
         return self._run(state, fields, 0, len(batch.reward), 1, noise)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
-        _check_device(state)
+        self._check_device(state)
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
         fields = buffer.fields_to_sample(batch_size)
@@ -142,6 +142,12 @@ class NativeEngine(Engine):
             return super().make_policy(state, bounds)
         return NativePolicy(self._library, self.path, state, bounds)
 
+    def _check_device(self, state: SACState) -> None:
+        if state.device.type != "cpu":
+            raise SACError(
+                f"the native engine runs on the CPU, and this agent is on {state.device}; use device='cpu'"
+            )
+
     def _run(
         self,
         state: SACState,
@@ -152,7 +158,7 @@ class NativeEngine(Engine):
         noise: Noise | None,
     ) -> Metrics:
         with self._lock:
-            handle, first, result = self._handle(state), state.step, -1
+            handle = self._handle(state)
             _check_memory(state)
             call = abi.UpdateCall(
                 state=_pointers(state),
@@ -164,26 +170,28 @@ class NativeEngine(Engine):
                 next_noise=noise and noise.next_action.data_ptr(),
                 noise=noise and noise.action.data_ptr(),
                 metrics=self._metrics.data_ptr(),
-                repack=self._stale(state),
             )
-            self._packed = None
-            try:
-                result = self._library.sacfast_update_run(handle, ctypes.byref(call))
-            finally:  # Ctrl-C arrives as the call returns, with the weights already ahead
-                done = call.state
-                state.step = done.step
-                state.actor_adam.step, state.critic_adam.step = done.actor_adam_step, done.critic_adam_step
-                state.alpha_adam.step = done.alpha_adam_step
-                state.written()
-            if result < 0:
-                raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
-            self._packed = (weakref.ref(state), state.version())
-            if result > 0:
-                raise SACError(
-                    f"the batch of update {state.step} holds a NaN or an infinity, so the update was not applied "
-                    f"({state.step - first} of {updates} before it were); check what was pushed"
-                )
+            self._apply(handle, state, call)
             return Metrics(self._metrics.clone())
+
+    def _apply(self, handle: int, state: SACState, call: abi.UpdateCall) -> None:
+        """Make the updates of `call`, and take over the counters that it returns."""
+        first, result = state.step, -1
+        call.repack = self._stale(state)
+        self._packed = None
+        try:
+            result = self._library.sacfast_update_run(handle, ctypes.byref(call))
+        finally:  # Ctrl-C arrives as the call returns, with the weights already ahead
+            _take_counters(state, call.state)
+            state.written()
+        if result < 0:
+            raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
+        self._packed = (weakref.ref(state), state.version())
+        if result > 0:
+            raise SACError(
+                f"the batch of update {state.step} holds a NaN or an infinity, so the update was not applied "
+                f"({state.step - first} of {call.updates} before it were); check what was pushed"
+            )
 
     def _stale(self, state: SACState) -> bool:
         if self._packed is None:
@@ -206,14 +214,19 @@ class NativeEngine(Engine):
             if self._free:
                 self._free()
                 self._update = None
-            spec = self._spec(state)
-            handle = self._library.sacfast_update_new(ctypes.byref(spec), self._arithmetic)
+            handle, delete = self._new(self._spec(state))
             if not handle:
                 raise NativeUnavailable(f"the native engine failed: {self._library.sacfast_error().decode()}")
-            self._free = _free_with(self, self._library.sacfast_update_delete, handle)
-            self._library.sacfast_update_set_profiling(handle, self._profiling)
+            self._free = _free_with(self, delete, handle)
             self._update, self._shape, self._packed = handle, shape, None
         return self._update
+
+    def _new(self, spec: abi.UpdateSpec) -> tuple[int, Any]:
+        """A native object for `spec`, 0 where that fails, and the function that ends it."""
+        handle = self._library.sacfast_update_new(ctypes.byref(spec), self._arithmetic)
+        if handle:
+            self._library.sacfast_update_set_profiling(handle, self._profiling)
+        return handle, self._library.sacfast_update_delete
 
     def _spec(self, state: SACState) -> abi.UpdateSpec:
         config = self.config
@@ -334,11 +347,10 @@ def _unit_stride(field: Tensor) -> Tensor:
     return field if field.ndim == 1 or field.stride(1) == 1 else field.contiguous()
 
 
-def _check_device(state: SACState) -> None:
-    if state.device.type != "cpu":
-        raise SACError(
-            f"the native engine runs on the CPU, and this agent is on {state.device}; use device='cpu'"
-        )
+def _take_counters(state: SACState, done: abi.StatePointers) -> None:
+    state.step = done.step
+    state.actor_adam.step, state.critic_adam.step = done.actor_adam_step, done.critic_adam_step
+    state.alpha_adam.step = done.alpha_adam_step
 
 
 def _check_memory(state: SACState) -> None:

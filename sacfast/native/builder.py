@@ -29,7 +29,7 @@ NO_COMPILER = "none"
 CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
 LOCK_TIMEOUT_S = 900
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
-USUAL_SECONDS = {False: "20 s", True: "a minute"}  # without and with CUDA, on two cores
+USUAL_SECONDS = {False: "20 s", True: "a minute or two"}  # without and with CUDA, on two cores
 
 
 @dataclass(frozen=True)

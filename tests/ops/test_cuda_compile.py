@@ -12,11 +12,11 @@ from sacfast.native.builder import Builder, check_cuda
 NVCC = toolchain.find_nvcc()
 
 
-def test_every_operator_has_a_kernel_for_each_device():
+def test_operators_and_the_update_are_there_for_each_device():
     root = toolchain.source_root()
     operators = {"polyak_update", "replay_sample", "squashed_gaussian"}
-    assert {path.stem for path in root.glob("cuda/*.cu")} == operators
-    assert operators <= {path.stem for path in root.glob("cpu/*.cpp")}
+    for folder in ("cuda/*.cu", "cpu/*.cpp"):
+        assert operators | {"policy", "sac_update"} <= {path.stem for path in root.glob(folder)}
 
 
 def test_kernels_include_no_torch_header():

@@ -1,0 +1,340 @@
+// The phases of an update that are about single rows of the batch, a warp for each: the gather, the policy's
+// head with the sampling, the critics' values with the losses' gradients, and the gradient through the
+// action. Dot products run over the lanes and are added by a butterfly, in one order.
+#pragma once
+
+#include "../adam.h"
+#include "dense.cuh"
+
+namespace sacfast::cuda {
+
+constexpr int kMostUpdates = 32;  // per launch of a graph
+constexpr int kRowBlock = 128, kRowWarps = kRowBlock / kWarp;
+
+// What differs from one update of a launch to the next.
+struct Turn {
+  AdamStep critic, actor, alpha;
+  int acts;  // whether actor and temperature are updated
+};
+
+// What differs from one launch of the same graph to the next; in device memory.
+struct Call {
+  int64_t seed, step;
+  Transitions transitions;
+  const float *next_noise, *noise;
+  Turn turn[kMostUpdates];
+};
+
+// Everything else: dimensions, parameters and the workspace.
+template <typename T>
+struct Update {
+  int B, O, A, H;  // H: the width of the last hidden layer
+  float gamma, log_std_min, log_std_max, target_entropy;
+  bool learn_alpha;
+  const Call* call;
+  int64_t* refused;       // the step whose batch was not finite, -1 if there is none: nothing is applied then
+  int64_t* host_refused;  // the same for the host to read
+  float *log_alpha, *alpha_m, *alpha_v, *metrics;
+
+  const float *mean_weight, *mean_bias, *log_std_weight, *log_std_bias;
+  const float *value_weight[2], *value_bias[2], *target_weight[2], *target_bias[2];
+  const float* action_weight[2];  // the critics' first layers from the action's columns on, rows O + A apart
+  int first_width;
+
+  Rows<T> pair, next_pair, policy_pair;                       // (s, a), (s', a'), (s, pi(s))
+  Rows<T> actor_top, next_top, critic_top[2], target_top[2];  // last hidden layers
+  Rows<T> critic_top_gradient[2], critic_first_gradient[2];   // of the last and the first hidden layer
+  Rows<T> head_gradient, actor_top_gradient;                  // [B][2 A]
+  float *mean, *log_std, *noise;                              // [B][A]; log_std clamped,
+  float* inside;                                              // and 1 where it did not have to be
+  float *reward, *not_terminated, *next_log_prob, *log_prob, *target;  // [B]
+  float *q[2], *q_gradient[2], *q_policy;                              // [B]; q_policy of the smaller critic,
+  int* smaller;                                                        // which is this one
+};
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+template <typename T>
+__device__ __forceinline__ float dot(const T* x, const float* w, int n) {
+  float sum = 0.0f;
+  for (int j = lane_id(); j < n; j += kWarp) sum += as_float(x[j]) * w[j];
+  return warp_sum(sum);
+}
+
+// --------------------------------------------------------------------------------------------------- gather
+
+static __global__ void begin_kernel(const __grid_constant__ Call call, Call* to) {
+  static_assert(sizeof(Call) % 4 == 0 && sizeof(Call) < 4000);
+  const uint32_t* const from = reinterpret_cast<const uint32_t*>(&call);
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(Call) / 4); i += blockDim.x) {
+    reinterpret_cast<uint32_t*>(to)[i] = from[i];
+  }
+}
+
+// Copies n numbers of a transition, and says whether all of this lane's are finite.
+template <typename T>
+__device__ __forceinline__ bool copy_numbers(const float* from, int n, T* to, T* also) {
+  bool finite = true;
+  for (int k = lane_id(); k < n; k += kWarp) {
+    const float number = from[k];
+    finite = finite && (float_bits(number) & 0x7F800000u) != 0x7F800000u;
+    put(to + k, number);
+    if (also != nullptr) put(also + k, number);
+  }
+  return finite;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kRowBlock) gather_kernel(const __grid_constant__ Update<T> x, int u) {
+  const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
+  if (row >= x.B) return;
+  const Transitions& from = x.call->transitions;
+  int64_t t = row;
+  if (from.size > 0) {
+    const int64_t key[] = {x.call->seed, kBatch, x.call->step + u};
+    int64_t two[2];
+    draw_indices(philox_key(key), row / 2 * 2, row / 2 * 2 + 2, from.size, two);
+    t = row % 2 ? two[1] : two[0];
+  }
+  T* const pair = x.pair.data + row * x.pair.stride;
+  bool finite = copy_numbers(from.obs + t * from.obs_stride, x.O, pair,
+                             x.policy_pair.data + row * x.policy_pair.stride);
+  finite &= copy_numbers<T>(from.action + t * from.action_stride, x.A, pair + x.O, nullptr);
+  finite &= copy_numbers<T>(from.next_obs + t * from.next_obs_stride, x.O,
+                            x.next_pair.data + row * x.next_pair.stride, nullptr);
+  if (lane_id() == 0) {
+    const float reward = from.reward[t * from.reward_stride];
+    const float terminated = from.terminated[t * from.terminated_stride];
+    x.reward[row] = reward;
+    x.not_terminated[row] = 1.0f - terminated;
+    finite = finite && (float_bits(reward) & 0x7F800000u) != 0x7F800000u &&
+             (float_bits(terminated) & 0x7F800000u) != 0x7F800000u;
+  }
+  if (!finite && *x.refused < 0) *x.refused = x.call->step + u;
+}
+
+// --------------------------------------------------------------------------------------------------- policy
+
+__device__ __forceinline__ float normal_number(const PhiloxKey& key, int64_t i) {
+  float four[4];
+  draw_normals(key, static_cast<uint32_t>(i / 4), four);
+  const float low = i % 2 ? four[1] : four[0], high = i % 2 ? four[3] : four[2];
+  return i % 4 < 2 ? low : high;
+}
+
+// a' ~ pi(s') for rows [0, B), then a ~ pi(s) for rows [B, 2 B), kEach rows to a warp, which share the
+// weights.
+template <typename T, int kEach>
+__global__ void __launch_bounds__(kRowBlock) policy_kernel(const __grid_constant__ Update<T> x, int u) {
+  const int first = (static_cast<int>(blockIdx.x) * kRowWarps + warp_id()) * kEach, outputs = 2 * x.A;
+  if (first >= 2 * x.B) return;
+  float* const heads = dynamic_shared() + warp_id() * kEach * outputs;  // [kEach][2 A]
+  const T* h[kEach];
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int row = min(first + e, 2 * x.B - 1);
+    h[e] = row < x.B ? x.next_top.data + row * x.next_top.stride
+                     : x.actor_top.data + (row - x.B) * x.actor_top.stride;
+  }
+  for (int o = 0; o < outputs; ++o) {
+    const int a = o < x.A ? o : o - x.A;
+    const float* const w = (o < x.A ? x.mean_weight : x.log_std_weight) + static_cast<int64_t>(a) * x.H;
+    float sum[kEach] = {};
+    for (int j = lane_id(); j < x.H; j += kWarp) {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) sum[e] += w[j] * as_float(h[e][j]);
+    }
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const float total = warp_sum(sum[e]);
+      if (lane_id() == 0) heads[e * outputs + o] = total + (o < x.A ? x.mean_bias : x.log_std_bias)[a];
+    }
+  }
+  __syncwarp();
+  for (int e = 0; e < kEach && first + e < 2 * x.B; ++e) {
+    const bool next = first + e < x.B;
+    const int row = next ? first + e : first + e - x.B;
+    const int64_t key[] = {x.call->seed, next ? kNextAction : kAction, x.call->step + u};
+    const PhiloxKey philox = philox_key(key);
+    const float* const given = next ? x.call->next_noise : x.call->noise;
+    const Rows<T>& pairs = next ? x.next_pair : x.policy_pair;
+    float log_prob = 0.0f;
+    for (int a = lane_id(); a < x.A; a += kWarp) {
+      const int64_t i = static_cast<int64_t>(row) * x.A + a;
+      const float mean = heads[e * outputs + a], raw = heads[e * outputs + x.A + a];
+      const float log_std = fminf(fmaxf(raw, x.log_std_min), x.log_std_max);
+      const float noise = given != nullptr ? given[i] : normal_number(philox, i);
+      const Pair<float> sampled = squashed_gaussian_element(mean, log_std, noise);
+      put(pairs.data + row * pairs.stride + x.O + a, sampled.first);
+      log_prob += sampled.second;
+      if (!next) {
+        x.mean[i] = mean, x.log_std[i] = log_std, x.noise[i] = noise;
+        x.inside[i] = raw >= x.log_std_min && raw <= x.log_std_max ? 1.0f : 0.0f;
+      }
+    }
+    log_prob = warp_sum(log_prob);
+    if (lane_id() == 0) (next ? x.next_log_prob : x.log_prob)[row] = log_prob;
+  }
+}
+
+// -------------------------------------------------------------------------------------------------- critics
+
+// The gradient of a value q = w . h + b with respect to the layer below: dq w where h > 0.
+template <typename T>
+__device__ __forceinline__ void value_gradient(float dq, const float* w, const T* h, T* dh, int n) {
+  for (int j = lane_id(); j < n; j += kWarp) put(dh + j, as_float(h[j]) > 0.0f ? dq * w[j] : 0.0f);
+}
+
+// y = r + gamma (1 - d) [min_i Qbar_i - alpha log pi(a'|s')],  dJ/dQ_i = 2/B (Q_i - y), and back one layer.
+template <typename T>
+__global__ void __launch_bounds__(kRowBlock) target_kernel(const __grid_constant__ Update<T> x) {
+  const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
+  if (row >= x.B) return;
+  float q[2], q_target[2];
+  for (int c = 0; c < 2; ++c) {
+    q_target[c] =
+        dot(x.target_top[c].data + row * x.target_top[c].stride, x.target_weight[c], x.H) + *x.target_bias[c];
+    q[c] =
+        dot(x.critic_top[c].data + row * x.critic_top[c].stride, x.value_weight[c], x.H) + *x.value_bias[c];
+  }
+  const float y = td_target(x.reward[row], x.not_terminated[row], q_target[0], q_target[1],
+                            x.next_log_prob[row], exponential(*x.log_alpha), x.gamma);
+  for (int c = 0; c < 2; ++c) {
+    const float dq = 2.0f / static_cast<float>(x.B) * (q[c] - y);
+    value_gradient(dq, x.value_weight[c], x.critic_top[c].data + row * x.critic_top[c].stride,
+                   x.critic_top_gradient[c].data + row * x.critic_top_gradient[c].stride, x.H);
+    if (lane_id() == 0) x.q[c][row] = q[c], x.q_gradient[c][row] = dq;
+  }
+  if (lane_id() == 0) x.target[row] = y;
+}
+
+// min_i Q_i(s, pi(s)), and the gradient of -1/B of it one layer back: zero for the critic that is not the
+// smaller (the first is, where they are equal).
+template <typename T>
+__global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_constant__ Update<T> x, int u) {
+  const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
+  if (row >= x.B || !x.call->turn[u].acts) return;
+  float q[2];
+  for (int c = 0; c < 2; ++c) {
+    q[c] =
+        dot(x.critic_top[c].data + row * x.critic_top[c].stride, x.value_weight[c], x.H) + *x.value_bias[c];
+  }
+  const int smaller = q[1] < q[0] ? 1 : 0;
+  for (int c = 0; c < 2; ++c) {
+    const float dq = c == smaller ? -1.0f / static_cast<float>(x.B) : 0.0f;
+    value_gradient(dq, x.value_weight[c], x.critic_top[c].data + row * x.critic_top[c].stride,
+                   x.critic_top_gradient[c].data + row * x.critic_top_gradient[c].stride, x.H);
+  }
+  if (lane_id() == 0) x.q_policy[row] = q[smaller], x.smaller[row] = smaller;
+}
+
+// ---------------------------------------------------------------------------------------------------- actor
+
+// From the smaller critic's first layer to the action, through tanh and the Gaussian to the head, and back to
+// the layer below it. With `cached`, the critics' action columns come to shared memory first, transposed:
+// every row of the block reads them, and there lanes read neighbours.
+template <typename T>
+__global__ void __launch_bounds__(kRowBlock)
+    action_gradient_kernel(const __grid_constant__ Update<T> x, int u, bool cached) {
+  if (!x.call->turn[u].acts) return;
+  const int inputs = x.O + x.A, width = x.first_width;
+  float* const columns = dynamic_shared();  // [2][A][width]
+  if (cached) {
+    for (int i = threadIdx.x; i < 2 * width; i += kRowBlock) {
+      const int c = i / width, j = i % width;
+      for (int a = 0; a < x.A; ++a) {
+        columns[(c * x.A + a) * width + j] = x.action_weight[c][static_cast<int64_t>(j) * inputs + a];
+      }
+    }
+    __syncthreads();
+  }
+  float* const heads = columns + (cached ? 2 * x.A * width : 0) + warp_id() * 2 * x.A;
+  const float entropy_weight = exponential(*x.log_alpha) / static_cast<float>(x.B);
+  for (int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id(); row < x.B;
+       row += static_cast<int>(gridDim.x) * kRowWarps) {
+    const int c = x.smaller[row];
+    const T* const gradient = x.critic_first_gradient[c].data + row * x.critic_first_gradient[c].stride;
+    const float* const w = cached ? columns + c * x.A * width : x.action_weight[c];
+    const int64_t w_row = cached ? 1 : inputs, w_column = cached ? width : 1;
+    for (int a = 0; a < x.A; ++a) {
+      float sum = 0.0f;
+      for (int j = lane_id(); j < width; j += kWarp)
+        sum += as_float(gradient[j]) * w[j * w_row + a * w_column];
+      sum = warp_sum(sum);
+      if (lane_id() == 0) heads[a] = sum;
+    }
+    __syncwarp();
+    for (int a = lane_id(); a < x.A; a += kWarp) {
+      const int64_t i = static_cast<int64_t>(row) * x.A + a;
+      const Pair<float> gradients =
+          squashed_gaussian_element_gradient(heads[a], entropy_weight, x.mean[i], x.log_std[i], x.noise[i]);
+      T* const to = x.head_gradient.data + row * x.head_gradient.stride + a;
+      heads[a] = gradients.first;
+      heads[x.A + a] = gradients.second * x.inside[i];
+      put(to, heads[a]), put(to + x.A, heads[x.A + a]);
+    }
+    __syncwarp();
+    for (int j = lane_id(); j < x.H; j += kWarp) {
+      float sum = 0.0f;
+      for (int a = 0; a < x.A; ++a) {
+        const int64_t at = static_cast<int64_t>(a) * x.H + j;
+        sum += heads[a] * x.mean_weight[at] + heads[x.A + a] * x.log_std_weight[at];
+      }
+      const bool on = as_float(x.actor_top.data[row * x.actor_top.stride + j]) > 0.0f;
+      put(x.actor_top_gradient.data + row * x.actor_top_gradient.stride + j, on ? sum : 0.0f);
+    }
+    __syncwarp();
+  }
+}
+
+// ------------------------------------------------------------------------------------ temperature and
+// metrics
+
+// The sum over i < n of number(i), the same in every thread of the block.
+template <int kBlock, typename F>
+__device__ __forceinline__ double block_sum(int n, F number) {
+  __shared__ double sums[kBlock];
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < n; i += kBlock) sum += number(i);
+  __syncthreads();  // the sum before this one has been read
+  sums[threadIdx.x] = sum;
+  for (int half = kBlock / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  __syncthreads();
+  return sums[0];
+}
+
+// J(alpha) = -log alpha * mean [log pi(a|s) + target entropy], and the update's seven numbers; for one block.
+template <typename T, int kBlock>
+__device__ __forceinline__ void finish(const Update<T>& x, const Turn& turn) {
+  const double n = x.B;
+  const double log_prob = block_sum<kBlock>(x.B, [&](int i) { return x.log_prob[i]; }) / n;
+  const double value = block_sum<kBlock>(x.B, [&](int i) { return x.q_policy[i]; }) / n;
+  double q[2], loss = 0.0;
+  for (int c = 0; c < 2; ++c) {
+    q[c] = block_sum<kBlock>(x.B, [&](int i) { return x.q[c][i]; }) / n;
+    loss += block_sum<kBlock>(x.B, [&](int i) {
+      const double difference = static_cast<double>(x.q[c][i]) - x.target[i];
+      return difference * difference;
+    });
+  }
+  if (threadIdx.x != 0) return;
+  if (turn.acts) {
+    x.metrics[1] = static_cast<float>(exponential(*x.log_alpha) * log_prob - value);
+    x.metrics[2] = 0.0f;
+    x.metrics[6] = static_cast<float>(log_prob);
+    if (x.learn_alpha) {
+      const float gradient = static_cast<float>(-(log_prob + x.target_entropy));
+      x.metrics[2] = *x.log_alpha * gradient;
+      *x.log_alpha = adam_element(*x.log_alpha, *x.alpha_m, *x.alpha_v, gradient, turn.alpha);
+    }
+  }
+  x.metrics[0] = static_cast<float>(loss / n);
+  x.metrics[3] = exponential(*x.log_alpha);
+  x.metrics[4] = static_cast<float>(q[0]), x.metrics[5] = static_cast<float>(q[1]);
+}
+
+}  // namespace sacfast::cuda

@@ -1,0 +1,601 @@
+// One SAC update (arXiv:1812.05905, algorithm 1; sacfast/engines/reference.py is the readable version) as a
+// line of phases, each one launch that uses the whole GPU:
+//
+//   gather             batch -> (s, a), (s', .), (s, .)
+//   forward            hidden layers of pi(s'), pi(s), Q_1(s, a), Q_2(s, a): one launch per layer
+//   policy             heads, a' ~ pi(s'), a ~ pi(s)
+//   target             hidden layers of Qbar_1, Qbar_2 at (s', a')
+//   TD error           values, y, dJ/dQ_i, and back one layer
+//   critic backward    through the hidden layers but the first
+//   critic step        all weights' gradients, Adam, Polyak
+//   policy's critics   hidden layers of Q_1, Q_2 at (s, a), with the new weights
+//   policy's value     min_i Q_i, and back one layer
+//   action gradient    back to the critics' first layers; to the action; through tanh and the Gaussian
+//   actor backward     through the hidden layers but the first
+//   actor step         all weights' gradients, Adam; the temperature; metrics
+//
+// The weights are the float32 masters themselves: there is no packed copy to go stale. Up to 32 updates are
+// one CUDA graph. What differs from launch to launch (counters, Adam's corrections, where the transitions
+// are) comes in the parameters of the kernel before it.
+#include <array>
+#include <functional>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "rows.cuh"
+#include "sac_update.cuh"
+
+namespace sacfast::cuda {
+
+template <Precision P, typename Size>
+__global__ void __launch_bounds__(Size::kBlock)
+    critic_step_kernel(const __grid_constant__ Jobs<WeightJob<Stored<P>>> jobs,
+                       const __grid_constant__ Trained trained, const Call* call, const int64_t* refused,
+                       int u) {
+  if (*refused >= 0) return;
+  int tile;
+  const auto& job = find_job(jobs, tile);
+  weight_gradient<P, Size>(job, tile, trained, call->turn[u].critic);
+}
+
+// The last block of the grid is for temperature and metrics.
+template <Precision P, typename Size>
+__global__ void __launch_bounds__(Size::kBlock)
+    actor_step_kernel(const __grid_constant__ Jobs<WeightJob<Stored<P>>> jobs,
+                      const __grid_constant__ Trained trained, const __grid_constant__ Update<Stored<P>> x,
+                      int u) {
+  const bool last = static_cast<int>(blockIdx.x) == jobs.first[jobs.count];
+  if (*x.refused >= 0) {
+    if (last && threadIdx.x == 0) {
+      *x.host_refused = *x.refused;
+      __threadfence_system();
+    }
+    return;
+  }
+  const Turn& turn = x.call->turn[u];
+  if (last) {
+    if (blockIdx.y == 0) finish<Stored<P>, Size::kBlock>(x, turn);
+    return;
+  }
+  if (!turn.acts) return;
+  int tile;
+  const auto& job = find_job(jobs, tile);
+  weight_gradient<P, Size>(job, tile, trained, turn.actor);
+}
+
+// The step that gradients in parts are for.
+static __global__ void __launch_bounds__(kThreads)
+    adam_kernel(const __grid_constant__ Trained trained, int splits, const Call* call, const int64_t* refused,
+                int u, bool actor) {
+  const Turn& turn = call->turn[u];
+  if (*refused >= 0 || (actor && !turn.acts)) return;
+  for (int64_t i = thread_index(); i < trained.size; i += thread_count()) {
+    float gradient = 0.0f;
+    for (int split = 0; split < splits; ++split) gradient += trained.partial[split * trained.size + i];
+    trained.step(i, gradient, actor ? turn.actor : turn.critic);
+  }
+}
+
+// Pieces of one allocation; with a null base it counts only.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <typename T>
+  void take(T*& piece, int64_t count) {
+    constexpr int64_t kAlign = 256;
+    piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+  }
+
+  // Rows begin at multiples of 16 bytes in every precision.
+  template <typename T>
+  void take(Rows<T>& rows, int64_t count, int64_t columns) {
+    rows.stride = (columns + 7) / 8 * 8;
+    take(rows.data, count * rows.stride);
+  }
+
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+template <typename T>
+Rows<const T> constant(const Rows<T>& rows) {
+  return {rows.data, rows.stride};
+}
+
+template <Precision P>
+class Engine final : public SacUpdate {
+  using T = Stored<P>;
+
+ public:
+  explicit Engine(const UpdateSpec& spec) : spec_(spec) {
+    int device;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
+          "the GPU's attributes");
+    check(cudaMalloc(reinterpret_cast<void**>(&call_), sizeof(Call)), "memory for a call");
+    check(cudaMalloc(reinterpret_cast<void**>(&refused_), sizeof(int64_t)), "memory for a call");
+    check(cudaMemset(refused_, 0xFF, sizeof(int64_t)), "cudaMemset");
+    void* mapped;
+    check(cudaHostAlloc(&mapped, sizeof(int64_t), cudaHostAllocMapped), "pinned memory");
+    host_refused_ = static_cast<int64_t*>(mapped);
+    *host_refused_ = -1;
+    check(cudaStreamCreateWithFlags(&capture_, cudaStreamNonBlocking), "a stream");
+    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "an event");
+    for (int64_t l = 1; l < spec.hidden_layers; ++l) backward_layers_.push_back(spec.hidden_layers - l);
+    name_phases();
+  }
+
+  // Work in flight on any stream uses this memory.
+  ~Engine() override {
+    cudaDeviceSynchronize();
+    forget_graphs();
+    cudaFree(call_);
+    cudaFree(refused_);
+    cudaFreeHost(const_cast<int64_t*>(host_refused_));
+    cudaStreamDestroy(capture_);
+    cudaEventDestroy(done_);
+  }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  int64_t workspace_bytes(int64_t batch_size) override {
+    Arena arena(nullptr);
+    lay_out(arena, batch_size);
+    return arena.used();
+  }
+
+  Result run(UpdateCall& call, void* workspace, void* stream) override {
+    if (settle(call.state, stream) == kNotFinite) return kNotFinite;
+    prepare(call, workspace, stream);
+    while (call.updates > 0) {
+      const int n = static_cast<int>(std::min<int64_t>(call.updates, kMostUpdates));
+      begin(call, n, stream);
+      check(cudaGraphLaunch(graph(n), static_cast<cudaStream_t>(stream)), "the update's graph");
+      call.updates -= n;
+    }
+    check(cudaEventRecord(done_, static_cast<cudaStream_t>(stream)), "cudaEventRecord");
+    return kApplied;
+  }
+
+  Result settle(StatePointers& state, void* stream) override {
+    const int64_t refused = *host_refused_;
+    if (refused < 0) return kApplied;
+    set_back(state, refused);
+    check(cudaMemsetAsync(refused_, 0xFF, sizeof(int64_t), static_cast<cudaStream_t>(stream)), "cudaMemset");
+    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize");
+    *host_refused_ = -1;
+    return kNotFinite;
+  }
+
+  void profile(UpdateCall& call, void* workspace, void* stream, double* ms) override {
+    const auto on = static_cast<cudaStream_t>(stream);
+    prepare(call, workspace, stream);
+    std::vector<cudaEvent_t> marks(phases_.size() + 1);
+    for (cudaEvent_t& mark : marks) check(cudaEventCreateWithFlags(&mark, cudaEventDefault), "an event");
+    for (; call.updates > 0; --call.updates) {
+      begin(call, 1, stream);
+      check(cudaEventRecord(marks[0], on), "cudaEventRecord");
+      size_t phase = 0;
+      enqueue(stream, 0, [&] { check(cudaEventRecord(marks[++phase], on), "cudaEventRecord"); });
+      check(cudaStreamSynchronize(on), "the update");
+      for (size_t i = 0; i < phases_.size(); ++i) {
+        float elapsed = 0.0f;
+        check(cudaEventElapsedTime(&elapsed, marks[i], marks[i + 1]), "cudaEventElapsedTime");
+        ms[i] += elapsed;
+      }
+    }
+    for (cudaEvent_t mark : marks) cudaEventDestroy(mark);
+    check(cudaEventRecord(done_, on), "cudaEventRecord");
+  }
+
+  const std::vector<const char*>& phases() const override { return phases_; }
+
+ private:
+  // ------------------------------------------------------------------------------------------ what lies
+  // where
+
+  struct Hidden {
+    Rows<T> actor[kMaxHidden], next[kMaxHidden], critic[2][kMaxHidden], target[2][kMaxHidden];
+    Rows<T> actor_gradient[kMaxHidden], critic_gradient[2][kMaxHidden];
+  };
+
+  // Blocks over which the rows of a weight's gradient are divided.
+  int splits(int64_t batch_size, const Layer* layers, int networks) const {
+    int64_t tiles = 0;
+    const int size = large(batch_size) ? Large::kExtent : Small::kExtent;
+    for (int64_t l = 0; l < spec_.hidden_layers; ++l) {
+      tiles += networks * tiles_of(layers[l].outputs, size) * tiles_of(layers[l].inputs, size);
+    }
+    const int64_t wanted = 2 * multiprocessors_ / tiles, most = batch_size / kRowsPerSplit;
+    return static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
+  }
+
+  // Whether large tiles give the multiprocessors enough to do.
+  bool large(int64_t batch_size) const {
+    const int64_t width = spec_.actor[spec_.hidden_layers - 1].outputs;
+    return 4 * tiles_of(batch_size, Large::kExtent) * tiles_of(width, Large::kExtent) >= multiprocessors_;
+  }
+
+  static int64_t parameters(const Layer* layers, int64_t count) {
+    int64_t end = 0;
+    for (int64_t l = 0; l < count; ++l) {
+      end = std::max(
+          {end, layers[l].weight + layers[l].outputs * layers[l].inputs, layers[l].bias + layers[l].outputs});
+    }
+    return end;
+  }
+
+  void lay_out(Arena& arena, int64_t B) {
+    const int64_t O = spec_.obs_dim, A = spec_.action_dim, L = spec_.hidden_layers;
+    x_ = {};
+    hidden_ = {};
+    for (Rows<T>* pair : {&x_.pair, &x_.next_pair, &x_.policy_pair}) arena.take(*pair, B, O + A);
+    for (int64_t l = 0; l < L; ++l) {
+      for (Rows<T>* rows : {&hidden_.actor[l], &hidden_.next[l], &hidden_.actor_gradient[l]}) {
+        arena.take(*rows, B, spec_.actor[l].outputs);
+      }
+      for (int c = 0; c < 2; ++c) {
+        for (Rows<T>* rows : {&hidden_.critic[c][l], &hidden_.target[c][l], &hidden_.critic_gradient[c][l]}) {
+          arena.take(*rows, B, spec_.critic[c][l].outputs);
+        }
+      }
+    }
+    arena.take(x_.head_gradient, B, 2 * A);
+    for (float** numbers : {&x_.mean, &x_.log_std, &x_.noise, &x_.inside}) arena.take(*numbers, B * A);
+    for (float** numbers : {&x_.reward, &x_.not_terminated, &x_.next_log_prob, &x_.log_prob, &x_.target,
+                            &x_.q[0], &x_.q[1], &x_.q_gradient[0], &x_.q_gradient[1], &x_.q_policy}) {
+      arena.take(*numbers, B);
+    }
+    arena.take(x_.smaller, B);
+
+    critic_splits_ = splits(B, spec_.critic[0], 2);
+    actor_splits_ = splits(B, spec_.actor, 1);
+    critic_ = {}, actor_ = {};
+    critic_.size = parameters(spec_.critic[1], L + 1);
+    actor_.size = parameters(spec_.actor, L + 2);
+    if (critic_splits_ > 1) arena.take(critic_.partial, critic_splits_ * critic_.size);
+    if (actor_splits_ > 1) arena.take(actor_.partial, actor_splits_ * actor_.size);
+  }
+
+  // What the kernels are given, for one set of pointers. Graphs made for another one are of no use any more.
+  void prepare(const UpdateCall& call, void* workspace, void* stream) {
+    check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), done_, 0), "cudaStreamWaitEvent");
+    const Key key = {workspace,
+                     call.metrics,
+                     call.state.actor,
+                     call.state.critic,
+                     call.state.critic_target,
+                     call.state.log_alpha,
+                     call.state.actor_m,
+                     call.state.actor_v,
+                     call.state.critic_m,
+                     call.state.critic_v,
+                     call.state.alpha_m,
+                     call.state.alpha_v};
+    if (key == key_ && call.batch_size == x_.B) return;
+    if (!graphs_.empty()) check(cudaEventSynchronize(done_), "cudaEventSynchronize");
+    forget_graphs();
+    key_ = {};
+    Arena arena(workspace);
+    lay_out(arena, call.batch_size);
+    fill(call);
+    key_ = key;
+  }
+
+  void fill(const UpdateCall& call) {
+    const StatePointers& state = call.state;
+    const int64_t L = spec_.hidden_layers, O = spec_.obs_dim;
+    x_.B = static_cast<int>(call.batch_size);
+    x_.O = static_cast<int>(O), x_.A = static_cast<int>(spec_.action_dim);
+    x_.H = static_cast<int>(spec_.actor[L - 1].outputs),
+    x_.first_width = static_cast<int>(spec_.critic[0][0].outputs);
+    x_.gamma = static_cast<float>(spec_.gamma);
+    x_.log_std_min = static_cast<float>(spec_.log_std_min),
+    x_.log_std_max = static_cast<float>(spec_.log_std_max);
+    x_.target_entropy = static_cast<float>(spec_.target_entropy), x_.learn_alpha = spec_.learn_alpha != 0;
+    x_.call = call_, x_.refused = refused_, x_.host_refused = const_cast<int64_t*>(host_refused_);
+    x_.log_alpha = state.log_alpha, x_.alpha_m = state.alpha_m, x_.alpha_v = state.alpha_v;
+    x_.metrics = call.metrics;
+    x_.mean_weight = state.actor + spec_.actor[L].weight, x_.mean_bias = state.actor + spec_.actor[L].bias;
+    x_.log_std_weight = state.actor + spec_.actor[L + 1].weight;
+    x_.log_std_bias = state.actor + spec_.actor[L + 1].bias;
+    x_.actor_top = hidden_.actor[L - 1], x_.next_top = hidden_.next[L - 1];
+    x_.actor_top_gradient = hidden_.actor_gradient[L - 1];
+    for (int c = 0; c < 2; ++c) {
+      const Layer& value = spec_.critic[c][L];
+      x_.value_weight[c] = state.critic + value.weight, x_.value_bias[c] = state.critic + value.bias;
+      x_.target_weight[c] = state.critic_target + value.weight,
+      x_.target_bias[c] = state.critic_target + value.bias;
+      x_.action_weight[c] = state.critic + spec_.critic[c][0].weight + O;
+      x_.critic_top[c] = hidden_.critic[c][L - 1], x_.target_top[c] = hidden_.target[c][L - 1];
+      x_.critic_top_gradient[c] = hidden_.critic_gradient[c][L - 1];
+      x_.critic_first_gradient[c] = hidden_.critic_gradient[c][0];
+    }
+    critic_.p = state.critic, critic_.m = state.critic_m, critic_.v = state.critic_v;
+    critic_.target = state.critic_target, critic_.tau = static_cast<float>(spec_.tau);
+    actor_.p = state.actor, actor_.m = state.actor_m, actor_.v = state.actor_v;
+  }
+
+  // ----------------------------------------------------------------------------------------------------
+  // calls
+
+  // The counters of updates step, ..., step + n - 1, and where their transitions are, for the kernels of one
+  // graph.
+  void begin(UpdateCall& call, int n, void* stream) {
+    Call next = {};
+    StatePointers& state = call.state;
+    next.seed = state.seed, next.step = state.step;
+    next.transitions = call.transitions;
+    next.next_noise = call.next_noise, next.noise = call.noise;
+    for (int u = 0; u < n; ++u) {
+      const bool acts = state.step % spec_.actor_update_period == 0;
+      next.turn[u] = {adam_step(spec_, ++state.critic_adam_step), {}, {}, acts};
+      if (acts) {
+        next.turn[u].actor = adam_step(spec_, ++state.actor_adam_step);
+        if (spec_.learn_alpha) next.turn[u].alpha = adam_step(spec_, ++state.alpha_adam_step);
+      }
+      ++state.step;
+    }
+    check(launch(begin_kernel, 1, 256, 0, stream, next, call_), "begin");
+  }
+
+  // The counters as they were before update `step`.
+  void set_back(StatePointers& state, int64_t step) const {
+    while (state.step > step) {
+      --state.step, --state.critic_adam_step;
+      if (state.step % spec_.actor_update_period == 0) {
+        --state.actor_adam_step;
+        if (spec_.learn_alpha) --state.alpha_adam_step;
+      }
+    }
+  }
+
+  cudaGraphExec_t graph(int n) {
+    cudaGraphExec_t& made = graphs_[n];
+    if (made == nullptr) {
+      check(cudaStreamBeginCapture(capture_, cudaStreamCaptureModeThreadLocal), "capturing the update");
+      cudaGraph_t line = nullptr;
+      try {
+        for (int u = 0; u < n; ++u) enqueue(capture_, u, [] {});
+      } catch (...) {
+        cudaStreamEndCapture(capture_, &line);
+        if (line != nullptr) cudaGraphDestroy(line);
+        graphs_.erase(n);
+        throw;
+      }
+      int error = cudaStreamEndCapture(capture_, &line);
+      if (error == 0) error = cudaGraphInstantiate(&made, line, 0);
+      if (line != nullptr) cudaGraphDestroy(line);
+      if (error != 0) graphs_.erase(n);
+      check(error, "the update's graph");
+    }
+    return made;
+  }
+
+  void forget_graphs() {
+    for (auto& [n, made] : graphs_) cudaGraphExecDestroy(made);
+    graphs_.clear();
+  }
+
+  // ---------------------------------------------------------------------------------------------------
+  // phases
+
+  // All launches of update number u of a graph, in order; after_phase() behind each of `phases_`.
+  template <typename F>
+  void enqueue(void* stream, int u, F after_phase) {
+    const int64_t L = spec_.hidden_layers;
+    const unsigned row_blocks = static_cast<unsigned>(tiles_of(x_.B, kRowWarps));
+    const auto phase = [&](int error, const char* name) {
+      check(error, name);
+      after_phase();
+    };
+    phase(launch(gather_kernel<T>, row_blocks, kRowBlock, 0, stream, x_, u), "gather");
+    for (int64_t l = 0; l < L; ++l) phase(forward(l, stream), "forward");
+    phase(policy(stream, u), "policy");
+    for (int64_t l = 0; l < L; ++l)
+      phase(critics_forward(l, critic_.target, hidden_.target, x_.next_pair, stream), "target");
+    phase(launch(target_kernel<T>, row_blocks, kRowBlock, 0, stream, x_), "TD error");
+    for (const int64_t l : backward_layers_) phase(critics_backward(l, stream), "critic backward");
+    phase(critic_step(stream, u), "critic step");
+    for (int64_t l = 0; l < L; ++l)
+      phase(critics_forward(l, critic_.p, hidden_.critic, x_.policy_pair, stream), "policy's critics");
+    phase(launch(policy_value_kernel<T>, row_blocks, kRowBlock, 0, stream, x_, u), "policy's value");
+    for (const int64_t l : backward_layers_) phase(critics_backward(l, stream), "action gradient");
+    phase(action_gradient(stream, u), "action gradient");
+    for (const int64_t l : backward_layers_) phase(actor_backward(l, stream), "actor backward");
+    phase(actor_step(stream, u), "actor step");
+  }
+
+  void name_phases() {
+    const size_t L = static_cast<size_t>(spec_.hidden_layers);
+    const std::pair<const char*, size_t> counts[] = {{"gather", 1},
+                                                     {"forward", L},
+                                                     {"policy", 1},
+                                                     {"target", L},
+                                                     {"TD error", 1},
+                                                     {"critic backward", L - 1},
+                                                     {"critic step", 1},
+                                                     {"policy's critics", L},
+                                                     {"policy's value", 1},
+                                                     {"action gradient", L},
+                                                     {"actor backward", L - 1},
+                                                     {"actor step", 1}};
+    for (const auto& [name, count] : counts) phases_.insert(phases_.end(), count, name);
+  }
+
+  // Fills in where each job's tiles begin, and launches small or large ones.
+  template <typename Job, typename... Parameters, typename... Arguments>
+  int run_jobs(Jobs<Job>& jobs, void (*small_tiles)(Jobs<Job>, Parameters...),
+               void (*large_tiles)(Jobs<Job>, Parameters...), int extra, int splits, void* stream,
+               const Arguments&... arguments) {
+    const bool big = large(x_.B);
+    const int size = big ? Large::kExtent : Small::kExtent;
+    int tiles = 0;
+    for (int n = 0; n < jobs.count; ++n) {
+      jobs.first[n] = tiles;
+      tiles += jobs.job[n].tiles(size);
+    }
+    jobs.first[jobs.count] = tiles;
+    const dim3 grid(static_cast<unsigned>(tiles + extra), static_cast<unsigned>(splits));
+    return big ? launch(large_tiles, grid, Large::kBlock, 0, stream, jobs, arguments...)
+               : launch(small_tiles, grid, Small::kBlock, 0, stream, jobs, arguments...);
+  }
+
+  HiddenJob<T> hidden_job(const Rows<T>& x, const float* params, const Layer& layer, const Rows<T>& y) const {
+    return {constant(x), params + layer.weight,           params + layer.bias,           y,
+            x_.B,        static_cast<int>(layer.outputs), static_cast<int>(layer.inputs)};
+  }
+
+  int run_hidden(Jobs<HiddenJob<T>>& jobs, void* stream) {
+    return run_jobs(jobs, hidden_kernel<P, Small>, hidden_kernel<P, Large>, 0, 1, stream);
+  }
+
+  int forward(int64_t l, void* stream) {
+    Jobs<HiddenJob<T>> jobs = {};
+    const Layer& layer = spec_.actor[l];
+    jobs.job[jobs.count++] =
+        hidden_job(l == 0 ? x_.next_pair : hidden_.next[l - 1], actor_.p, layer, hidden_.next[l]);
+    jobs.job[jobs.count++] =
+        hidden_job(l == 0 ? x_.pair : hidden_.actor[l - 1], actor_.p, layer, hidden_.actor[l]);
+    for (int c = 0; c < 2; ++c) {
+      jobs.job[jobs.count++] = hidden_job(l == 0 ? x_.pair : hidden_.critic[c][l - 1], critic_.p,
+                                          spec_.critic[c][l], hidden_.critic[c][l]);
+    }
+    return run_hidden(jobs, stream);
+  }
+
+  int critics_forward(int64_t l, const float* params, Rows<T> (&hidden)[2][kMaxHidden], const Rows<T>& input,
+                      void* stream) {
+    Jobs<HiddenJob<T>> jobs = {};
+    for (int c = 0; c < 2; ++c) {
+      jobs.job[jobs.count++] =
+          hidden_job(l == 0 ? input : hidden[c][l - 1], params, spec_.critic[c][l], hidden[c][l]);
+    }
+    return run_hidden(jobs, stream);
+  }
+
+  int policy(void* stream, int u) {
+    const int64_t heads = 2 * spec_.action_dim * kRowWarps * static_cast<int64_t>(sizeof(float));
+    const bool several = 2 * x_.B >= kRowsToShare && kEach * heads <= kSharedBytes;
+    const int each = several ? kEach : 1;
+    const unsigned blocks = static_cast<unsigned>(tiles_of(2 * x_.B, each * kRowWarps));
+    return launch(several ? policy_kernel<T, kEach> : policy_kernel<T, 1>, blocks, kRowBlock, each * heads,
+                  stream, x_, u);
+  }
+
+  int run_backward(Jobs<GradientJob<T>>& jobs, void* stream) {
+    return run_jobs(jobs, hidden_gradient_kernel<P, Small>, hidden_gradient_kernel<P, Large>, 0, 1, stream);
+  }
+
+  GradientJob<T> gradient_job(const Rows<T>& dy, const float* params, const Layer& layer, const Rows<T>& h,
+                              const Rows<T>& dx) const {
+    return {constant(dy),
+            params + layer.weight,
+            constant(h),
+            dx,
+            x_.B,
+            static_cast<int>(layer.outputs),
+            static_cast<int>(layer.inputs)};
+  }
+
+  // From layer l's output to that of the layer below it.
+  int critics_backward(int64_t l, void* stream) {
+    Jobs<GradientJob<T>> jobs = {};
+    for (int c = 0; c < 2; ++c) {
+      jobs.job[jobs.count++] = gradient_job(hidden_.critic_gradient[c][l], critic_.p, spec_.critic[c][l],
+                                            hidden_.critic[c][l - 1], hidden_.critic_gradient[c][l - 1]);
+    }
+    return run_backward(jobs, stream);
+  }
+
+  int actor_backward(int64_t l, void* stream) {
+    Jobs<GradientJob<T>> jobs = {};
+    jobs.job[jobs.count++] = gradient_job(hidden_.actor_gradient[l], actor_.p, spec_.actor[l],
+                                          hidden_.actor[l - 1], hidden_.actor_gradient[l - 1]);
+    return run_backward(jobs, stream);
+  }
+
+  int action_gradient(void* stream, int u) {
+    const int64_t heads = 2 * spec_.action_dim * kRowWarps, columns = 2 * spec_.action_dim * x_.first_width;
+    const int64_t float_bytes = sizeof(float);
+    const bool cached = (heads + columns) * float_bytes <= kSharedBytes;
+    const int blocks = std::min(tiles_of(x_.B, kRowWarps), kBlocksPerMultiprocessor * multiprocessors_);
+    return launch(action_gradient_kernel<T>, static_cast<unsigned>(blocks), kRowBlock,
+                  (heads + (cached ? columns : 0)) * float_bytes, stream, x_, u, cached);
+  }
+
+  void add_layer(Jobs<WeightJob<T>>& jobs, const Rows<T>& dy, const Rows<T>& x, const Layer& layer) const {
+    const int outputs = static_cast<int>(layer.outputs), inputs = static_cast<int>(layer.inputs);
+    jobs.job[jobs.count++] = {constant(dy), constant(x), nullptr, layer.weight, x_.B, outputs, inputs};
+    jobs.job[jobs.count++] = {constant(dy), {}, nullptr, layer.bias, x_.B, outputs, 1};
+  }
+
+  int finish_step(const Trained& trained, int splits, void* stream, int u, bool actor) {
+    if (splits == 1) return 0;
+    const unsigned blocks = std::min(blocks_for(trained.size), static_cast<unsigned>(8 * multiprocessors_));
+    return launch(adam_kernel, blocks, kThreads, 0, stream, trained, splits, call_, refused_, u, actor);
+  }
+
+  int critic_step(void* stream, int u) {
+    Jobs<WeightJob<T>> jobs = {};
+    const int64_t L = spec_.hidden_layers;
+    for (int c = 0; c < 2; ++c) {
+      const Layer& value = spec_.critic[c][L];
+      for (int64_t l = L; l-- > 0;) {
+        add_layer(jobs, hidden_.critic_gradient[c][l], l == 0 ? x_.pair : hidden_.critic[c][l - 1],
+                  spec_.critic[c][l]);
+      }
+      jobs.job[jobs.count++] = {
+          constant(hidden_.critic[c][L - 1]), {}, x_.q_gradient[c], value.weight, x_.B, x_.H, 1};
+      jobs.job[jobs.count++] = {{}, {}, x_.q_gradient[c], value.bias, x_.B, 1, 1};
+    }
+    const int error = run_jobs(jobs, critic_step_kernel<P, Small>, critic_step_kernel<P, Large>, 0,
+                               critic_splits_, stream, critic_, call_, refused_, u);
+    return error != 0 ? error : finish_step(critic_, critic_splits_, stream, u, false);
+  }
+
+  int actor_step(void* stream, int u) {
+    Jobs<WeightJob<T>> jobs = {};
+    const int64_t L = spec_.hidden_layers;
+    for (int64_t l = L; l-- > 0;) {
+      add_layer(jobs, hidden_.actor_gradient[l], l == 0 ? x_.pair : hidden_.actor[l - 1], spec_.actor[l]);
+    }
+    const Rows<T> log_std_gradient = {x_.head_gradient.data + x_.A, x_.head_gradient.stride};
+    add_layer(jobs, x_.head_gradient, hidden_.actor[L - 1], spec_.actor[L]);
+    add_layer(jobs, log_std_gradient, hidden_.actor[L - 1], spec_.actor[L + 1]);
+    const int error = run_jobs(jobs, actor_step_kernel<P, Small>, actor_step_kernel<P, Large>, 1,
+                               actor_splits_, stream, actor_, x_, u);
+    return error != 0 ? error : finish_step(actor_, actor_splits_, stream, u, true);
+  }
+
+  static constexpr int kEach = 4,
+                       kRowsToShare = 4096;           // rows per warp of the policy's head, and from when on
+  static constexpr int64_t kSharedBytes = 48 * 1024;  // what a block may have without asking
+  static constexpr int kBlocksPerMultiprocessor = 4;
+  static constexpr int64_t kRowsPerSplit = 512;
+  using Key = std::array<const void*, 12>;
+
+  const UpdateSpec spec_;
+  int multiprocessors_ = 0;
+  std::vector<int64_t> backward_layers_;  // hidden layers that have one below, from the last
+  std::vector<const char*> phases_;
+  Update<T> x_ = {};
+  Hidden hidden_ = {};
+  Trained critic_ = {}, actor_ = {};
+  int critic_splits_ = 1, actor_splits_ = 1;
+  Key key_ = {};
+  std::map<int, cudaGraphExec_t> graphs_;  // by number of updates
+  Call* call_ = nullptr;
+  int64_t* refused_ = nullptr;
+  volatile int64_t* host_refused_ = nullptr;
+  cudaStream_t capture_ = nullptr;
+  cudaEvent_t done_ = nullptr;
+};
+
+}  // namespace sacfast::cuda

@@ -1,0 +1,207 @@
+"""The whole SAC update on a GPU (csrc/cuda/sac_update_engine.cuh), up to 32 updates per launch of one CUDA graph.
+
+Nothing here waits for the GPU. A batch that is not finite is therefore reported by the call after the one that it
+belongs to, or by `settle`; neither it nor any update after it has been applied then, and the state's counters say so.
+"""
+
+import ctypes
+import threading
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast import native
+from sacfast.config import SACConfig
+from sacfast.engines import abi
+from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
+from sacfast.engines.native import NativeEngine, _layers, _pointers, _take_counters
+from sacfast.envs import ActionBounds
+from sacfast.errors import NativeUnavailable, SACError
+from sacfast.ops import Stream
+from sacfast.state import SACState
+
+PRECISIONS = ("float32", "tf32", "bf16")
+WIDEST_POLICY = 6144  # numbers of a layer that CudaPolicy has room for twice in 48 KB of shared memory
+
+
+class CudaEngine(NativeEngine):
+    """SAC as one CUDA graph per `train`, on PyTorch's current stream.
+
+    Precision "float32" computes with float32 FMA; "tf32" and "bf16" use the matrix units, which round what they
+    multiply to 11 and 8 bits and add in float32. Adam, targets and losses are float32 in all of them.
+
+    device: where the states that it updates are. library: the compiled kernels, for tests. Raises NativeUnavailable
+    without kernels for this GPU, SACError for a precision that CUDA has not.
+    """
+
+    def __init__(
+        self,
+        config: SACConfig,
+        *,
+        threads: int | None = None,
+        device: torch.device | str = "cuda",
+        library: ctypes.CDLL | None = None,
+    ):
+        super(NativeEngine, self).__init__(config, threads=threads)
+        if library is None and not native.available("cuda"):
+            raise NativeUnavailable(
+                f"engine='native' on CUDA needs the native CUDA kernels: {native.status().cuda_reason}"
+            )
+        if config.precision not in PRECISIONS:
+            raise SACError(
+                f"precision={config.precision!r} is not available on CUDA, which has {', '.join(PRECISIONS)}"
+            )
+        self.device = torch.device(device)
+        self._settings = {"device": self.device, "library": library}
+        self._library = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
+        self.path = "cuda"
+        self.name = f"native cuda {config.precision}"
+        self._lock = threading.Lock()
+        self._update, self._free, self._shape, self._packed = None, None, None, None
+        self._workspace: Tensor | None = None
+        self._metrics = torch.full((len(Metrics.names),), torch.nan, device=self.device)
+        self._profiling = native.profiling()
+        self._phase_ms = np.zeros(0)
+
+    def settle(self, state: SACState) -> None:
+        with self._lock, self._on_device():
+            if self._update is None:
+                return
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
+            counters = _pointers(state)
+            result = self._library.sacfast_cuda_update_settle(
+                self._update, ctypes.byref(counters), self._stream()
+            )
+            self._report(result, state, counters)
+
+    def profile(self, enabled: bool = True) -> dict[str, float]:
+        """Seconds by phase, as Engine.profile; while it measures, phases are launched and awaited one by one."""
+        found: dict[str, float] = {}
+        for i, ms in enumerate(self._phase_ms.tolist()):
+            name = self._library.sacfast_cuda_update_phase(self._update, i).decode()
+            found[name] = found.get(name, 0.0) + ms / 1000
+        self._phase_ms = np.zeros_like(self._phase_ms)
+        self._profiling = enabled
+        return found
+
+    def make_policy(self, state: SACState, bounds: ActionBounds) -> Policy:
+        widest = max([2 * state.action_dim, state.obs_dim, *(layer.outputs for layer in state.actor_layers)])
+        if widest > WIDEST_POLICY:
+            return TorchPolicy(state, bounds)
+        return CudaPolicy(self, state, bounds)
+
+    def _check_device(self, state: SACState) -> None:
+        if state.device != self._metrics.device:
+            raise SACError(
+                f"this engine is for states on {self._metrics.device}, and this agent is on {state.device}; "
+                "agent.use_engine('native') makes one for it"
+            )
+
+    def _new(self, spec: abi.UpdateSpec) -> tuple[int, Any]:
+        self._workspace = None
+        with self._on_device():
+            handle = self._library.sacfast_cuda_update_new(ctypes.byref(spec), self.config.precision.encode())
+        return handle, self._library.sacfast_cuda_update_delete
+
+    def _apply(self, handle: int, state: SACState, call: abi.UpdateCall) -> None:
+        with self._on_device():
+            workspace = self._room(handle, call.batch_size)
+            stream, result = self._stream(), -1
+            where = (workspace.data_ptr(), stream)
+            try:
+                if self._profiling:
+                    phases = self._library.sacfast_cuda_update_phases(handle)
+                    self._phase_ms = np.resize(self._phase_ms, phases)
+                    ms = self._phase_ms.ctypes.data
+                    result = self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
+                else:
+                    result = self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
+            finally:
+                _take_counters(state, call.state)
+                state.written()
+            self._report(result, state, call.state)
+
+    def _report(self, result: int, state: SACState, counters: abi.StatePointers) -> None:
+        if result < 0:
+            raise SACError(f"the CUDA update failed: {self._library.sacfast_error().decode()}")
+        if result > 0:
+            _take_counters(state, counters)
+            raise SACError(
+                f"the batch of update {state.step} holds a NaN or an infinity, so neither that update nor those "
+                "after it were applied; check what was pushed"
+            )
+
+    def _room(self, handle: int, batch_size: int) -> Tensor:
+        """The workspace for this batch size, one that is large enough if there is one."""
+        size = self._library.sacfast_cuda_update_workspace_bytes(handle, batch_size)
+        if self._workspace is None or len(self._workspace) < size:
+            if self._workspace is not None and self.device.type == "cuda":
+                self._workspace.record_stream(torch.cuda.current_stream(self.device))
+            self._workspace = None
+            try:
+                self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+            except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
+                raise SACError(
+                    f"updates of batch_size={batch_size} need {size / 1e9:.1f} GB, which cannot be had on "
+                    f"{self.device}; lower batch_size or hidden_dim"
+                ) from None
+        return self._workspace
+
+    def _on_device(self) -> Any:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _stream(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+
+class CudaPolicy:
+    """Observations [O] or [n, O] to actions in the environment's units: one launch that reads and writes pinned memory.
+
+    It is enqueued on PyTorch's current stream, behind the updates that it is to see, and awaited.
+    """
+
+    MOST = 64  # observations from which on products of matrices in PyTorch are faster
+
+    def __init__(self, engine: CudaEngine, state: SACState, bounds: ActionBounds) -> None:
+        self._engine, self._library = engine, engine._library
+        self._state, self._dims = state, (state.obs_dim, state.action_dim)
+        self._many = TorchPolicy(state, bounds)
+        pinned = engine.device.type == "cuda"
+        self._obs, self._action = (torch.zeros(self.MOST, dim, pin_memory=pinned) for dim in self._dims)
+        self._rows, self._actions = self._obs.numpy(), self._action.numpy()
+        self._bounds = [torch.tensor(bound, device=engine.device) for bound in (bounds.low, bounds.high)]
+        self._spec = abi.PolicySpec(
+            *self._dims,
+            len(state.actor_layers) - 2,
+            _layers(state.actor_layers),
+            state.actor.log_std_min,
+            state.actor.log_std_max,
+            *(bound.data_ptr() for bound in self._bounds),
+        )
+        self._call = abi.PolicyCall(obs=self._obs.data_ptr(), action=self._action.data_ptr())
+        self._call.stream = Stream.EXPLORE
+
+    def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
+        obs = check_observation(observation, self._dims[0])
+        if obs.size > self._rows.size:
+            return self._many(obs, evaluate)
+        rows = obs.reshape(-1, self._dims[0])
+        self._rows[: len(rows)] = rows
+        state, call = self._state, self._call
+        call.n, call.params = len(rows), state.actor_params.data_ptr()
+        call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
+        with self._engine._on_device():
+            result = self._library.sacfast_cuda_policy_act(
+                ctypes.byref(self._spec), ctypes.byref(call), self._engine._stream(), True
+            )
+        if result < 0:
+            raise SACError(f"acting on CUDA failed: {self._library.sacfast_error().decode()}")
+        if not evaluate:
+            state.action_step += 1
+        return self._actions[: len(rows)].copy().reshape(*obs.shape[:-1], self._dims[1])

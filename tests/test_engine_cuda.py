@@ -1,0 +1,402 @@
+"""The native engine on CUDA: the same update as the reference, on a GPU where there is one, and under the emulator.
+
+The emulator (cuda_emulator/) runs the very kernels on the CPU, in any order of blocks and threads. It says nothing of
+speed, of races between blocks, or of how the matrix units round.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from agents import SMALL, draw, gradients, make_agent, state_bytes
+from cuda_emulation import BACKWARD, FORWARD, SHUFFLED
+from float64 import exact_update, in_float64, relative_error
+from tolerances import PRECISION_ERROR
+
+from sacfast import Noise, SACAgent, SACError
+from sacfast.engines import ReferenceEngine, cuda, make_engine
+from sacfast.engines.cuda import CudaEngine
+from sacfast.errors import NativeUnavailable
+from sacfast.ops import Stream
+
+pytestmark = pytest.mark.native
+
+# obs, action, hidden widths, batch
+SHAPES = [
+    (23, 7, (64, 64), 64),
+    (1, 1, (1,), 1),
+    (3, 1, (33,), 5),
+    (17, 6, (64, 48, 40), 100),
+    (5, 17, (20, 31, 7, 65), 33),
+    (30, 2, (16, 130), 257),
+]
+GPU = pytest.mark.cuda
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=GPU)])
+def place(request) -> dict:
+    """Where the engine under test runs: keyword arguments of CudaEngine."""
+    if request.param == "gpu":
+        return {"device": "cuda"}
+    library = request.getfixturevalue("cuda_emulation")
+    library.emulator_set_schedule(FORWARD)
+    library.emulator_set_multiprocessors(132)
+    return {"device": "cpu", "library": library}
+
+
+@pytest.fixture(params=cuda.PRECISIONS)
+def precision(request) -> str:
+    return request.param
+
+
+def engine_for(agent: SACAgent, place: dict, precision: str = "float32") -> CudaEngine:
+    return CudaEngine(dataclasses.replace(agent.config, precision=precision), **place)
+
+
+def cuda_agent(place: dict, shape=SMALL, precision: str = "float32", **kwargs) -> SACAgent:
+    agent = make_agent(shape, device=place["device"], **kwargs)
+    agent.engine = engine_for(agent, place, precision)
+    return agent
+
+
+def update_all(agent: SACAgent, batch_size: int, updates: int = 1) -> tuple:
+    """`updates` of the agent's own engine, of the reference in float32 and in float64: states and last metrics."""
+    states = agent.state, copy.deepcopy(agent.state), in_float64(agent.state)
+    reference = ReferenceEngine(agent.config)
+    for _ in range(updates):
+        batch, noise = draw(agent, states[0], batch_size)
+        metrics = (
+            agent.engine.update(states[0], batch, noise).tensor,
+            reference.update(states[1], batch, noise).tensor,
+            exact_update(agent.config, states[2], batch, noise).tensor,
+        )
+    return states, metrics
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_and_metrics_against_float64(place, precision, shape):
+    agent = cuda_agent(place, shape, precision)
+    states, (metrics, reference, exact) = update_all(agent, shape[3])
+    error = PRECISION_ERROR[precision]
+    ours, own, expected = map(gradients, states)
+    for name, gradient in ours.items():
+        found = relative_error(gradient, expected[name])
+        bar = 2 * relative_error(own[name], expected[name])
+        bar += error.critic if name.startswith("critic") else error.actor
+        assert found <= bar, f"{name}: error {found:.2e} above {bar:.2e}"
+    scale = 1 + exact.abs()
+    bar = 2 * ((reference - exact) / scale).abs().max() + error.metrics
+    assert ((metrics - exact) / scale).abs().max() <= bar
+
+
+@pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[5]], ids=str)
+def test_whole_gradients_against_float64(place, precision, shape):
+    agent = cuda_agent(place, shape, precision)
+    states, _ = update_all(agent, shape[3])
+    for network in ("actor_adam", "critic_adam"):
+        ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
+        if precision == "float32":
+            assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + 5e-8
+        else:
+            error = PRECISION_ERROR[precision]
+            assert ours.norm() / exact.norm() == pytest.approx(1, abs=error.whole)
+            assert torch.cosine_similarity(ours.double(), exact, dim=0) >= 1 - error.whole
+
+
+def test_ten_updates_follow_float64(place, precision):
+    agent = cuda_agent(place, SMALL, precision)
+    start = copy.deepcopy(agent.state)
+    (ours, float32, float64), (metrics, _, exact) = update_all(agent, SMALL[3], updates=10)
+    floor = PRECISION_ERROR[precision].trajectory
+    for name in ("actor_params", "critic_params", "critic_target_params", "log_alpha"):
+        moved = (getattr(float64, name) - getattr(start, name)).norm()
+        error, own = (
+            ((getattr(state, name) - getattr(float64, name)).norm() / moved).item()
+            for state in (ours, float32)
+        )
+        assert error <= 2 * own + floor, f"{name}: {error:.2e} against {own:.2e}"
+    assert ((metrics - exact) / (1 + exact.abs())).abs().max() <= 10 * floor
+    assert ours.counters() == float32.counters()
+
+
+# ---- tiles, splits, orders
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "shape"),
+    [
+        (1, (5, 3, (32, 24), 40)),  # large tiles
+        (2, (9, 4, (140, 130), 150)),  # several of them, none of them full
+        (132, (5, 3, (16, 8), 1100)),  # gradients in parts, over small tiles
+        (6, (5, 3, (24,), 1100)),  # and over large ones
+    ],
+    ids=["large", "large-odd", "split", "large-split"],
+)
+def test_every_division_of_the_work(cuda_emulation, precision, multiprocessors, shape):
+    cuda_emulation.emulator_set_multiprocessors(multiprocessors)
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, shape, precision, rows=2000)
+    states, _ = update_all(agent, shape[3])
+    error = PRECISION_ERROR[precision]
+    for network, bar in (("actor_adam", error.actor), ("critic_adam", error.critic)):
+        ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
+        assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + bar
+
+
+def run_for_bytes(place: dict, precision: str, calls: tuple[int, ...], shape=SMALL) -> tuple:
+    agent = cuda_agent(place, shape, precision)
+    for updates in calls:
+        metrics = agent.engine.train(agent.state, agent.replay_buffer, shape[3], updates)
+    return state_bytes(agent.state), agent.state.counters(), metrics.tensor.tolist()
+
+
+def test_same_bytes_twice_and_in_one_call_or_many(place, precision):
+    expected = run_for_bytes(place, precision, (6,))
+    for calls in ((6,), (1, 1, 1, 1, 1, 1), (4, 2)):
+        assert run_for_bytes(place, precision, calls) == expected
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+def test_same_bytes_in_any_order_of_blocks_and_threads(cuda_emulation, precision, multiprocessors):
+    """A barrier too few lets some order read what another thread has not written yet."""
+    place = {"device": "cpu", "library": cuda_emulation}
+    cuda_emulation.emulator_set_multiprocessors(multiprocessors)
+    results = []
+    for schedule in (FORWARD, BACKWARD, SHUFFLED, SHUFFLED + 1):
+        cuda_emulation.emulator_set_schedule(schedule)
+        results.append(run_for_bytes(place, precision, (2,), (17, 6, (48, 40), 50)))
+    assert all(result == results[0] for result in results)
+
+
+def test_more_updates_than_one_graph_has(place):
+    shape = (3, 2, (8,), 16)
+    assert run_for_bytes(place, "float32", (70,), shape) == run_for_bytes(
+        place, "float32", (1, 31, 38), shape
+    )
+
+
+def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, precision, monkeypatch):
+    place = {"device": "cpu", "library": cuda_emulation}
+    expected = run_for_bytes(place, precision, (2,))
+    guard, blocks = 4096, []
+
+    def room(engine, handle, batch_size):
+        size = engine._library.sacfast_cuda_update_workspace_bytes(handle, batch_size)
+        blocks.append(torch.full((size + 2 * guard,), 0xFF, dtype=torch.uint8))  # as float32: NaN
+        return blocks[-1][guard : guard + size]
+
+    monkeypatch.setattr(CudaEngine, "_room", room)
+    assert run_for_bytes(place, precision, (1, 1)) == expected
+    for block in blocks:
+        assert (block[:guard] == 0xFF).all() and (block[-guard:] == 0xFF).all()
+
+
+# ---- the update in an agent's life
+
+
+def test_draws_the_batch_and_noise_of_the_reference(place):
+    agent, twin = cuda_agent(place), make_agent(device=place["device"])
+    metrics = agent.train(3, 40).tensor
+    expected = twin.train(3, 40).tensor
+    torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.0])
+def test_actor_update_period_and_fixed_temperature(place, alpha):
+    options = {"actor_update_period": 3, "automatic_entropy_tuning": False, "alpha": alpha}
+    ours, theirs = cuda_agent(place, **options), make_agent(device=place["device"], **options)
+    for updates in (1, 1, 1, 4, 2, 5):
+        before = ours.state.actor_params.clone()
+        expected_change = any((ours.state.step + k) % 3 == 0 for k in range(updates))
+        metrics = [agent.train(updates, 40).tensor for agent in (ours, theirs)]
+        torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
+        assert torch.equal(before, ours.state.actor_params) is not expected_change
+    assert ours.alpha.item() == pytest.approx(alpha)
+    assert ours.state.counters() == theirs.state.counters()
+
+
+def test_writes_from_outside_are_followed(place):
+    known, fresh = cuda_agent(place), cuda_agent(place)
+    for agent in (known, fresh):
+        agent.train(2, 40)
+    fresh.engine = engine_for(fresh, place)
+    for agent in (known, fresh):
+        agent.critic.fc4.weight.data.mul_(1.5)
+        agent.train(2, 40)
+    assert state_bytes(known.state) == state_bytes(fresh.state)
+
+
+def test_copies_and_checkpoints_continue_bit_for_bit(place, tmp_path):
+    agent = cuda_agent(place)
+    agent.train(3, 40)
+    agent.save(tmp_path / "agent.safetensors")
+    twin = copy.deepcopy(agent)
+    loaded = SACAgent.from_checkpoint(
+        tmp_path / "agent.safetensors", engine="reference", device=place["device"]
+    )
+    loaded.engine = engine_for(loaded, place)
+    for one in (agent, twin, loaded):
+        one.train(3, 40)
+    assert twin.engine is not agent.engine
+    assert state_bytes(agent.state) == state_bytes(twin.state) == state_bytes(loaded.state)
+
+
+def test_one_engine_serves_several_states_and_batch_sizes(place):
+    first, second = cuda_agent(place), cuda_agent(place, seed=5)
+    alone = copy.deepcopy(first), copy.deepcopy(second)
+    for size in (40, 64, 40):
+        for agent in (first, second):
+            first.engine.train(agent.state, agent.replay_buffer, size)
+    for agent, expected in zip((first, second), alone, strict=True):
+        for size in (40, 64, 40):
+            expected.train(1, size)
+        assert state_bytes(agent.state) == state_bytes(expected.state)
+
+
+@pytest.mark.parametrize("shape", [SMALL, SHAPES[1], SHAPES[3], SHAPES[4]], ids=str)
+def test_actions_are_those_of_the_reference(place, shape):
+    obs_dim, action_dim, *_ = shape
+    bounds = {"action_low": -2 * np.ones(action_dim), "action_high": np.linspace(0.5, 3, action_dim)}
+    ours, theirs = cuda_agent(place, shape, **bounds), make_agent(shape, device=place["device"], **bounds)
+    for agent in (ours, theirs):
+        with torch.no_grad():
+            agent.actor.mean.weight.mul_(100)
+    rng = np.random.default_rng(0)
+    for size in [(obs_dim,), (6, obs_dim), (1, obs_dim), (100, obs_dim), (0, obs_dim)]:
+        obs = rng.normal(size=size)
+        for evaluate in (False, True, False):
+            action = ours.select_action(obs, evaluate)
+            assert action.dtype == np.float32
+            np.testing.assert_allclose(action, theirs.select_action(obs, evaluate), rtol=1e-4, atol=1e-5)
+    assert ours.state.action_step == theirs.state.action_step == 10
+
+
+def test_profile_measures_every_phase_and_changes_nothing(place):
+    agent, twin = cuda_agent(place), cuda_agent(place)
+    agent.engine.profile()
+    agent.train(3, 40)
+    twin.train(3, 40)
+    phases = agent.engine.profile(False)
+    assert len(phases) == 12 and all(seconds > 0 for seconds in phases.values())
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+    assert sum(agent.engine.profile(False).values()) == 0
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs", "terminated"])
+def test_a_batch_that_is_not_finite_is_not_applied(place, field):
+    agent, twin = cuda_agent(place), cuda_agent(place)
+    for one in (agent, twin):
+        one.train(2, 40)
+    batch, noise = draw(agent, agent.state, 40)
+    getattr(batch, field).view(-1)[-1] = float("nan")
+    agent.engine.update(agent.state, batch, noise)
+    with pytest.raises(SACError, match="update 2 holds a NaN or an infinity, so neither that update nor"):
+        agent.train(3, 40)  # reports it, or on a GPU comes before it is known, and is not applied either
+        agent.engine.settle(agent.state)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+    assert agent.state.counters() == twin.state.counters()
+    for one in (agent, twin):
+        one.train(2, 40)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+def test_the_next_call_reports_it_too(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
+    agent.train(1, 40)
+    batch, noise = draw(agent, agent.state, 40)
+    batch.reward[7] = float("inf")
+    agent.engine.update(agent.state, batch, noise)
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        agent.train(5, 40)
+    counters = agent.state.counters()
+    assert (counters["step"], counters["critic_adam_step"], counters["actor_adam_step"]) == (1, 1, 1)
+    agent.train(1, 40)
+
+
+def test_what_cuda_has_not_is_named(cuda_emulation):
+    agent = make_agent()
+    place = {"device": "cpu", "library": cuda_emulation}
+    with pytest.raises(SACError, match="'bf16x3' is not available on CUDA, which has float32, tf32, bf16"):
+        engine_for(agent, place, "bf16x3")
+    wide = SACAgent(3, 1025, 8, engine="reference")
+    wide.engine = engine_for(wide, place)
+    wide.replay_buffer.push_batch(
+        np.zeros((9, 3)), np.zeros((9, 1025)), np.zeros(9), np.zeros((9, 3)), np.zeros(9)
+    )
+    with pytest.raises(NativeUnavailable, match="takes up to 1024 actions"):
+        wide.train(1, 8)
+
+
+def test_a_state_elsewhere_is_refused(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.engine._metrics = torch.zeros(7, device="meta")
+    with pytest.raises(SACError, match="this engine is for states on meta, and this agent is on cpu"):
+        agent.train(1, 40)
+
+
+def test_more_memory_than_there_is_is_named(cuda_emulation, monkeypatch):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(1, 40)
+    before = state_bytes(agent.state)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SACError, match="batch_size=80 need .* GB, which cannot be had"),
+    ):
+        patch.setattr(
+            torch, "empty", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
+        )
+        agent.engine.update(agent.state, *draw_twice_as_much(agent))
+    assert state_bytes(agent.state) == before and agent.training_steps == 1
+    agent.train(1, 40)
+
+
+def draw_twice_as_much(agent):
+    with torch.no_grad():
+        key = agent.state.key(Stream.BATCH)
+    return agent.replay_buffer.sample_batch(80, key), Noise.draw(agent.state, 80)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_given():
+    with pytest.raises(NativeUnavailable, match="engine='native' on CUDA needs the native CUDA kernels: "):
+        make_engine("native", make_agent().config, device="cuda")
+
+
+# ---- on a GPU alone
+
+
+@GPU
+def test_streams_do_not_disturb_one_another():
+    agent, twin = (cuda_agent({"device": "cuda"}) for _ in range(2))
+    for _ in range(5):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            agent.train(3, 40)
+        twin.train(3, 40)
+    torch.cuda.synchronize()
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+@GPU
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two NVIDIA GPUs")
+def test_another_device_than_the_current():
+    with torch.cuda.device(0):
+        here, there = (cuda_agent({"device": f"cuda:{index}"}) for index in range(2))
+        for agent in (here, there):
+            agent.train(3, 40)
+    assert state_bytes(here.state) == state_bytes(there.state)
+
+
+@GPU
+def test_memory_does_not_grow():
+    agent = cuda_agent({"device": "cuda"}, (23, 7, (256, 256), 256))
+    agent.train(64, 256)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
+    for _ in range(50):
+        agent.train(64, 256)
+    agent.engine.settle(agent.state)
+    assert (torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]) == before
