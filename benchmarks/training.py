@@ -17,8 +17,8 @@ import numpy as np
 from race import describe_machine
 
 from sacfast.errors import SACError
-from sacfast.evaluate import read_config
 from sacfast.logger import read_csv
+from sacfast.runs import read_config
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

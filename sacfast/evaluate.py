@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +21,15 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from sacfast.agent import SACAgent
-from sacfast.checkpoint import read_meta
-from sacfast.config import TrainConfig
 from sacfast.envs import ActionBounds, make_env
 from sacfast.errors import SACError
 from sacfast.replay import is_whole
+from sacfast.runs import load_agent
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.
@@ -141,33 +143,6 @@ def baselines(env: gymnasium.Env, episodes: int, seed: int) -> dict[str, Evaluat
     }
 
 
-def read_config(run: Path) -> TrainConfig:
-    """The settings of a run folder. Raises SACError when it is none."""
-    path = run / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SACError(
-            f"{run} is not the folder of a run (it has no config.json); give the folder that "
-            "training printed."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SACError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
-    return TrainConfig.from_dict(values)
-
-
-def load_agent(
-    run: Path, checkpoint: str = "best", *, device: str = "cpu"
-) -> tuple[SACAgent, TrainConfig, dict[str, Any]]:
-    """Agent, settings and the trainer's counters from a run folder; checkpoint is "best" or "last".
-
-    Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
-    """
-    config, path = read_config(run), run / f"{checkpoint}.safetensors"
-    agent = SACAgent.from_checkpoint(path, device=device, engine="reference", precision="float32")
-    return agent, config, read_meta(path)["extra"]
-
-
 def choose_mujoco_gl() -> None:
     """Set MUJOCO_GL to a backend that works here, unless it is set already or there is a display.
 
@@ -246,8 +221,37 @@ class EvaluateConfig:
     video: Path | None = None
     """Also record the first episode to this file (.mp4 or .gif)."""
 
+    baselines: bool = True
+    """Score random and zero actions from the same starts too."""
+
     json: bool = False
-    """Print one JSON object instead of a line of text."""
+    """Print one JSON object instead of a table."""
+
+
+def _as_json(
+    env: str, checkpoint: str, extra: dict[str, Any], score: Evaluation, others: dict[str, Evaluation]
+) -> dict[str, Any]:
+    return {
+        "env": env,
+        "checkpoint": checkpoint,
+        "step": extra.get("step"),
+        **dataclasses.asdict(score),
+        "baselines": {name: dataclasses.asdict(value) for name, value in others.items()},
+    }
+
+
+def _as_table(title: str, score: Evaluation, others: dict[str, Evaluation]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("return per episode")
+    for name in ("mean", "std", "min", "max", "mean steps"):
+        table.add_column(name, justify="right")
+    for name, value in {
+        "policy": score,
+        **{f"{name} actions": other for name, other in others.items()},
+    }.items():
+        numbers = [f"{number:,.2f}" for number in (value.mean, value.std, value.min, value.max)]
+        table.add_row(name, *numbers, f"{np.mean(value.lengths):,.1f}")
+    return table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -257,14 +261,15 @@ def main(arguments: list[str] | None = None) -> int:
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint)
-        score = evaluate(agent, trained.env, config.episodes, config.seed)
+        with closing(make_env(trained.env)) as env:
+            score = evaluate(agent, env, config.episodes, config.seed)
+            others = baselines(env, config.episodes, config.seed) if config.baselines else {}
         if config.json:
-            print(json.dumps({"env": trained.env, "step": extra.get("step")} | dataclasses.asdict(score)))
+            print(json.dumps(_as_json(trained.env, config.checkpoint, extra, score, others)))
         else:
             step = f", step {extra['step']:,}" if "step" in extra else ""
-            print(
-                f"{trained.env}: {score} over {config.episodes} episodes ({config.checkpoint} policy{step})"
-            )
+            title = f"{trained.env}, {config.episodes} episodes ({config.checkpoint} policy{step})"
+            Console(highlight=False).print(_as_table(title, score, others))
         if config.video is not None:
             record_video(agent, trained.env, config.video, config.seed)
             print(f"video: {config.video}", file=sys.stderr if config.json else sys.stdout)

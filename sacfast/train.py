@@ -22,7 +22,7 @@ from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
 from sacfast.engines import Engine
 from sacfast.envs import check_spaces, make_env
 from sacfast.errors import SACError
-from sacfast.evaluate import read_config
+from sacfast.runs import read_config
 from sacfast.trainer import Counters, Trainer, TrainingInterrupted, resume_command, write_json
 
 EnvSource = gymnasium.Env | Callable[[], gymnasium.Env] | None

@@ -1,5 +1,6 @@
 """Evaluation: repeatable scores, baselines, and a video whose failure costs nothing."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -125,17 +126,33 @@ def test_bad_numbers_on_the_command_line_are_one_sentence(run, capsys):
         assert error.count("\n") == 1
 
 
-def test_command_line_prints_a_line_or_json(run, capsys):
+def test_command_line_prints_a_table_or_json(run, capsys):
     assert main([str(run), "--episodes", "2"]) == 0
-    line = capsys.readouterr().out
+    table = capsys.readouterr().out
     assert main([str(run), "--episodes", "2", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert f"{values['mean']:.2f} ± {values['std']:.2f} over 2 episodes" in line
-    assert "step 1,234" in line
-    assert values["step"] == 1234
-    assert len(values["returns"]) == 2
+    assert "Pendulum-v1, 2 episodes (best policy, step 1,234)" in table
+    assert (values["env"], values["checkpoint"], values["step"]) == ("Pendulum-v1", "best", 1234)
     agent, _, _ = load_agent(run)
     assert list(evaluate(agent, "Pendulum-v1", 2).returns) == values["returns"]
+    assert values["lengths"] == [200, 200]
+    others = baselines(gymnasium.make("Pendulum-v1"), 2, module.REPORT_SEED)
+    rows = {"policy": values}
+    for name, other in others.items():
+        assert values["baselines"][name] == json.loads(json.dumps(dataclasses.asdict(other)))
+        rows[f"{name} actions"] = values["baselines"][name]
+    for name, row in rows.items():
+        (line,) = (line for line in table.splitlines() if line.strip().startswith(name))
+        wanted = [f"{row[key]:,.2f}" for key in ("mean", "std", "min", "max")]
+        assert line.split()[-5:] == [*wanted, "200.0"]
+
+
+def test_baselines_can_be_left_out(run, capsys, monkeypatch):
+    monkeypatch.setattr(module, "baselines", lambda *_: pytest.fail("baselines were run"))
+    assert main([str(run), "--episodes", "1", "--no-baselines"]) == 0
+    assert "actions" not in capsys.readouterr().out
+    assert main([str(run), "--episodes", "1", "--no-baselines", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["baselines"] == {}
 
 
 def test_what_is_not_a_run_is_refused(tmp_path, run, capsys):
@@ -209,7 +226,7 @@ def test_a_failing_renderer_leaves_the_scores_and_one_sentence(run, capsys, monk
     monkeypatch.setattr(module, "make_env", broken)
     assert main([str(run), "--episodes", "1", "--video", str(tmp_path / "x.mp4")]) == 2
     output = capsys.readouterr()
-    assert "over 1 episodes" in output.out
+    assert "1 episodes" in output.out
     assert output.err == f"error: no video of Pendulum-v1 at {tmp_path / 'x.mp4'}: no OpenGL\n"
 
 
