@@ -4,6 +4,7 @@ from sacfast.agent import SACAgent
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.engines import Metrics, NativeEngine, Noise, make_engine
 from sacfast.errors import CheckpointError, NativeUnavailable, SACError
+from sacfast.export import export
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.plotting import plot_episode_rewards, plot_training_metrics
 from sacfast.replay import Batch, ReplayBuffer
@@ -24,6 +25,7 @@ __all__ = [
     "SACConfig",
     "SACError",
     "TrainConfig",
+    "export",
     "make_engine",
     "plot_episode_rewards",
     "plot_training_metrics",

@@ -240,6 +240,19 @@ class SACAgent:
         """
         return self._policy(state, evaluate)
 
+    def predict(
+        self,
+        obs: np.ndarray | Tensor,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """(select_action(obs, deterministic), state): Stable-Baselines3's signature, for code written for it.
+
+        `state` and `episode_start` are for recurrent policies; `state` is returned as given.
+        """
+        return self.select_action(obs, evaluate=deterministic), state
+
     def update(self, batch_size: int) -> dict[str, float]:
         """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
         return self.train(1, batch_size).as_dict()

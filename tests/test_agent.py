@@ -213,6 +213,21 @@ def test_actions_for_several_observations_at_once():
         np.testing.assert_allclose(agent.select_action(row, evaluate=True), action, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("obs", [np.linspace(-1, 1, 5), np.ones((2, 5))])
+def test_predict_has_the_signature_of_stable_baselines3(obs):
+    bounds = {"action_low": np.full(3, 2.0), "action_high": np.full(3, 6.0)}
+    agent, twin = make_agent(**bounds), make_agent(**bounds)
+    memory = (np.zeros(1),)
+    action, state = agent.predict(obs, memory, np.array([True]), deterministic=True)
+    assert state is memory
+    np.testing.assert_array_equal(action, twin.select_action(obs, evaluate=True))
+    action, state = agent.predict(obs)
+    assert state is None
+    np.testing.assert_array_equal(action, twin.select_action(obs))
+    assert action.shape == (*obs.shape[:-1], 3)
+    assert action.min() > 2
+
+
 def test_exploration_differs_from_step_to_step_and_evaluation_does_not():
     agent, obs = make_agent(), np.zeros(5)
     assert not np.array_equal(agent.select_action(obs), agent.select_action(obs))

@@ -20,6 +20,9 @@ FLOAT64_RELATIVE = 1e-12
 # Floor of the derived bar, in units of epsilon * max |exact value|.
 FLOOR_ULPS = 4.0
 
+# Actions of another program for the same float32 weights, relative to the width of the action bounds.
+EXPORT = 1e-5
+
 
 def error_bar(reference: torch.Tensor, exact: torch.Tensor) -> float:
     """The largest error allowed: 2 x the reference's own, plus the floor. `exact` is float64."""
