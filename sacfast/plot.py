@@ -1,4 +1,4 @@
-"""`python -m sacfast.plot RUN`: draw the pictures of a run, finished or not, from its logs."""
+"""`python -m sacfast.plot RUN [RUN ...]`: draw a run, finished or not, from its logs, or compare several."""
 
 from __future__ import annotations
 
@@ -8,26 +8,43 @@ from pathlib import Path
 
 import tyro
 
+from sacfast.comparison import plot_comparison
 from sacfast.errors import SACError
 from sacfast.plotting import plot_run
 
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw training_metrics.png, episode_rewards.png and learning_curve.png in a run's folder."""
+    """Draw one run (training_metrics, episode_rewards, learning_curve), or the evaluations of several in one picture
+    (comparison): the mean over runs of the same environment and settings, with a 95 % bootstrap band.
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run, as printed by training."""
+    Every picture is written as PNG and as SVG.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, as printed by training."""
+
+    out: Path | None = None
+    """Folder for the pictures; without it the run's own, or for several runs the current one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(PlotConfig, args=arguments, prog="python -m sacfast.plot")
+    notes: list[str] = []
     try:
-        for path in plot_run(config.run):
-            print(path)
+        if not config.runs:
+            raise SACError("no run to draw; give the folder that training printed, or several.")
+        if len(config.runs) == 1:
+            files = plot_run(config.runs[0], config.out, ("png", "svg"))
+        else:
+            files, notes = plot_comparison(config.runs, config.out or Path())
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for note in notes:
+        print(f"drawn over common steps: {note}", file=sys.stderr)
+    for file in files:
+        print(file)
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ TEXT_STYLE: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.15,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "savefig.dpi": 150,
 }
 
 SavePath = str | os.PathLike | None
@@ -76,7 +77,7 @@ def plot_training_metrics(metrics_history: Mapping[str, Sequence[float]], save_p
             if values.size:
                 _curve(axes, values, steps, color, color, "step" if steps is None else "point")
 
-    _render(draw, (18, 10), save_path)
+    render(draw, (18, 10), save_path)
 
 
 def plot_episode_rewards(episode_rewards: Sequence[float], save_path: SavePath = None) -> None:
@@ -89,7 +90,7 @@ def plot_episode_rewards(episode_rewards: Sequence[float], save_path: SavePath =
         if values.size:
             _curve(axes, values, None, "tab:blue", "tab:red", "episode")
 
-    _render(draw, (14, 6), save_path)
+    render(draw, (14, 6), save_path)
 
 
 def plot_learning_curve(
@@ -112,40 +113,54 @@ def plot_learning_curve(
         )
         axes.fill_between(step, mean - std, mean + std, color="tab:blue", alpha=0.2, linewidth=0)
         axes.plot(step, mean, color="tab:blue", linewidth=2, marker="o", label="policy (mean ± std)")
-        colors = ("tab:red", "tab:green", "tab:orange", "tab:purple")
-        for (name, score), color in zip((baselines or {}).items(), colors, strict=False):
-            axes.axhline(score, color=color, linewidth=1.5, linestyle="--", label=f"{name} ({score:.1f})")
+        styles = (("tab:red", "--"), ("tab:green", ":"), ("tab:orange", "-."), ("tab:purple", "--"))
+        for (name, score), (color, line) in zip((baselines or {}).items(), styles, strict=False):
+            axes.axhline(score, color=color, linewidth=1.5, linestyle=line, label=f"{name} ({score:.1f})")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(loc="best")
 
-    _render(draw, (10, 6), save_path)
+    render(draw, (10, 6), save_path)
 
 
-def plot_run(run: Path) -> list[Path]:
-    """Draw training_metrics.png, episode_rewards.png and learning_curve.png in a run folder from its logs.
+def plot_run(run: Path, folder: Path | None = None, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Draw training_metrics, episode_rewards and learning_curve of a run from its logs, in each of `formats`.
 
-    Pictures without data are left out. Returns the files written. Raises SACError when the folder holds no
-    logs or damaged ones, or cannot be written to.
+    They go to `folder`, or beside the logs. Pictures without data are left out. Returns the files written. Raises
+    SACError when the run's folder holds no logs or damaged ones, or the pictures cannot be written.
     """
     names = ("step", *(key for key, *_ in PANELS))
     progress = [row for row in read_csv(run / "progress.csv", names) if row["critic_loss"] is not None]
     episodes = read_csv(run / "episodes.csv", ("return",))
     evaluations = read_csv(run / "evaluation.csv", ("step", "mean", "std"))
-    written = []
+    pictures: dict[str, Callable[[Path], None]] = {}
     if progress:
         history = {name: [_known(row[name]) for row in progress] for name in names}
-        written.append(run / "training_metrics.png")
-        plot_training_metrics(history, written[-1])
+        pictures["training_metrics"] = lambda path: plot_training_metrics(history, path)
     if episodes:
-        written.append(run / "episode_rewards.png")
-        plot_episode_rewards([_known(row["return"]) for row in episodes], written[-1])
+        returns = [_known(row["return"]) for row in episodes]
+        pictures["episode_rewards"] = lambda path: plot_episode_rewards(returns, path)
     if evaluations:
         title, scores = _summary(run)
-        written.append(run / "learning_curve.png")
-        plot_learning_curve(evaluations, scores, written[-1], title)
-    if not written:
+        pictures["learning_curve"] = lambda path: plot_learning_curve(evaluations, scores, path, title)
+    if not pictures:
         raise SACError(f"{run} holds no logs to draw; give the folder that training printed.")
+    folder, written = run if folder is None else pictures_folder(folder), []
+    for name, draw in pictures.items():
+        for suffix in formats:
+            written.append(folder / f"{name}.{suffix}")
+            draw(written[-1])
     return written
+
+
+def pictures_folder(folder: Path) -> Path:
+    """`folder`, made where it was not there. Raises SACError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SACError(
+            f"cannot make the folder {folder} ({error.strerror}); choose another --out."
+        ) from error
+    return folder
 
 
 def _known(value: float | int | None) -> float:
@@ -189,11 +204,18 @@ def _curve(
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def _render(draw: Any, size: tuple[float, float], save_path: SavePath) -> None:
-    """Run `draw` on a new figure; write it to save_path, and show it where somebody is looking."""
+def render(
+    draw: Callable[[Figure], None],
+    size: tuple[float, float],
+    save_path: SavePath,
+    style: Mapping[Any, Any] = TEXT_STYLE,
+) -> None:
+    """Run `draw` on a new figure of `size` in inches, under `style` (matplotlib's rcParams); write it to save_path,
+    and show it where somebody is looking.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(TEXT_STYLE):
+    with matplotlib.rc_context(dict(style)):
         if save_path is None or _in_notebook(matplotlib):
             from matplotlib import pyplot
 
@@ -220,7 +242,8 @@ def _in_notebook(matplotlib: Any) -> bool:
 
 def _save(figure: Figure, save_path: str | os.PathLike) -> None:
     try:
-        figure.savefig(save_path, dpi=150)
+        # An SVG's date would make each drawing of the same run another file.
+        figure.savefig(save_path, metadata={"Date": None} if os.fspath(save_path).endswith(".svg") else None)
     except (OSError, ValueError) as error:
         raise SACError(
             f"cannot write the picture {os.fspath(save_path)} ({error}); choose another file."

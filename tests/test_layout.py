@@ -27,6 +27,7 @@ ORDER = [
     "logger",
     "evaluate",
     "plotting",
+    "comparison",
     "plot",
     "trainer",
     "train",

@@ -132,6 +132,6 @@ def test_a_damaged_summary_costs_the_baselines_only(tmp_path, summary):
     assert [path.name for path in plot_run(tmp_path)] == ["learning_curve.png"]
 
 
-def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sacfast.plotting, sys; sys.exit('matplotlib' in sys.modules)"
+def test_importing_the_modules_does_not_import_matplotlib():
+    code = "import sacfast.plotting, sacfast.comparison, sys; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,227 @@
+"""Several runs in one picture: evaluation return against environment steps, mean and 95 % band, by environment.
+
+Runs of one environment whose settings agree are one curve; where they differ, in the engine say, the curves are named
+after what differs. matplotlib is imported when something is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacfast.errors import SACError
+from sacfast.logger import read_csv
+from sacfast.plotting import pictures_folder, render
+from sacfast.runs import read_config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What neither changes what is learned nor how it is scored, so that it does not set curves apart.
+UNIMPORTANT = frozenset(
+    {
+        "env",
+        "seed",
+        "out",
+        "resume",
+        "steps",
+        "threads",
+        "eval_every",
+        "log_every",
+        "checkpoint_every",
+        "tensorboard",
+    }
+)
+CONFIDENCE, RESAMPLES = 0.95, 2000
+
+# Okabe and Ito's colours, for all kinds of colour vision, in an order whose greys differ too; then line and marker.
+STYLES = (
+    ("#000000", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#0072B2", "-.", "^"),
+    ("#E69F00", ":", "D"),
+    ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    ("#CC79A7", (0, (1, 1)), "P"),
+)
+STEP_UNITS = ((1_000_000, " (millions)"), (1000, " (thousands)"))
+# The figure is as wide as a page's text, so that its letters are printed in their own size.
+PRINT_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "lines.markersize": 4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "sacfast",  # the same bytes for the same runs
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations of R runs of the same environment and settings at the same T steps.
+
+    settings: those that set it apart from the environment's other curves, as text.
+    steps [T], returns [R, T]. note: which steps those are, where the runs' own ranges differ.
+    """
+
+    env: str
+    settings: tuple[str, ...]
+    steps: np.ndarray
+    returns: np.ndarray
+    note: str
+
+
+def read_curves(runs: Sequence[Path]) -> list[Curve]:
+    """The curves of run folders, in the order of their first runs.
+
+    Runs of one curve are compared over the steps that all of them cover, interpolated linearly where they were not
+    evaluated at the same steps. Raises SACError, naming the folder, for one that is no run, is given twice, has no
+    evaluations, or shares no steps with the others of its curve.
+    """
+    repeated = {run for run in runs if [other.resolve() for other in runs].count(run.resolve()) > 1}
+    if repeated:
+        raise SACError(f"{min(repeated)} is given more than once; a run counts once.")
+    settings = []
+    for run in runs:
+        values = read_config(run).to_dict()
+        settings.append(values | values.pop("sac"))
+    groups: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
+    for run, values in zip(runs, settings, strict=True):
+        rivals = [other for other in settings if other["env"] == values["env"]]
+        groups.setdefault((values["env"], _apart(values, rivals)), []).append(run)
+    return [_curve(env, apart, members) for (env, apart), members in groups.items()]
+
+
+def _apart(values: dict[str, Any], rivals: list[dict[str, Any]]) -> tuple[str, ...]:
+    """What sets these settings apart from some of their rivals': ("engine native", "utd 4.0")."""
+    return tuple(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in values.items()
+        if name not in UNIMPORTANT and any(rival[name] != value for rival in rivals)
+    )
+
+
+def _curve(env: str, settings: tuple[str, ...], runs: list[Path]) -> Curve:
+    evaluations = [_evaluations(run) for run in runs]
+    first = max(float(steps[0]) for steps, _ in evaluations)
+    last = min(float(steps[-1]) for steps, _ in evaluations)
+    if first > last:
+        early = runs[int(np.argmin([steps[-1] for steps, _ in evaluations]))]
+        raise SACError(
+            f"{early} was last evaluated at step {last:,.0f}, before another run of {env} was first, at "
+            f"{first:,.0f}; leave one of them out, or evaluate more often."
+        )
+    steps = np.unique(np.concatenate([steps for steps, _ in evaluations]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    name = ", ".join((env, *settings))
+    differ = any((theirs[0], theirs[-1]) != (first, last) for theirs, _ in evaluations)
+    note = (
+        f"{name}: the steps {first:,.0f} to {last:,.0f}, which its {len(runs)} runs share." if differ else ""
+    )
+    return Curve(env, settings, steps, np.stack([np.interp(steps, *each) for each in evaluations]), note)
+
+
+def _evaluations(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and mean returns, each [T], without those that are no number."""
+    rows = [(row["step"], row["mean"]) for row in read_csv(run / "evaluation.csv", ("step", "mean"))]
+    known = sorted(
+        (step, mean) for step, mean in rows if None not in (step, mean) and math.isfinite(mean or 0)
+    )
+    if not known:
+        raise SACError(
+            f"{run} has no evaluations yet; let it train up to its first (--eval-every), or leave it out."
+        )
+    steps, means = np.array(known, np.float64).T
+    return steps, means
+
+
+def bootstrap_band(returns: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end [T] of the 95 % percentile bootstrap interval (Efron, 1979) of the mean of `returns` [R, T].
+
+    Whole runs are drawn with replacement, the same draws for the same seed and R. With few runs it is too narrow:
+    of three, a draw has only ten different means. One run has no band: both ends are its own returns.
+    """
+    runs = len(returns)
+    counts = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), RESAMPLES)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(counts @ returns / runs, (tail, 1 - tail), axis=0)
+    return low, high
+
+
+def plot_comparison(runs: Sequence[Path], folder: Path) -> tuple[list[Path], list[str]]:
+    """Draw comparison.png and comparison.svg in `folder`: a panel per environment. Returns the files, and the notes
+    of curves that were cut to a common range, which the picture says too.
+
+    Raises SACError as read_curves does, and when the pictures cannot be written.
+    """
+    curves = read_curves(runs)
+    environments = list(dict.fromkeys(curve.env for curve in curves))
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(len(environments), squeeze=False)[:, 0]
+        for axes, env in zip(panels, environments, strict=True):
+            _draw_panel(axes, env, [curve for curve in curves if curve.env == env])
+        figure.supxlabel(_caption(curves), fontsize=9, x=0.02, ha="left")
+
+    files = [pictures_folder(folder) / f"comparison.{suffix}" for suffix in ("png", "svg")]
+    for file in files:
+        render(draw, (6.5, 0.6 + 2.7 * len(environments)), file, PRINT_STYLE)
+    return files, [curve.note for curve in curves if curve.note]
+
+
+def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:
+    last = max(curve.steps[-1] for curve in curves)
+    unit, name = next((unit for unit in STEP_UNITS if last >= 2 * unit[0]), (1, ""))
+    axes.set_title(env)
+    axes.set_xlabel(f"environment steps{name}")
+    axes.set_ylabel("evaluation return")
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step / unit:,g}")
+    axes.locator_params(axis="x", nbins=6)
+    for i, curve in enumerate(curves):
+        color, line, marker = STYLES[i % len(STYLES)]
+        low, high = bootstrap_band(curve.returns)
+        axes.fill_between(curve.steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(
+            curve.steps,
+            curve.returns.mean(axis=0),
+            color=color,
+            linestyle=line,
+            marker=marker,
+            markevery=max(1, len(curve.steps) // 10),
+            linewidth=1.5,
+            label=_legend(curve),
+        )
+    if max(abs(limit) for limit in axes.get_ylim()) >= 1000:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    # Beside the curves, where it hides none of them.
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.5, frameon=False)
+
+
+def _legend(curve: Curve) -> str:
+    runs = len(curve.returns)
+    parts = [*curve.settings, f"{runs} run{'s' if runs > 1 else ''}"]
+    if curve.note:
+        parts.append(f"steps {curve.steps[0]:,.0f} to {curve.steps[-1]:,.0f}")
+    text = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    return textwrap.fill(text, 26, break_long_words=False)
+
+
+def _caption(curves: list[Curve]) -> str:
+    text = "Return: sum of the rewards of an episode, mean over the episodes of an evaluation."
+    if any(len(curve.returns) > 1 for curve in curves):
+        text += " Lines and bands: mean over runs and its 95 % bootstrap interval."
+    if any(curve.note for curve in curves):
+        text += " Where steps are named, the runs differ in length, and these are what they share."
+    return textwrap.fill(text, 90)

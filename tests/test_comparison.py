@@ -1,0 +1,188 @@
+"""Several runs in one picture: grouping, common steps, the bootstrap band, and files that can be printed."""
+
+import itertools
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from sacfast import plot
+from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, plot_comparison, read_curves
+from sacfast.config import SACConfig, TrainConfig
+from sacfast.errors import SACError
+from sacfast.trainer import write_json
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A run's folder with settings and evaluations: make_run([(step, mean), ...], env=..., seed=...)."""
+    count = itertools.count()
+
+    def make(evaluations, **settings):
+        folder = tmp_path / f"run{next(count)}"
+        folder.mkdir()
+        write_json(folder / "config.json", TrainConfig(**{"env": "Pendulum-v1", **settings}).to_dict())
+        rows = "".join(f"{step},{mean},0\n" for step, mean in evaluations)
+        (folder / "evaluation.csv").write_text(f"step,mean,std\n{rows}")
+        return folder
+
+    return make
+
+
+def test_runs_of_the_same_settings_are_one_curve(make_run):
+    runs = [make_run([(100, i), (200, 10 * i)], seed=i, threads=i, steps=60_000 + i) for i in range(3)]
+    (curve,) = read_curves(runs)
+    assert (curve.env, curve.settings, curve.note) == ("Pendulum-v1", (), "")
+    np.testing.assert_array_equal(curve.steps, [100, 200])
+    np.testing.assert_array_equal(curve.returns, [[0, 0], [1, 10], [2, 20]])
+
+
+def test_curves_are_named_after_what_differs_within_an_environment(make_run):
+    points = [(100, 1.0)]
+    curves = read_curves(
+        [
+            make_run(points, engine="native"),
+            make_run(points, engine="reference", seed=1),
+            make_run(points, engine="native", seed=2, sac=SACConfig(hidden_dim=(400, 300))),
+            make_run(points, engine="native", seed=3),
+            make_run(points, env="Pusher-v5", engine="reference", utd=4.0),
+        ]
+    )
+    assert [(curve.env, curve.settings, len(curve.returns)) for curve in curves] == [
+        ("Pendulum-v1", ("engine native", "hidden dim 256"), 2),
+        ("Pendulum-v1", ("engine reference", "hidden dim 256"), 1),
+        ("Pendulum-v1", ("engine native", "hidden dim (400, 300)"), 1),
+        ("Pusher-v5", (), 1),
+    ]
+
+
+def test_the_common_range_is_used_and_said(make_run, tmp_path, capsys):
+    runs = [
+        make_run([(100, 0.0), (200, 1.0), (300, 2.0), (4000, 9.0)]),
+        make_run([(150, 5.0), (250, 7.0), (300, 8.0)], seed=1),
+    ]
+    (curve,) = read_curves(runs)
+    np.testing.assert_array_equal(curve.steps, [150, 200, 250, 300])
+    np.testing.assert_allclose(curve.returns, [[0.5, 1.0, 1.5, 2.0], [5.0, 6.0, 7.0, 8.0]])
+    assert plot.main([*map(str, runs), "--out", str(tmp_path / "pictures")]) == 0
+    output = capsys.readouterr()
+    note = "Pendulum-v1: the steps 150 to 300, which its 2 runs share."
+    assert output.err == f"drawn over common steps: {note}\n"
+    names = [str(tmp_path / "pictures" / f"comparison.{suffix}") for suffix in ("png", "svg")]
+    assert output.out.split() == names
+
+
+def test_runs_without_common_steps(make_run):
+    early, late = make_run([(100, 0.0)]), make_run([(200, 0.0)], seed=1)
+    with pytest.raises(
+        SACError, match=rf"{early} was last evaluated at step 100, before another run .* at 200"
+    ):
+        read_curves([late, early])
+
+
+def test_evaluations_that_are_no_number_are_left_out(make_run):
+    (curve,) = read_curves([make_run([(100, 1.0), (200, "nan"), (300, ""), (400, "inf"), (500, 2.0)])])
+    np.testing.assert_array_equal(curve.steps, [100, 500])
+
+
+def test_the_band_of_two_runs_by_hand():
+    """Of two runs a resample's mean is 0, 5 or 10, with probabilities 1/4, 1/2, 1/4: the 95 % interval is [0, 10]."""
+    low, high = bootstrap_band(np.array([[0.0, 1.0], [10.0, 1.0]]))
+    np.testing.assert_array_equal(low, [0, 1])
+    np.testing.assert_array_equal(high, [10, 1])
+
+
+def test_the_band_is_that_of_the_normal_where_runs_are_many():
+    returns = np.random.default_rng(1).normal(size=(400, 3))
+    low, high = bootstrap_band(returns)
+    error = 1.96 * returns.std(axis=0) / np.sqrt(400)
+    np.testing.assert_allclose(high - low, 2 * error, rtol=0.1)
+    np.testing.assert_allclose((high + low) / 2, returns.mean(axis=0), atol=0.02)
+
+
+def test_the_band_is_the_same_every_time_and_none_for_one_run():
+    returns = np.random.default_rng(0).normal(size=(5, 7))
+    np.testing.assert_array_equal(bootstrap_band(returns), bootstrap_band(returns))
+    assert not np.array_equal(bootstrap_band(returns), bootstrap_band(returns, seed=1))
+    np.testing.assert_array_equal(bootstrap_band(returns[:1]), [returns[0], returns[0]])
+
+
+def test_pictures_are_the_same_every_time_and_large_enough_to_print(make_run, tmp_path):
+    rng = np.random.default_rng(0)
+    runs = [
+        make_run(
+            [(step, step + rng.normal()) for step in range(0, 1000, 100)], seed=seed, engine=engine, env=env
+        )
+        for env in ("Pendulum-v1", "Pusher-v5", "HalfCheetah-v5")
+        for engine in ("native", "reference")
+        for seed in range(2)
+    ]
+    (png, svg), notes = plot_comparison(runs, tmp_path / "a")
+    again, _ = plot_comparison(runs, tmp_path / "b")
+    assert notes == []
+    assert [path.read_bytes() for path in (png, svg)] == [path.read_bytes() for path in again]
+    picture = matplotlib.image.imread(png)
+    assert picture.shape[1] == 6.5 * 300
+    for panel in np.array_split(picture[..., :3], 3):  # one for each environment
+        assert float((panel.min(axis=-1) < 0.95).mean()) > 0.02
+    assert svg.read_text().startswith("<?xml")
+
+
+def test_letters_are_at_least_nine_points_and_colours_differ_in_grey():
+    sizes = [
+        value
+        for name, value in PRINT_STYLE.items()
+        if name.endswith(("size", "font.size")) and "line" not in name
+    ]
+    assert min(sizes) >= 9
+    greys = [
+        float(np.dot(matplotlib.colors.to_rgb(color), (0.2126, 0.7152, 0.0722))) for color, _, _ in STYLES[:4]
+    ]
+    assert min(abs(a - b) for a, b in itertools.combinations(greys, 2)) > 0.05
+    assert len({str(line) for _, line, _ in STYLES}) == len({marker for *_, marker in STYLES}) == len(STYLES)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "config.json").unlink(), "is not the folder of a run"),
+        (lambda run: (run / "evaluation.csv").unlink(), "has no evaluations yet"),
+        (lambda run: (run / "evaluation.csv").write_text("step,mean,std\n100,,\n"), "has no evaluations yet"),
+        (lambda run: (run / "evaluation.csv").write_text("a,b\n1,2\n"), "is damaged"),
+    ],
+)
+def test_folders_that_cannot_be_compared_are_named(make_run, tmp_path, capsys, spoil, message):
+    runs = [make_run([(100, 1.0)]), make_run([(100, 1.0)], seed=1)]
+    spoil(runs[1])
+    assert plot.main([*map(str, runs), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert str(runs[1]) in error
+    assert message in error
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_run_counts_once_and_none_is_too_few(make_run, capsys):
+    run = make_run([(100, 1.0)])
+    with pytest.raises(SACError, match="is given more than once"):
+        read_curves([run, run / ".." / run.name])
+    assert plot.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: no run to draw")
+
+
+def test_a_folder_that_cannot_be_made(make_run, tmp_path):
+    (tmp_path / "file").touch()
+    runs = [make_run([(100, 1.0)]), make_run([(100, 1.0)], seed=1)]
+    with pytest.raises(SACError, match=r"cannot make the folder .*file/x"):
+        plot_comparison(runs, tmp_path / "file" / "x")
+
+
+def test_one_run_is_drawn_in_both_formats_where_it_is_told(make_run, tmp_path, capsys):
+    run = make_run([(100, 1.0), (200, 2.0)])
+    assert plot.main([str(run)]) == 0
+    assert plot.main([str(run), "--out", str(tmp_path / "elsewhere")]) == 0
+    for folder in (run, tmp_path / "elsewhere"):
+        names = {path.name for path in folder.iterdir()} - {"config.json", "evaluation.csv"}
+        assert names == {"learning_curve.png", "learning_curve.svg"}
+    assert capsys.readouterr().out.count("learning_curve") == 4
