@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sacfast.config import RESUMABLE_FIELDS
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
 from sacfast.plotting import pictures_folder, render
@@ -24,21 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What neither changes what is learned nor how it is scored, so that it does not set curves apart.
-UNIMPORTANT = frozenset(
-    {
-        "env",
-        "seed",
-        "out",
-        "resume",
-        "steps",
-        "threads",
-        "eval_every",
-        "log_every",
-        "checkpoint_every",
-        "tensorboard",
-    }
-)
+# What neither changes what is learned nor how it is scored does not set curves apart; who wants to compare engines
+# or devices wants them named all the same.
+UNIMPORTANT = (RESUMABLE_FIELDS | {"env", "seed", "out", "eval_every"}) - {"engine", "device"}
 CONFIDENCE, RESAMPLES = 0.95, 2000
 
 # Okabe and Ito's colours, for all kinds of colour vision, in an order whose greys differ too; then line and marker.
@@ -159,8 +148,10 @@ def bootstrap_band(returns: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.n
     return low, high
 
 
-def plot_comparison(runs: Sequence[Path], folder: Path) -> tuple[list[Path], list[str]]:
-    """Draw comparison.png and comparison.svg in `folder`: a panel per environment. Returns the files, and the notes
+def plot_comparison(
+    runs: Sequence[Path], folder: Path, name: str = "comparison"
+) -> tuple[list[Path], list[str]]:
+    """Draw NAME.png and NAME.svg in `folder`: a panel per environment. Returns the files, and the notes
     of curves that were cut to a common range, which the picture says too.
 
     Raises SACError as read_curves does, and when the pictures cannot be written.
@@ -174,7 +165,7 @@ def plot_comparison(runs: Sequence[Path], folder: Path) -> tuple[list[Path], lis
             _draw_panel(axes, env, [curve for curve in curves if curve.env == env])
         figure.supxlabel(_caption(curves), fontsize=9, x=0.02, ha="left")
 
-    files = [pictures_folder(folder) / f"comparison.{suffix}" for suffix in ("png", "svg")]
+    files = [pictures_folder(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for file in files:
         render(draw, (6.5, 0.6 + 2.7 * len(environments)), file, PRINT_STYLE)
     return files, [curve.note for curve in curves if curve.note]

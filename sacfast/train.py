@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +18,7 @@ import tyro
 
 from sacfast import native
 from sacfast.agent import SACAgent
+from sacfast.comparison import plot_comparison
 from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
 from sacfast.engines import Engine
 from sacfast.envs import check_spaces, make_env
@@ -188,6 +189,9 @@ class _SACFlags(SACConfig):
 class _TrainFlags(TrainConfig):
     sac: _SACFlags = field(default_factory=_SACFlags)
 
+    seeds: tuple[int, ...] = ()
+    """Instead of --seed: one run per seed, one after another, and a picture that compares them."""
+
     def __post_init__(self) -> None:
         pass
 
@@ -195,8 +199,16 @@ class _TrainFlags(TrainConfig):
 def parse(arguments: list[str] | None = None) -> TrainConfig:
     """Settings from command-line arguments; with --resume, those not given come from the run.
 
-    Raises SACError for values out of range and for a run that cannot be read.
+    Raises SACError for values out of range, for a run that cannot be read, and for several seeds.
     """
+    config, *more = _parse_each(arguments)
+    if more:
+        raise SACError("--seeds names several runs, but only one can be made here; call train once per seed.")
+    return config
+
+
+def _parse_each(arguments: list[str] | None) -> list[TrainConfig]:
+    """The settings of every run that the arguments ask for: one per seed. Raises as `parse` does."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--resume")
     resume = None
@@ -212,12 +224,38 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         description=TrainConfig.__doc__,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return TrainConfig.from_dict(dataclasses.asdict(flags))
+    chosen = dataclasses.asdict(flags)
+    seeds = chosen.pop("seeds")
+    if len(set(seeds)) < len(seeds):
+        raise SACError(f"--seeds {_spaced(seeds)} names a seed twice; the two runs would be the same.")
+    if seeds and (resume is not None or chosen["seed"] != TrainConfig.seed):
+        raise SACError("--seeds starts runs of its own; leave out --seed and --resume.")
+    return [TrainConfig.from_dict({**chosen, "seed": seed}) for seed in seeds or (chosen["seed"],)]
+
+
+def _train_each(configs: list[TrainConfig]) -> None:
+    """One run after another and, of several, a picture of all: in OUT, since OUT/ENV holds runs alone."""
+    runs: list[Path] = []
+    for config in configs:
+        try:
+            runs.append(train(config))
+        except KeyboardInterrupt:
+            waiting = [other.seed for other in configs[len(runs) + 1 :]]
+            if waiting:
+                print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)
+            raise
+    if len(runs) > 1:
+        files, _ = plot_comparison(runs, Path(configs[0].out), f"comparison-{runs[0].name}")
+        print("comparison of the runs:", *files)
+
+
+def _spaced(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, seeds))
 
 
 def main(arguments: list[str] | None = None) -> int:
     try:
-        train(parse(arguments))
+        _train_each(_parse_each(arguments))
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
