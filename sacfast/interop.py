@@ -152,10 +152,12 @@ class _Archive:
 def _check_settings(path: Path, data: Mapping[str, Any]) -> None:
     """Raise SACError for settings under which the same weights would act differently; warn of those for training."""
     module = str(data["policy_class"].get("__module__", ""))
-    other = re.fullmatch(r"(?:stable_baselines3|sb3_contrib)\.(\w+)\.policies", module)
-    if other and other[1] != "sac":
+    if (
+        module.startswith(("stable_baselines3.", "sb3_contrib."))
+        and module != "stable_baselines3.sac.policies"
+    ):
         raise SACError(
-            f"{path} holds a policy of {other[1].upper()}, not of SAC; sacfast can take over SAC alone."
+            f"{path} holds a policy of {module}; Stable-Baselines3's SAC is all that sacfast can take over."
         )
     space = data["observation_space"]
     kind, shape = str(space.get(":type:")).split("'")[1].rsplit(".", 1)[-1], space.get("_shape")

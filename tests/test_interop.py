@@ -207,9 +207,12 @@ IMAGE = pickled(gymnasium.spaces.Box(0, 255, (3, 36, 36), np.uint8), _shape=[3, 
     [
         (
             lambda m: m["data"]["policy_class"].update(__module__="stable_baselines3.td3.policies"),
-            "policy of TD3",
+            "policy of stable_baselines3.td3.policies; Stable",
         ),
-        (lambda m: m["data"]["policy_class"].update(__module__="sb3_contrib.tqc.policies"), "policy of TQC"),
+        (
+            lambda m: m["data"]["policy_class"].update(__module__="sb3_contrib.tqc.policies"),
+            "policy of sb3_contrib.tqc.policies; Stable",
+        ),
         (
             setting("observation_space", IMAGE),
             r"observes a Box of shape \[3, 36, 36\], but sacfast needs a 1-D Box",
