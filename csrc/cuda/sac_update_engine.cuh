@@ -531,9 +531,15 @@ class Engine final : public SacUpdate {
   }
 
   void add_layer(Jobs<WeightJob<T>>& jobs, const Rows<T>& dy, const Rows<T>& x, const Layer& layer) const {
-    const int outputs = static_cast<int>(layer.outputs), inputs = static_cast<int>(layer.inputs);
-    jobs.job[jobs.count++] = {constant(dy), constant(x), nullptr, layer.weight, x_.B, outputs, inputs};
-    jobs.job[jobs.count++] = {constant(dy), {}, nullptr, layer.bias, x_.B, outputs, 1};
+    jobs.job[jobs.count++] = {constant(dy),
+                              constant(x),
+                              nullptr,
+                              layer.weight,
+                              x_.B,
+                              static_cast<int>(layer.outputs),
+                              static_cast<int>(layer.inputs)};
+    jobs.job[jobs.count++] = {
+        constant(dy), {}, nullptr, layer.bias, x_.B, static_cast<int>(layer.outputs), 1};
   }
 
   int finish_step(const Trained& trained, int splits, void* stream, int u, bool actor) {

@@ -1,0 +1,213 @@
+"""Times the update on an NVIDIA GPU beside fast PyTorch, and the operators beside a copy, into results/gpu.json.
+
+    python benchmarks/gpu.py            # on the GPU machine
+    python benchmarks/render.py
+
+Contestants take turns in rounds, as in race.py; a round of ours is one call of `train` with 32 updates, of the others
+as many calls of one, and the GPU is awaited inside what is timed. Every contestant is checked against the reference
+engine first. The million updates of `--endurance` are run twice, and must give the same bytes and not need more memory.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from baselines import ACTION_DIM, OBS_DIM, GraphedSAC, HandWrittenSAC
+from bench_update import PUSHER, Shape, check_losses, flop_per_update, make_transitions
+from race import describe_machine
+
+from sacfast import SACAgent, native
+from sacfast.engines import cuda
+from sacfast.ops import normal, polyak_update_, random_key, replay_sample, squashed_gaussian
+
+RESULTS = Path(__file__).resolve().parent / "results" / "gpu.json"
+UPDATES = 32  # per call of ours
+ROUNDS = 20
+SHAPES = [
+    Shape(*PUSHER, batch, hidden, 0, ())
+    for batch, hidden in ((256, 256), (1024, 256), (8192, 256), (32768, 256), (256, 1024))
+]
+COPY_BYTES = 2**30
+
+
+def our_agent(shape: Shape, transitions, engine: str, precision: str = "float32") -> SACAgent:
+    agent = SACAgent(
+        shape.obs_dim,
+        shape.action_dim,
+        shape.hidden,
+        engine=engine,
+        seed=0,
+        buffer_capacity=len(transitions[2]),
+        device="cuda",
+        precision=precision,
+    )
+    agent.replay_buffer.push_batch(*transitions)
+    return agent
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def contestants(shape: Shape, transitions) -> tuple[dict[str, Callable[[], Any]], SACAgent]:
+    """By role: UPDATES updates, what they compute checked; and the float32 agent."""
+    reference = our_agent(shape, transitions, "reference")
+    calls: dict[str, Callable[[], Any]] = {}
+    for precision in cuda.PRECISIONS:
+        agent = our_agent(shape, transitions, "native", precision)
+        check_losses(reference, agent, shape.batch)
+        calls["sacfast" if precision == "float32" else precision] = partial(agent.train, UPDATES, shape.batch)
+        if precision == "float32":
+            ours = agent
+    storage = [torch.as_tensor(field, dtype=torch.float32, device="cuda") for field in transitions]
+    for role, compiled in (("eager", False), ("compiled", True)):
+        torch._dynamo.reset()
+        rival = HandWrittenSAC(reference.state, reference.config, storage, compiled=compiled)
+        check_losses(reference, rival, shape.batch)
+        if compiled:
+            calls["graph"] = repeated(GraphedSAC(rival, shape.batch).train, UPDATES)
+        else:
+            calls[role] = repeated(partial(rival.train, shape.batch), UPDATES)
+    calls["reference"] = repeated(partial(reference.train, 1, shape.batch), UPDATES)
+    return calls, ours
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def race(calls: dict[str, Callable[[], Any]], each: int) -> dict[str, Any]:
+    """Microseconds per update (or call) by role, and how many times ours the others take."""
+    for call in calls.values():
+        seconds(call)
+    samples: dict[str, list[float]] = {role: [] for role in calls}
+    for _ in range(ROUNDS):
+        for role, call in calls.items():
+            samples[role].append(seconds(call) / each)
+    ours = samples["sacfast"]
+    return {
+        role: {
+            "us": quartiles([t * 1e6 for t in data]),
+            **(
+                {}
+                if role == "sacfast"
+                else {"ratio": quartiles([a / b for a, b in zip(data, ours, strict=True)])}
+            ),
+        }
+        for role, data in samples.items()
+    }
+
+
+def phases(agent: SACAgent, batch: int) -> dict[str, float]:
+    """Microseconds per update in each phase, launched one by one: the sum is more than the graph takes."""
+    agent.engine.profile(True)
+    agent.train(10, batch)
+    agent.engine.profile(True)
+    agent.train(100, batch)
+    return {name: s * 1e4 for name, s in agent.engine.profile(False).items()}
+
+
+def operators() -> list[dict[str, Any]]:
+    """GB/s of each operator at sizes beyond the caches, and of a copy on the same card."""
+    one, other = torch.empty(2, COPY_BYTES // 4, device="cuda").unbind()
+    rows, action = 2**22, torch.zeros(2**22, ACTION_DIM, device="cuda")
+    noise, key = torch.randn_like(action), random_key(0, 2, 0, "cuda")
+    storage = [torch.zeros(2**20, 64, device="cuda")]
+    cases = {
+        "copy": (lambda: one.copy_(other), 2 * COPY_BYTES),
+        "polyak_update_": (lambda: polyak_update_(one, other, 0.005), 3 * COPY_BYTES),
+        "squashed_gaussian": (
+            lambda: squashed_gaussian(action, noise, noise=noise),
+            4 * rows * (4 * ACTION_DIM + 1),
+        ),
+        "normal": (lambda: normal((2**28,), key), 4 * 2**28),
+        "replay_sample": (lambda: replay_sample(storage, 2**20, 2**20, key), 2 * 2**20 * 256 + 8 * 2**20),
+    }
+    found = []
+    for name, (call, moved) in cases.items():
+        seconds(call)
+        times = [seconds(call) for _ in range(ROUNDS)]
+        found.append({"operator": name, "us": quartiles([t * 1e6 for t in times])})
+        found[-1]["gb_per_s"] = moved / statistics.median(times) / 1e9
+    return found
+
+
+def endurance(updates: int) -> dict[str, Any]:
+    """The same million updates twice: their bytes, and memory before and after."""
+    digests, memory = [], []
+    for _ in range(2):
+        agent = our_agent(SHAPES[0], make_transitions(SHAPES[0]), "native")
+        agent.train(UPDATES, 256)
+        torch.cuda.synchronize()
+        before = torch.cuda.mem_get_info()[0]
+        for _ in range(updates // UPDATES):
+            agent.train(UPDATES, 256)
+        agent.engine.settle(agent.state)
+        memory.append(before - torch.cuda.mem_get_info()[0])
+        flat = torch.cat([agent.state.actor_params, agent.state.critic_params]).cpu().numpy()
+        assert np.isfinite(flat).all()
+        digests.append(hashlib.sha256(flat.tobytes()).hexdigest())
+    return {"updates": updates, "same_bytes": digests[0] == digests[1], "memory_grown_bytes": memory}
+
+
+def describe_gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    return describe_machine() | {
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--endurance", type=int, default=0, metavar="UPDATES")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("there is no NVIDIA GPU here, so there is nothing to measure", file=sys.stderr)
+        return 1
+    if not native.available("cuda"):
+        print(f"no CUDA kernels: {native.status().cuda_reason}", file=sys.stderr)
+        return 1
+    result: dict[str, Any] = {"machine": describe_gpu(), "updates": [], "operators": operators()}
+    for shape in SHAPES:
+        transitions = make_transitions(shape)
+        calls, ours = contestants(shape, transitions)
+        entry = {"shape": f"{shape.env}, batch {shape.batch}, 2 x {shape.hidden}"}
+        entry["obs_dim"], entry["flop"] = OBS_DIM, flop_per_update(shape)
+        entry["contestants"] = race(calls, UPDATES)
+        entry["phases_us"] = phases(ours, shape.batch)
+        result["updates"].append(entry)
+        print(json.dumps(entry), flush=True)
+    if arguments.endurance:
+        result["endurance"] = endurance(arguments.endurance)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {RESULTS.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
