@@ -1,6 +1,7 @@
 """replay_sample: a batch from a million transitions, which no cache holds.
 
-As five separate fields, and as ReplayBuffer keeps them: one padded record per transition. Baselines have the fields.
+As five separate fields, and as ReplayBuffer keeps them: one padded record per transition, where a next observation is
+the following record's observation. Baselines have the fields.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ LINE_BYTES = 64
 def storage() -> list[torch.Tensor]:
     widths = ((OBS_DIM,), (ACTION_DIM,), (), (OBS_DIM,), ())
     fields = [torch.randn(N, *width) for width in widths]
+    fields[3][:-1] = fields[0][1:]  # next_obs of episodes whose ends are few
+    fields[3][99::100] = torch.randn(N // 100, OBS_DIM)
     fields[-1] = (fields[-1] > 2).float()  # terminated
     return fields
 

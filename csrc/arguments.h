@@ -192,6 +192,55 @@ inline InsertArguments insert_arguments(at::TensorList storage, at::TensorList r
   return arguments;
 }
 
+// Fields of a replay memory as views of its records, the table of further observations, and the batch.
+struct BatchArguments {
+  Transitions from;
+  std::vector<Tensor> outputs;  // obs, action, reward, next_obs, terminated
+  BatchRows out;
+  int64_t O, A;
+};
+
+inline BatchArguments batch_arguments(const Tensor& obs, const Tensor& action, const Tensor& reward,
+                                      const Tensor& link, const Tensor& side, int64_t size, int64_t B,
+                                      const Tensor& key) {
+  const char* op = "replay_batch";
+  const Tensor fields[] = {obs, action, reward, link};
+  const int64_t N = check_storage(op, fields, /*written=*/false);
+  TORCH_CHECK_VALUE(obs.dim() == 2 && action.dim() == 2 && reward.dim() == 1 && link.dim() == 1, op,
+                    ": expected obs [N, O], action [N, A], reward [N] and link [N]");
+  const int64_t O = obs.size(1), A = action.size(1);
+  const at::ScalarType type = obs.scalar_type();
+  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, op, ": obs is ", type,
+                    "; expected float32, float16 or bfloat16");
+  TORCH_CHECK_VALUE(side.dim() == 2 && side.size(1) == O && side.scalar_type() == type &&
+                        side.device() == obs.device() && has_dense_rows(side),
+                    op, ": side is ", side.scalar_type(), " of shape ", side.sizes(),
+                    "; expected rows like obs");
+  TORCH_CHECK_VALUE(action.scalar_type() == at::kFloat && reward.scalar_type() == at::kFloat &&
+                        link.scalar_type() == at::kInt,
+                    op, ": expected action and reward as float32 and link as int32");
+  TORCH_CHECK_VALUE(size >= 1 && size <= N, op, ": size is ", size, "; expected 1 to ", N,
+                    ", the rows that the storage holds");
+  TORCH_CHECK_VALUE(B >= 0, op, ": batch_size is ", B, "; expected at least 0");
+  check_key(op, key, obs.device());
+  check_draw(op, B);
+  BatchArguments x{{obs.const_data_ptr(), action.const_data_ptr<float>(), reward.const_data_ptr<float>(),
+                    side.const_data_ptr(), nullptr, link.const_data_ptr<int32_t>(), obs.stride(0),
+                    action.stride(0), reward.stride(0), side.stride(0), 0, link.stride(0), size, N,
+                    type == at::kHalf       ? kFloat16
+                    : type == at::kBFloat16 ? kBFloat16
+                                            : kFloat32},
+                   {empty({B, O}, reward), empty({B, A}, reward), empty({B}, reward), empty({B, O}, reward),
+                    empty({B}, reward)},
+                   {},
+                   O,
+                   A};
+  float* data[5];
+  for (int i = 0; i < 5; ++i) data[i] = x.outputs[i].mutable_data_ptr<float>();
+  x.out = {data[0], data[1], data[2], data[3], data[4], O, A, O};
+  return x;
+}
+
 inline void check_size_tensor(const Tensor& size, const Tensor& field) {
   TORCH_CHECK_VALUE(size.scalar_type() == at::kLong && size.numel() == 1, "replay_sample: size is ",
                     size.scalar_type(), " of shape ", size.sizes(),

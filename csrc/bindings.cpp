@@ -147,6 +147,19 @@ std::vector<Tensor> replay_sample_cpu(at::TensorList storage, const Tensor& size
   return replay_sample_int_cpu(storage, *size.const_data_ptr<int64_t>(), B, key);
 }
 
+std::vector<Tensor> replay_batch_cpu(const Tensor& obs, const Tensor& action, const Tensor& reward,
+                                     const Tensor& link, const Tensor& side, int64_t size, int64_t B,
+                                     const Tensor& key) {
+  BatchArguments x = batch_arguments(obs, action, reward, link, side, size, B, key);
+  const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (2 * x.O + x.A + 2);
+  const int64_t grain = std::max<int64_t>(64, kGrainSampleBytes / (2 * bytes));
+  at::parallel_for(0, (B + 1) / 2, grain, [&](int64_t begin, int64_t end) {
+    cpu::replay_batch(x.from, x.O, x.A, key.const_data_ptr<int64_t>(), x.out, 2 * begin,
+                      std::min(2 * end, B));
+  });
+  return std::move(x.outputs);
+}
+
 void replay_insert_cpu(at::TensorList storage, at::TensorList rows, int64_t position) {
   const InsertArguments x = insert_arguments(storage, rows, position);
   cpu::replay_insert(x.fields.data(), static_cast<int64_t>(x.fields.size()), x.N, x.n, x.position);
@@ -300,6 +313,9 @@ TORCH_LIBRARY(sacfast, m) {
   m.def("replay_sample(Tensor[] storage, Tensor size, SymInt batch_size, Tensor key) -> Tensor[]");
   m.def("replay_sample.int(Tensor[] storage, SymInt size, SymInt batch_size, Tensor key) -> Tensor[]");
   m.def("replay_insert_(Tensor(a!)[] storage, Tensor[] rows, SymInt position) -> ()");
+  m.def(
+      "replay_batch(Tensor obs, Tensor action, Tensor reward, Tensor link, Tensor side, SymInt size, "
+      "SymInt batch_size, Tensor key) -> Tensor[]");
   m.def("cpu_features() -> str", &sacfast::cpu_features);
 }
 
@@ -312,6 +328,7 @@ TORCH_LIBRARY_IMPL(sacfast, CPU, m) {
   m.impl("replay_sample", &sacfast::replay_sample_cpu);
   m.impl("replay_sample.int", &sacfast::replay_sample_int_cpu);
   m.impl("replay_insert_", &sacfast::replay_insert_cpu);
+  m.impl("replay_batch", &sacfast::replay_batch_cpu);
 }
 
 #ifdef SACFAST_WITH_CUDA

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "transitions.h"
+
 namespace sacfast {
 
 constexpr int64_t kMaxHidden = 4;
@@ -34,17 +36,10 @@ struct StatePointers {
   int64_t seed, step, actor_adam_step, critic_adam_step, alpha_adam_step;
 };
 
-// Float32 rows of transitions; each field is `stride` floats from one row to the next. With size > 0 they are
-// a replay buffer of that many rows, from which the update draws; with size 0 they are the batch itself.
-struct Transitions {
-  const float *obs, *action, *reward, *next_obs, *terminated;
-  int64_t obs_stride, action_stride, reward_stride, next_obs_stride, terminated_stride;
-  int64_t size;
-};
-
-// `updates` updates on batches of `batch_size`. Noise [batch_size][A] may be given for the batch itself, else
-// it is drawn. `repack`: the weights changed since this engine last saw them. `metrics` receives the seven
-// numbers of the last update; those of the actor stay as they are where it was not updated.
+// `updates` updates on batches of `batch_size`, drawn from `transitions` where these are a replay memory,
+// else on these themselves. Noise [batch_size][A] may be given for the batch itself, else it is drawn.
+// `repack`: the weights changed since this engine last saw them. `metrics` receives the seven numbers of the
+// last update; those of the actor stay as they are where it was not updated.
 struct UpdateCall {
   StatePointers state;
   Transitions transitions;

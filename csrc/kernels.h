@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "sac_math.h"
+#include "transitions.h"
 
 namespace sacfast {
 
@@ -23,6 +24,19 @@ struct ReplayField {
   char* storage;
   char* rows;
   int64_t row_bytes, stride_bytes;
+};
+
+// Where a batch goes: float32 rows; reward and terminated one after the other.
+struct BatchRows {
+  float *obs, *action, *reward, *next_obs, *terminated;
+  int64_t obs_stride, action_stride, next_obs_stride;
+
+  BatchRows from(int64_t row) const {
+    return {obs + row * obs_stride, action + row * action_stride,
+            reward + row,           next_obs + row * next_obs_stride,
+            terminated + row,       obs_stride,
+            action_stride,          next_obs_stride};
+  }
 };
 
 namespace cpu {
@@ -53,6 +67,14 @@ void polyak_update(const PolyakPair* pairs, int64_t count, double tau, int64_t b
 // Samples [begin, end); begin is a multiple of 2.
 void replay_sample(const ReplayField* fields, int64_t count, int64_t size, const int64_t* key,
                    int64_t* indices, int64_t begin, int64_t end);
+
+// Transitions indices[0], ..., indices[n - 1], or without indices 0, ..., n - 1.
+void gather(const Transitions& from, int64_t O, int64_t A, const int64_t* indices, int64_t n,
+            const BatchRows& out);
+
+// Samples [begin, end) of a batch from a replay memory; begin is a multiple of 2.
+void replay_batch(const Transitions& from, int64_t O, int64_t A, const int64_t* key, const BatchRows& out,
+                  int64_t begin, int64_t end);
 
 // Copies n rows to storage rows position, position + 1, ... of N, going round at N; n <= N, 0 <= position <
 // N.

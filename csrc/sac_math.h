@@ -208,4 +208,16 @@ SACFAST_HD BFloat16 float_to_bfloat16(float value) {
   return {static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded)};
 }
 
+// A float16 number by its bits.
+struct Float16 {
+  uint16_t bits;
+};
+
+SACFAST_HD float float16_to_float(Float16 value) {
+  const uint32_t magnitude = (value.bits & 0x7FFFu) << 13, sign = (value.bits & 0x8000u) << 16;
+  const float scaled = bits_float(magnitude) * 0x1p112f;  // subnormals too: the exponent's bias, 127 - 15
+  const uint32_t bits = magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : float_bits(scaled);
+  return bits_float(bits | sign);
+}
+
 }  // namespace sacfast

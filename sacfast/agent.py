@@ -36,6 +36,8 @@ class SACAgent:
     target_entropy  in nats; None means -A
     actor_update_period    updates per update of the actor and the temperature
     precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
+    obs_dtype       how the replay buffer stores observations: "float32", "float16" or "bfloat16"
+    storage         where it does: "device", or "host", memory of the host, pinned for a GPU
 
     Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
     native code cannot run.
@@ -64,6 +66,8 @@ class SACAgent:
         log_std_max: float = 2.0,
         actor_update_period: int = 1,
         precision: str = "float32",
+        obs_dtype: str = "float32",
+        storage: str = "device",
     ):
         self.state_dim, self.action_dim = (
             _dimension("state_dim", state_dim),
@@ -82,6 +86,7 @@ class SACAgent:
             log_std_max=log_std_max,
             actor_update_period=actor_update_period,
             precision=precision,
+            obs_dtype=obs_dtype,
         )
         self.device = _device(device)
         self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
@@ -94,6 +99,8 @@ class SACAgent:
             seed=self.state.seed,
             action_low=action_low,
             action_high=action_high,
+            obs_dtype=obs_dtype,
+            storage=storage,
         )
         self.bounds = self.replay_buffer.bounds or ActionBounds.unit(self.action_dim)
         if self.bounds.dim != self.action_dim:
@@ -122,6 +129,7 @@ class SACAgent:
         engine: str = "auto",
         threads: int | None = None,
         precision: str | None = None,
+        storage: str = "device",
     ) -> "SACAgent":
         """The agent that `save` wrote to `path`, dimensions and settings included, save for a `precision` given here
         (acting is float32 in all of them). Raises CheckpointError.
@@ -141,6 +149,7 @@ class SACAgent:
             device=device,
             engine=engine,
             threads=threads,
+            storage=storage,
             seed=meta["counters"]["seed"],
             action_low=np.array(meta["action_low"]),
             action_high=np.array(meta["action_high"]),
@@ -272,7 +281,7 @@ class SACAgent:
         self.engine.settle(self.state)
         tensors = dict(self.state.named_tensors())
         if replay_buffer:
-            tensors |= {f"replay.{name}": tensor for name, tensor in self.replay_buffer.named_tensors()}
+            tensors |= {f"replay.{name}": tensor for name, tensor in self.replay_buffer.segment().items()}
         checkpoint.write(
             filepath,
             tensors,
@@ -310,20 +319,30 @@ class SACAgent:
         live = dict(self.state.named_tensors())
         _check_shapes(filepath, tensors, {name: tuple(tensor.shape) for name, tensor in live.items()})
         replay = meta.get("replay")
+        segment = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
         if replay and replay["size"]:
-            shapes = field_shapes(replay["size"], self.state_dim, self.action_dim)
-            names = (f"replay.{name}" for name in FIELDS)
-            _check_shapes(filepath, tensors, dict(zip(names, shapes, strict=True)))
+            _check_shapes(filepath, tensors, self._replay_shapes(replay["size"], segment))
+        if replay:
+            try:
+                self.replay_buffer.restore([segment] if replay["size"] else [], replay)
+            except SACError as error:
+                raise CheckpointError(f"{filepath} cannot be loaded: {error}") from None
         if not self.automatic_entropy_tuning:
             del live["log_alpha"]
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(tensors[name])
         self.state.set_counters(meta["counters"])
-        if replay:
-            rows = {name: tensors[f"replay.{name}"] for name in FIELDS} if replay["size"] else {}
-            self.replay_buffer.restore(rows, replay)
         return meta.get("extra", {})
+
+    def _replay_shapes(self, size: int, segment: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """What the tensors of a replay segment must look like; until 0.1.0 they were the FIELDS."""
+        fields = dict(zip(FIELDS, field_shapes(size, self.state_dim, self.action_dim), strict=True))
+        if "terminated" not in segment:
+            side = segment.get("side", torch.empty(0))
+            fields = {name: fields[name] for name in ("obs", "action", "reward")}
+            fields |= {"link": (size,), "side": (len(side), self.state_dim)}
+        return {f"replay.{name}": shape for name, shape in fields.items()}
 
     def _check_meta(self, path: str | os.PathLike, meta: dict[str, Any]) -> None:
         ours = {

@@ -23,12 +23,24 @@ from .errors import SACError
 
 ENGINES = ("auto", "reference", "native")
 PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
+OBS_DTYPES = ("float32", "float16", "bfloat16")
+STORAGES = ("device", "host")
 MOST_HIDDEN_LAYERS = 4
 MOST_UPDATES_PER_STEP = 1e6
 
 # What may differ when a run is resumed: nothing here changes what is learned from the steps already taken.
 RESUMABLE_FIELDS = frozenset(
-    {"steps", "device", "engine", "threads", "checkpoint_every", "log_every", "tensorboard", "resume"}
+    {
+        "steps",
+        "device",
+        "storage",
+        "engine",
+        "threads",
+        "checkpoint_every",
+        "log_every",
+        "tensorboard",
+        "resume",
+    }
 )
 
 
@@ -214,6 +226,10 @@ class SACConfig:
     """Arithmetic of the matrix products: float32; bf16x3 (about 16 bits; CPUs with AMX), tf32 (11 bits; CUDA) or bf16
     (8 bits), where the native engine has them. Weights, Adam's moments and sums are float32 in all of them."""
 
+    obs_dtype: str = "float32"
+    """How the replay buffer stores observations: float32, or in half the memory float16 (11 bits, up to 65504) or
+    bfloat16 (8 bits)."""
+
     def __post_init__(self) -> None:
         widths = hidden_widths(self.hidden_dim)
         # One form for each network, so that settings can be compared: 256 and (256, 256) are the same.
@@ -237,6 +253,8 @@ class SACConfig:
         _require_integer(self, "actor_update_period", 1)
         if self.precision not in PRECISIONS:
             raise SACError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
+        if self.obs_dtype not in OBS_DTYPES:
+            raise SACError(f"obs_dtype={self.obs_dtype!r} must be one of {', '.join(OBS_DTYPES)}.")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -277,6 +295,9 @@ class TrainConfig:
 
     device: str = "cpu"
     """Where networks and replay buffer live: cpu, cuda, cuda:1, or auto (CUDA where there is one)."""
+
+    storage: str = "device"
+    """Where the replay buffer lies: device, or host (the host's memory, pinned for a GPU)."""
 
     engine: str = "auto"
     """Implementation of the update: auto, reference or native."""
@@ -319,6 +340,8 @@ class TrainConfig:
             _require_text(self, name)
         if self.engine not in ENGINES:
             raise SACError(f"engine={self.engine!r} must be one of {', '.join(ENGINES)}.")
+        if self.storage not in STORAGES:
+            raise SACError(f"storage={self.storage!r} must be one of {', '.join(STORAGES)}.")
         if self.resume is not None:
             _require_text(self, "resume")
         for name, minimum in (

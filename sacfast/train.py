@@ -77,6 +77,7 @@ def _make_trainer(
     agent = SACAgent.from_env(
         env,
         device=device,
+        storage=config.storage,
         engine=config.engine,
         threads=config.threads,
         seed=config.seed,

@@ -11,6 +11,8 @@ import torch
 
 from sacfast import CheckpointError, SACAgent, SACError, checkpoint, make_engine
 from sacfast.config import physical_cores
+from sacfast.replay import FIELDS
+from sacfast.replay.ring import segment_rows
 
 
 def make_agent(rows: int = 200, seed: int = 0, hidden_dim=16, **kwargs) -> SACAgent:
@@ -278,6 +280,8 @@ def test_bad_observations(obs, message):
         ({"precision": "double"}, "precision='double' must be one of float32, bf16x3, bf16"),
         ({"precision": "bf16", "engine": "reference"}, "precision='bf16' needs engine='native'"),
         ({"actor_update_period": 0}, "actor_update_period"),
+        ({"obs_dtype": "float64"}, "obs_dtype='float64' must be one of float32, float16, bfloat16"),
+        ({"storage": "disk"}, "storage='disk' must be one of device, host"),
         ({"lr": -1e-3}, "lr"),
         ({"gamma": 1.5}, "gamma"),
         ({"tau": 0}, "tau"),
@@ -291,7 +295,7 @@ def test_bad_observations(obs, message):
         ({"seed": -1}, "seed"),
         ({"seed": "x"}, "seed"),
         ({"seed": 2**64}, "seed"),
-        ({"buffer_capacity": 2**31 - 1, "state_dim": 10**7, "hidden_dim": 1}, "lower the capacity"),
+        ({"buffer_capacity": 2**30, "state_dim": 10**7, "hidden_dim": 1}, "lower the capacity"),
     ],
 )
 def test_bad_arguments_are_named(change, name):
@@ -330,21 +334,79 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
     assert same_state(agent, before)
 
 
+@pytest.mark.parametrize("name", ["obs", "action", "reward", "link", "side"])
 @pytest.mark.parametrize("damage", ["missing", "shape"])
-def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage):
+def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
     source = make_agent()
     source.save(tmp_path / "a")
     tensors, meta = checkpoint.read(tmp_path / "a")
     if damage == "missing":
-        del tensors["replay.obs"]
+        del tensors[f"replay.{name}"]
     else:
-        tensors["replay.obs"] = tensors["replay.obs"][:, :4]
+        tensors[f"replay.{name}"] = tensors[f"replay.{name}"][..., :2]
     checkpoint.write(tmp_path / "a", tensors, meta)
     agent = make_agent(seed=7)
     before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match="replay.obs"):
+    with pytest.raises(CheckpointError, match=f"replay.{name}"):
         agent.load(tmp_path / "a")
     assert same_state(agent, before)
+
+
+def test_observations_that_do_not_fit_change_nothing(tmp_path):
+    source = make_agent()
+    source.replay_buffer.push(np.full(5, 1e5), np.zeros(3), 0.0, np.zeros(5), False)
+    source.save(tmp_path / "a")
+    tensors, meta = checkpoint.read(tmp_path / "a")
+    tensors["replay.link"][7] = 402
+    checkpoint.write(tmp_path / "b", tensors, meta)
+    agent = make_agent(rows=3, seed=7, obs_dtype="float16")
+    before = copy.deepcopy(agent)
+    for name, message in (("a", "obs holds 100000, which float16 cannot"), ("b", "lies outside it")):
+        with pytest.raises(CheckpointError, match=message):
+            agent.load(tmp_path / name)
+        assert same_state(agent, before) and len(agent.replay_buffer) == 3
+
+
+@pytest.mark.parametrize("obs_dtype", ["float16", "bfloat16"])
+def test_observations_in_16_bits_are_saved_as_such(tmp_path, obs_dtype):
+    agent = make_agent(obs_dtype=obs_dtype)
+    agent.train(2, 32)
+    agent.save(tmp_path / "a")
+    assert str(checkpoint.read(tmp_path / "a")[0]["replay.obs"].dtype) == f"torch.{obs_dtype}"
+    twin, wider = SACAgent.from_checkpoint(tmp_path / "a"), make_agent(rows=0)
+    assert twin.config.obs_dtype == obs_dtype
+    wider.load(tmp_path / "a")
+    for other in (twin, wider):
+        other.train(3, 32)
+    agent.train(3, 32)
+    assert same_state(agent, twin) and same_state(agent, wider)
+
+
+def test_a_checkpoint_with_every_observation_twice_goes_on_as_before(tmp_path):
+    """The replay buffer as it was written until 0.1.0."""
+    agent = make_agent(rows=700)
+    agent.save(tmp_path / "a")
+    tensors, meta = checkpoint.read(tmp_path / "a")
+    segment = {name.removeprefix("replay."): tensor for name, tensor in tensors.items() if "replay." in name}
+    rows, position = segment_rows(segment), meta["replay"]["position"]
+    assert position == 200
+    old = {name: tensor for name, tensor in tensors.items() if "replay." not in name}
+    old |= {f"replay.{name}": getattr(rows, name).float().roll(position, 0) for name in FIELDS}
+    del meta["replay"]["pushed"]
+    del meta["config"]["obs_dtype"]
+    checkpoint.write(tmp_path / "old", old, meta)
+    resumed = SACAgent.from_checkpoint(tmp_path / "old")
+    assert resumed.replay_buffer.pushed == 700
+    for one in (agent, resumed):
+        one.train(5, 32)
+    assert same_state(agent, resumed)
+
+
+def test_storage_on_the_host_learns_the_same():
+    first, second = make_agent(), make_agent(storage="host")
+    for agent in (first, second):
+        agent.train(3, 32)
+    assert same_state(first, second)
 
 
 def test_an_empty_replay_buffer_is_saved_too(tmp_path):

@@ -38,6 +38,7 @@ BAD_SAC = [
     ("actor_update_period", 1.5),
     ("precision", "float16"),
     ("precision", None),
+    ("obs_dtype", "float64"),
 ]
 BAD_TRAIN = [
     ("env", ""),
@@ -45,6 +46,7 @@ BAD_TRAIN = [
     ("seed", -1),
     ("seed", 2**31),
     ("engine", "warp"),
+    ("storage", "disk"),
     ("learning_starts", -1),
     ("utd", 0.0),
     ("utd", -1.0),

@@ -456,9 +456,26 @@ def test_a_batch_that_is_not_finite_is_reported_and_not_applied(field, value):
     assert agent.training_steps == 3
 
 
+@pytest.mark.parametrize("obs_dtype", ["float32", "float16", "bfloat16"])
+def test_the_replay_memory_is_read_in_place(obs_dtype):
+    """Episodes of all lengths in a ring that has gone round: the same bytes as from batches drawn beforehand."""
+    agent = make_agent(rows=64, obs_dtype=obs_dtype)
+    rng, obs = np.random.default_rng(0), np.zeros(5)
+    for _ in range(150):
+        next_obs = rng.normal(size=5)
+        terminated, truncated = rng.random(2) < 0.1
+        agent.replay_buffer.push(obs, rng.uniform(-1, 1, 3), rng.normal(), next_obs, terminated)
+        obs = rng.normal(size=5) if terminated or truncated else next_obs
+    twin, engine = copy.deepcopy(agent.state), native_engine(agent)
+    engine.train(agent.state, agent.replay_buffer, 40, 6)
+    for _ in range(6):
+        engine.update(twin, agent.replay_buffer.sample_batch(40, twin.key(Stream.BATCH)))
+    assert state_bytes(agent.state) == state_bytes(twin)
+
+
 def test_updates_before_a_bad_batch_count():
     agent, twin = make_agent(engine="native", rows=60), make_agent(engine="native", rows=60)
-    agent.replay_buffer._fields[2][7] = float("nan")
+    agent.replay_buffer.ring_to_sample(1).reward[7] = float("nan")
     applied = 0
     while True:
         indices = agent.replay_buffer.sample_batch(20, twin.state.key(Stream.BATCH)).reward

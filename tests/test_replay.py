@@ -1,15 +1,14 @@
-"""ReplayBuffer against a plain list of transitions."""
+"""ReplayBuffer as its user sees it; how it lies in memory is in test_replay_ring.py."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sacfast import ReplayBuffer, SACError
-from sacfast.ops import random_key
+from sacfast.ops import random_key, replay_sample
+from sacfast.replay.ring import segment_rows
 
 KEY = random_key(5, 0, 0)
 
@@ -26,23 +25,7 @@ def transition(i: int, obs_dim: int = 3, action_dim: int = 2):
 
 
 def rewards_held(buffer: ReplayBuffer) -> list[float]:
-    return sorted(dict(buffer.named_tensors()).get("reward", torch.empty(0)).tolist())
-
-
-@settings(max_examples=40, deadline=None)
-@given(capacity=st.integers(1, 12), sizes=st.lists(st.integers(1, 15), min_size=1, max_size=8))
-def test_holds_the_newest_transitions_whatever_the_pushes(capacity, sizes):
-    buffer, pushed = ReplayBuffer(capacity), []
-    for size in sizes:
-        rows = [transition(len(pushed) + k) for k in range(size)]
-        if size == 1:
-            buffer.push(*rows[0])
-        else:
-            buffer.push_batch(*map(np.stack, zip(*rows, strict=True)))
-        pushed += rows
-        held = pushed[-capacity:]
-        assert len(buffer) == len(held)
-        assert rewards_held(buffer) == [t[2] for t in held]
+    return sorted(buffer.segment().get("reward", torch.empty(0)).tolist())
 
 
 def test_a_sampled_row_is_one_transition():
@@ -99,9 +82,9 @@ def test_restore_keeps_the_newest_and_goes_on_in_order(capacity, pushed):
     source = ReplayBuffer(7)
     for i in range(pushed):
         source.push(*transition(i))
-    tensors = {name: t.clone() for name, t in source.named_tensors()}
     copy = ReplayBuffer(capacity)
-    copy.restore(tensors, source.counters())
+    copy.restore([source.segment()], source.counters())
+    assert copy.pushed == pushed
     expected = list(range(pushed))[-min(7, capacity) :]
     assert rewards_held(copy) == expected
     for i in range(pushed, pushed + 5):
@@ -110,7 +93,49 @@ def test_restore_keeps_the_newest_and_goes_on_in_order(capacity, pushed):
         assert rewards_held(copy) == expected
 
 
-@pytest.mark.parametrize("capacity", [0, -5, 2.5, "many", 2**31])
+@pytest.mark.parametrize("capacity", [7, 20, 4])
+@pytest.mark.parametrize("pushed", [3, 7, 11])
+def test_restore_of_a_checkpoint_with_every_observation_twice(capacity, pushed):
+    """The layout until 0.1.0: five fields of `size` rows in the ring's order, and no count of what was pushed."""
+    rows = [transition(i) for i in range(pushed)]
+    ring = [rows[max(i for i in range(pushed) if i % 7 == row)] for row in range(min(7, pushed))]
+    fields = (torch.tensor(np.stack(column), dtype=torch.float32) for column in zip(*ring, strict=True))
+    segment = dict(zip(("obs", "action", "reward", "next_obs", "terminated"), fields, strict=True))
+    counters = {"capacity": 7, "size": len(ring), "position": pushed % 7, "seed": 3, "draws": 0}
+    buffer = ReplayBuffer(capacity)
+    buffer.restore([segment], counters)
+    held = segment_rows(buffer.segment())
+    kept = rows[-min(7, capacity) :]
+    assert held.reward.tolist() == [row[2] for row in kept]
+    assert held.next_obs.tolist() == [row[3].tolist() for row in kept]
+    assert held.terminated.tolist() == [row[4] for row in kept]
+    if capacity == 7:
+        assert buffer.pushed == pushed and buffer.counters()["position"] == pushed % 7
+        same = buffer.sample_batch(3, KEY).reward.tolist()
+        assert same == segment["reward"][replay_sample([segment["reward"]], len(ring), 3, KEY)[1]].tolist()
+
+
+def test_restore_refuses_segments_that_hold_less_or_something_else_and_changes_nothing():
+    source, other = ReplayBuffer(10, obs_dtype="bfloat16"), ReplayBuffer(10, obs_dtype="float16")
+    for i in range(6):
+        source.push(*transition(i))
+    source.push(np.full(3, 1e6), np.zeros(2), 6, np.zeros(3), False)
+    other.push(*transition(1))
+    wrong = ReplayBuffer(10)
+    wrong.push(*transition(1, obs_dim=4))
+    for segments, message in (
+        ([source.segment(3)], "hold 4 of the 7 transitions"),
+        ([source.segment()], "obs holds 999424, which float16 cannot"),
+        ([wrong.segment()], "obs has shape"),
+    ):
+        with pytest.raises(SACError, match=message):
+            other.restore(
+                segments, source.counters() if segments[0]["obs"].shape[1] == 3 else wrong.counters()
+            )
+        assert rewards_held(other) == [1.0] and other.pushed == 1
+
+
+@pytest.mark.parametrize("capacity", [0, -5, 2.5, "many", 2**30 + 1])
 def test_bad_capacity(capacity):
     with pytest.raises(SACError, match="capacity"):
         ReplayBuffer(capacity)
@@ -141,6 +166,34 @@ def test_a_bad_transition_is_named_and_not_stored(field, value, message):
     assert rewards_held(buffer) == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"obs_dtype": "int8"}, "obs_dtype='int8' must be one of"),
+        ({"storage": "disk"}, "storage='disk' must"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(SACError, match=message):
+        ReplayBuffer(10, **options)
+
+
+@pytest.mark.parametrize("field", [0, 3])
+def test_what_float16_cannot_hold_is_refused(field):
+    buffer = ReplayBuffer(10, obs_dtype="float16")
+    buffer.push(*transition(1))
+    bad = list(transition(2))
+    bad[field] = np.array([0.0, -65520.0, 1.0])
+    with pytest.raises(
+        SACError, match="obs holds -65520, which float16 cannot: the transition was not stored"
+    ):
+        buffer.push(*bad)
+    assert rewards_held(buffer) == [1.0]
+    bad[field] = np.array([0.0, -65504.0, 1.0])
+    buffer.push(*bad)
+    assert len(buffer) == 2
+
+
 def test_bad_batch_sizes():
     buffer = ReplayBuffer(10)
     with pytest.raises(SACError, match="above the 0 transitions"):
@@ -160,8 +213,8 @@ def test_an_empty_batch_changes_nothing():
 
 
 def test_more_memory_than_there_is():
-    with pytest.raises(SACError, match=r"2,147,483,647 transitions needs .* GB.*lower the capacity"):
-        ReplayBuffer(2**31 - 1, obs_dim=10**7, action_dim=1)
+    with pytest.raises(SACError, match=r"1,073,741,824 transitions needs .* GB.*lower the capacity"):
+        ReplayBuffer(2**30, obs_dim=10**7, action_dim=1)
 
 
 @pytest.mark.parametrize("dims", [(-1, 2), (3, 0), (2.5, 1)])

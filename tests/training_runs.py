@@ -12,6 +12,8 @@ from gymnasium.spaces import Box
 from sacfast import checkpoint, trainer
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.logger import TIMING_FIELDS, read_csv
+from sacfast.replay import FIELDS
+from sacfast.replay.ring import segment_rows
 
 SMALL = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=2000)
 
@@ -75,8 +77,10 @@ class Clockwork(gymnasium.Env):
 
 
 def replay_of(run):
+    """The transitions in the last checkpoint, oldest first, by field, and the checkpoint's description."""
     tensors, meta = checkpoint.read(run / "last.safetensors")
-    return {k.removeprefix("replay."): v.numpy() for k, v in tensors.items() if k.startswith("replay.")}, meta
+    rows = segment_rows({k.removeprefix("replay."): v for k, v in tensors.items() if k.startswith("replay.")})
+    return {name: getattr(rows, name).numpy() for name in FIELDS}, meta
 
 
 def logs_of(run):

@@ -24,6 +24,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "kernels.h"
@@ -191,28 +192,15 @@ void SacUpdate::for_critic_rows(int thread, F body) const {
 // Transitions [row, row + count) into scratch.pair and next_pair (whose action follows) and the workspace;
 // rows beyond the batch become zeros.
 void SacUpdate::gather(int64_t row, int64_t count, Scratch& scratch) {
-  constexpr int64_t kAhead = 24, kLineFloats = 16;
   Workspace& w = *workspace_;
   const Transitions& from = call_->transitions;
   const int64_t O = spec_.obs_dim, A = spec_.action_dim, I = O + A;
   const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
-  const auto source = [&](int64_t i) { return from.size > 0 ? w.indices[row + i] : row + i; };
-  const auto prefetch = [&](int64_t i) {
-    const float* const obs = from.obs + source(i) * from.obs_stride;
-    const float* const next = from.next_obs + source(i) * from.next_obs_stride;
-    for (int64_t k = 0; k < I; k += kLineFloats) __builtin_prefetch(obs + k, 0, 2);
-    for (int64_t k = 0; k < O + kLineFloats; k += kLineFloats) __builtin_prefetch(next + k, 0, 2);
-  };
-  for (int64_t i = 0; i < std::min(kAhead, n); ++i) prefetch(i);
-  for (int64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) prefetch(i + kAhead);
-    const int64_t t = source(i);
-    memcpy(scratch.pair + i * I, from.obs + t * from.obs_stride, O * sizeof(float));
-    memcpy(scratch.pair + i * I + O, from.action + t * from.action_stride, A * sizeof(float));
-    memcpy(scratch.next_pair + i * I, from.next_obs + t * from.next_obs_stride, O * sizeof(float));
-    w.reward[row + i] = from.reward[t * from.reward_stride];
-    w.not_terminated[row + i] = 1.0f - from.terminated[t * from.terminated_stride];
-  }
+  if (from.link == nullptr) std::iota(w.indices + row, w.indices + row + n, row);
+  float* const terminated = w.not_terminated + row;
+  cpu::gather(from, O, A, w.indices + row, n,
+              {scratch.pair, scratch.pair + O, w.reward + row, scratch.next_pair, terminated, I, I, I});
+  for (int64_t i = 0; i < n; ++i) terminated[i] = 1.0f - terminated[i];
   std::fill(scratch.pair + n * I, scratch.pair + count * I, 0.0f);
   std::fill(scratch.next_pair + n * I, scratch.next_pair + count * I, 0.0f);
   std::fill(w.reward + row + n, w.reward + row + count, 0.0f);
@@ -272,7 +260,7 @@ void SacUpdate::gather_and_act(int thread, Lap& lap) {
   const int64_t key[] = {call_->state.seed, kBatch, call_->state.step};
   const PhiloxKey philox = philox_key(key);
   for_rows(thread, [&](int64_t row, int64_t count) {
-    if (call_->transitions.size > 0) {
+    if (call_->transitions.link != nullptr) {
       draw_indices(philox, row, row + count, call_->transitions.size, w.indices + row);
     }
     gather(row, count, scratch);

@@ -72,17 +72,39 @@ static __global__ void begin_kernel(const __grid_constant__ Call call, Call* to)
   }
 }
 
+__device__ __forceinline__ bool is_finite(float number) {
+  return (float_bits(number) & 0x7F800000u) != 0x7F800000u;
+}
+
 // Copies n numbers of a transition, and says whether all of this lane's are finite.
-template <typename T>
-__device__ __forceinline__ bool copy_numbers(const float* from, int n, T* to, T* also) {
+template <typename From, typename T>
+__device__ __forceinline__ bool copy_numbers(const From* from, int n, T* to, T* also = nullptr) {
   bool finite = true;
   for (int k = lane_id(); k < n; k += kWarp) {
-    const float number = from[k];
-    finite = finite && (float_bits(number) & 0x7F800000u) != 0x7F800000u;
+    const float number = as_float(from[k]);
+    finite = finite && is_finite(number);
     put(to + k, number);
     if (also != nullptr) put(also + k, number);
   }
   return finite;
+}
+
+// Observation and next observation of transition t, stored as Obs, into `row` of the pairs.
+template <typename Obs, typename T>
+__device__ __forceinline__ bool copy_observations(const Update<T>& x, const Transitions& from, int64_t t,
+                                                  int row) {
+  const Obs* const obs = static_cast<const Obs*>(from.obs);
+  const Obs* next = static_cast<const Obs*>(from.next_obs);
+  if (from.link == nullptr) {
+    next += t * from.next_obs_stride;
+  } else {
+    const int64_t at = next_row(from.link[t * from.link_stride]);
+    next =
+        at < from.capacity ? obs + at * from.obs_stride : next + (at - from.capacity) * from.next_obs_stride;
+  }
+  const bool finite = copy_numbers(obs + t * from.obs_stride, x.O, x.pair.data + row * x.pair.stride,
+                                   x.policy_pair.data + row * x.policy_pair.stride);
+  return copy_numbers(next, x.O, x.next_pair.data + row * x.next_pair.stride) && finite;
 }
 
 template <typename T>
@@ -91,25 +113,24 @@ __global__ void __launch_bounds__(kRowBlock) gather_kernel(const __grid_constant
   if (row >= x.B) return;
   const Transitions& from = x.call->transitions;
   int64_t t = row;
-  if (from.size > 0) {
+  if (from.link != nullptr) {
     const int64_t key[] = {x.call->seed, kBatch, x.call->step + u};
     int64_t two[2];
     draw_indices(philox_key(key), row / 2 * 2, row / 2 * 2 + 2, from.size, two);
     t = row % 2 ? two[1] : two[0];
   }
-  T* const pair = x.pair.data + row * x.pair.stride;
-  bool finite = copy_numbers(from.obs + t * from.obs_stride, x.O, pair,
-                             x.policy_pair.data + row * x.policy_pair.stride);
-  finite &= copy_numbers<T>(from.action + t * from.action_stride, x.A, pair + x.O, nullptr);
-  finite &= copy_numbers<T>(from.next_obs + t * from.next_obs_stride, x.O,
-                            x.next_pair.data + row * x.next_pair.stride, nullptr);
+  bool finite = from.obs_type == kFloat16    ? copy_observations<Float16>(x, from, t, row)
+                : from.obs_type == kBFloat16 ? copy_observations<BFloat16>(x, from, t, row)
+                                             : copy_observations<float>(x, from, t, row);
+  finite &= copy_numbers(from.action + t * from.action_stride, x.A, x.pair.data + row * x.pair.stride + x.O);
   if (lane_id() == 0) {
     const float reward = from.reward[t * from.reward_stride];
-    const float terminated = from.terminated[t * from.terminated_stride];
+    const float terminated = from.link == nullptr
+                                 ? from.terminated[t * from.terminated_stride]
+                                 : static_cast<float>(is_terminated(from.link[t * from.link_stride]));
     x.reward[row] = reward;
     x.not_terminated[row] = 1.0f - terminated;
-    finite = finite && (float_bits(reward) & 0x7F800000u) != 0x7F800000u &&
-             (float_bits(terminated) & 0x7F800000u) != 0x7F800000u;
+    finite = finite && is_finite(reward) && is_finite(terminated);
   }
   if (!finite && *x.refused < 0) *x.refused = x.call->step + u;
 }

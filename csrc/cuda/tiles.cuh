@@ -26,6 +26,7 @@ using Stored = std::conditional_t<P == Precision::kBf16, BFloat16, float>;
 
 __device__ __forceinline__ float as_float(float value) { return value; }
 __device__ __forceinline__ float as_float(BFloat16 value) { return bfloat16_to_float(value); }
+__device__ __forceinline__ float as_float(Float16 value) { return float16_to_float(value); }
 __device__ __forceinline__ void put(float* to, float value) { *to = value; }
 __device__ __forceinline__ void put(BFloat16* to, float value) { *to = float_to_bfloat16(value); }
 

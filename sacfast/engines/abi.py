@@ -1,4 +1,7 @@
-"""The C interface of csrc/engine.cpp and cuda/engine.cu for ctypes: the structs of csrc/engine.h, field by field."""
+"""The C interface of csrc/engine.cpp and cuda/engine.cu for ctypes.
+
+The structs are those of csrc/engine.h and transitions.h, field by field.
+"""
 
 import ctypes
 from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
@@ -36,9 +39,9 @@ class StatePointers(ctypes.Structure):
 
 class Transitions(ctypes.Structure):
     _fields_ = _fields(
-        (" ".join(FIELDS), c_void_p),
-        (" ".join(f"{name}_stride" for name in FIELDS), c_int64),
-        ("size", c_int64),
+        (" ".join((*FIELDS, "link")), c_void_p),
+        (" ".join(f"{name}_stride" for name in (*FIELDS, "link")), c_int64),
+        ("size capacity obs_type", c_int64),
     )
 
 

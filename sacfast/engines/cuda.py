@@ -1,6 +1,6 @@
 """The whole SAC update on a GPU (csrc/cuda/sac_update_engine.cuh), up to 32 updates per launch of one CUDA graph.
 
-Nothing here waits for the GPU. A batch that is not finite is therefore reported by the call after the one that it
+Nothing here waits for the GPU, but for a replay buffer in the host's memory. A batch that is not finite is therefore reported by the call after the one that it
 belongs to, or by `settle`; neither it nor any update after it has been applied then, and the state's counters say so.
 """
 
@@ -21,6 +21,7 @@ from sacfast.engines.native import NativeEngine, _layers, _pointers, _take_count
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
+from sacfast.replay import ReplayBuffer
 from sacfast.state import SACState
 
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -65,6 +66,13 @@ class CudaEngine(NativeEngine):
         self._metrics = torch.full((len(Metrics.names),), torch.nan, device=self.device)
         self._profiling = native.profiling()
         self._phase_ms = np.zeros(0)
+
+    def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
+        metrics = super().train(state, buffer, batch_size, updates)
+        if buffer.storage == "host" and self.device.type == "cuda":
+            # The GPU reads the memory that the host writes the next transitions to.
+            torch.cuda.current_stream(self.device).synchronize()
+        return metrics
 
     def settle(self, state: SACState) -> None:
         with self._lock, self._on_device():

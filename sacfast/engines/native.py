@@ -10,7 +10,6 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from sacfast.engines.base import Engine, Metrics, Noise, Policy, TorchPolicy, ch
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
-from sacfast.replay import FIELDS, Batch, ReplayBuffer
+from sacfast.replay import FIELDS, OBS_TYPES, Batch, ReplayBuffer
 from sacfast.state import BETA1, BETA2, EPSILON, Layer, SACState
 
 SEVERAL = 64  # observations from which on products of matrices in PyTorch are faster than one after the other
@@ -109,13 +108,13 @@ class NativeEngine(Engine):
         else:
             check_inputs(state, batch)
         fields = [_unit_stride(getattr(batch, name)) for name in FIELDS]
-        return self._run(state, fields, 0, len(batch.reward), 1, noise)
+        return self._run(state, _transitions(*fields), len(batch.reward), 1, noise)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
         self._check_device(state)
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
-        fields = buffer.fields_to_sample(batch_size)
+        ring = buffer.ring_to_sample(batch_size)
         if buffer.device != state.device:
             raise SACError(f"the buffer is on {buffer.device}, but this agent is on {state.device}")
         if (buffer.obs_dim, buffer.action_dim) != (state.obs_dim, state.action_dim):
@@ -123,7 +122,17 @@ class NativeEngine(Engine):
                 f"the buffer holds observations [{buffer.obs_dim}] and actions [{buffer.action_dim}]; "
                 f"this agent needs [{state.obs_dim}] and [{state.action_dim}]"
             )
-        return self._run(state, fields, len(buffer), batch_size, updates, None)
+        transitions = _transitions(
+            ring.obs,
+            ring.action,
+            ring.reward,
+            ring.side,
+            link=ring.link,
+            size=ring.size,
+            capacity=ring.capacity,
+            obs_type=list(OBS_TYPES.values()).index(ring.obs_dtype),
+        )
+        return self._run(state, transitions, batch_size, updates, None)
 
     def sync(self) -> None:
         """Take the weights anew before the next update: for writes that bypass torch's version counters."""
@@ -151,8 +160,7 @@ class NativeEngine(Engine):
     def _run(
         self,
         state: SACState,
-        fields: Sequence[Tensor],
-        size: int,
+        transitions: abi.Transitions,
         batch_size: int,
         updates: int,
         noise: Noise | None,
@@ -162,9 +170,7 @@ class NativeEngine(Engine):
             _check_memory(state)
             call = abi.UpdateCall(
                 state=_pointers(state),
-                transitions=abi.Transitions(
-                    *(field.data_ptr() for field in fields), *(field.stride(0) for field in fields), size
-                ),
+                transitions=transitions,
                 batch_size=batch_size,
                 updates=updates,
                 next_noise=noise and noise.next_action.data_ptr(),
@@ -341,6 +347,20 @@ def _pointers(state: SACState) -> abi.StatePointers:
         state.critic_adam.step,
         state.alpha_adam.step,
     )
+
+
+def _transitions(
+    obs: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    next_obs: Tensor,
+    terminated: Tensor | None = None,
+    link: Tensor | None = None,
+    **sizes: int,
+) -> abi.Transitions:
+    fields = (obs, action, reward, next_obs, terminated, link)
+    pointers = (field if field is None else field.data_ptr() for field in fields)
+    return abi.Transitions(*pointers, *(0 if field is None else field.stride(0) for field in fields), **sizes)
 
 
 def _unit_stride(field: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sacfast.ops.philox import (
     random_key,
 )
 from sacfast.ops.polyak_update import polyak_update_, polyak_update_reference_
+from sacfast.ops.replay_batch import replay_batch, replay_batch_reference
 from sacfast.ops.replay_sample import (
     replay_insert_,
     replay_insert_reference_,
@@ -30,6 +31,8 @@ __all__ = [
     "polyak_update_",
     "polyak_update_reference_",
     "random_key",
+    "replay_batch",
+    "replay_batch_reference",
     "replay_insert_",
     "replay_insert_reference_",
     "replay_sample",
