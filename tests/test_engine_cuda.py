@@ -195,8 +195,20 @@ def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, p
 # ---- the update in an agent's life
 
 
-def test_draws_the_batch_and_noise_of_the_reference(place):
-    agent, twin = cuda_agent(place), make_agent(device=place["device"])
+@pytest.mark.parametrize("storage", ["device", "host"])
+@pytest.mark.parametrize("obs_dtype", ["float32", "float16", "bfloat16"])
+def test_draws_the_batch_and_noise_of_the_reference(place, obs_dtype, storage):
+    """From a ring that has gone round, in which half of the next observations are the following row's."""
+    options = {"obs_dtype": obs_dtype, "storage": storage}
+    agent, twin = cuda_agent(place, **options), make_agent(device=place["device"], **options)
+    for one in (agent, twin):
+        obs = (
+            np.random.default_rng(3)
+            .normal(size=(300, 5))
+            .astype(obs_dtype if obs_dtype == "float16" else "f")
+        )
+        next_obs = np.where(np.arange(300)[:, None] % 2, obs, np.roll(obs, -1, axis=0))
+        one.replay_buffer.push_batch(obs, obs[:, :3].clip(-1, 1), obs[:, 0], next_obs, obs[:, 1] > 1)
     metrics = agent.train(3, 40).tensor
     expected = twin.train(3, 40).tensor
     torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5)

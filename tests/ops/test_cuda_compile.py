@@ -29,7 +29,9 @@ def test_kernels_include_no_torch_header():
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
 def test_kernels_and_bindings_become_object_code():
-    builder = Builder(archs=[])  # asks no GPU; `python -m sacfast.native check-cuda` compiles for more than one
+    builder = Builder(
+        archs=[]
+    )  # asks no GPU; `python -m sacfast.native check-cuda` compiles for more than one
     units = check_cuda(builder, ["9.0"])
     assert "bindings.cpp" in units
     assert {str(kernel.relative_to(builder.root)) for kernel in builder.root.glob("cuda/*.cu")} <= set(units)
