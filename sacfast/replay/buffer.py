@@ -118,8 +118,32 @@ class ReplayBuffer:
         `done` means terminated: the episode's end is a state without future. A time limit (truncated) is not:
         pass False, and the true last observation as next_state.
         """
-        values = zip(FIELDS, (state, action, reward, next_state, done), strict=True)
-        self._push([as_float32(name, value)[None] for name, value in values])
+        if not self._push_plainly(state, action, reward, next_state, done):
+            values = zip(FIELDS, (state, action, reward, next_state, done), strict=True)
+            self._push([as_float32(name, value)[None] for name, value in values])
+
+    def _push_plainly(self, state, action, reward, next_state, done) -> bool:
+        """What a training loop pushes: arrays of this buffer's shapes, finite. False, and nothing done, for all else,
+        which `push` stores, or refuses, with more care.
+        """
+        ring = self._ring
+        if ring is None or not ring.appends or not isinstance(done, (bool, np.bool_)):
+            return False
+        O, A = ring.obs_dim, ring.action_dim
+        shapes = ((state, O), (action, A), (next_state, O))
+        if any(type(array) is not np.ndarray or array.shape != (dim,) for array, dim in shapes):
+            return False
+        record, following = np.zeros(ring.records.shape[1], np.float32), np.empty(O, np.float32)
+        try:
+            with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+                record[:O], following[:], record[O + A] = state, next_state, reward
+                record[O : O + A] = action if self.bounds is None else self.bounds.to_unit(action)
+        except (TypeError, ValueError):
+            return False
+        if not (np.isfinite(record).all() and np.isfinite(following).all() and np.isfinite(action).all()):
+            return False
+        ring.append(record, following, bool(done))
+        return True
 
     def push_batch(self, state, action, reward, next_state, done) -> None:
         """Add n transitions at once, oldest first: state, next_state [n, O], action [n, A], reward, done [n].
