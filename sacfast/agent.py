@@ -8,15 +8,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from sacfast import checkpoint
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
-from sacfast.engines.base import Policy
+from sacfast.engines.base import Policy, TorchPolicy, check_observation
 from sacfast.envs import ActionBounds, check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
+from sacfast.normalizer import ObservationNormalizer
+from sacfast.ops import Stream
 from sacfast.replay import FIELDS, ReplayBuffer, field_shapes, is_whole
 from sacfast.state import SACState
 
@@ -38,6 +41,9 @@ class SACAgent:
     precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
     obs_dtype       how the replay buffer stores observations: "float32", "float16" or "bfloat16"
     storage         where it does: "device", or "host", memory of the host, pinned for a GPU
+    normalize_obs   let the networks see normalised observations; the statistics (`normalizer`) follow what is pushed
+                    into replay_buffer, which holds raw ones. Saved with the policy; select_action applies them
+    reward_scale    factor on rewards for learning; replay_buffer takes and gives unscaled ones
 
     Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
     native code cannot run.
@@ -68,6 +74,8 @@ class SACAgent:
         precision: str = "float32",
         obs_dtype: str = "float32",
         storage: str = "device",
+        normalize_obs: bool = False,
+        reward_scale: float = 1.0,
     ):
         self.state_dim, self.action_dim = (
             _dimension("state_dim", state_dim),
@@ -87,10 +95,13 @@ class SACAgent:
             actor_update_period=actor_update_period,
             precision=precision,
             obs_dtype=obs_dtype,
+            normalize_obs=normalize_obs,
+            reward_scale=reward_scale,
         )
         self.device = _device(device)
         self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
         self.state = self._new_state(seed)
+        self.normalizer = ObservationNormalizer(self.state_dim, self.device) if normalize_obs else None
         self.replay_buffer = ReplayBuffer(
             buffer_capacity,
             obs_dim=self.state_dim,
@@ -101,21 +112,25 @@ class SACAgent:
             action_high=action_high,
             obs_dtype=obs_dtype,
             storage=storage,
+            reward_scale=self.config.reward_scale,
+            on_push=None if self.normalizer is None else self.normalizer.update,
         )
         self.bounds = self.replay_buffer.bounds or ActionBounds.unit(self.action_dim)
         if self.bounds.dim != self.action_dim:
             raise SACError(f"action_low has {self.bounds.dim} entries, but action_dim is {self.action_dim}")
 
     @classmethod
-    def from_env(cls, env: gymnasium.Env, **kwargs: Any) -> "SACAgent":
-        """An agent for `env`: dimensions and action bounds from its spaces, `kwargs` as the constructor's.
+    def from_env(cls, env: gymnasium.Env | VectorEnv, **kwargs: Any) -> "SACAgent":
+        """An agent for `env`, or for each environment of a vector: dimensions and action bounds from its spaces,
+        `kwargs` as the constructor's.
 
         Raises SACError if the observations are not a 1-D Box or the actions not a bounded 1-D Box.
         """
         bounds = check_spaces(env)
-        assert env.observation_space.shape is not None  # check_spaces saw a 1-D Box
+        space = getattr(env, "single_observation_space", None) or env.observation_space
+        assert space.shape is not None  # check_spaces saw a 1-D Box
         return cls(
-            env.observation_space.shape[0],
+            space.shape[0],
             bounds.dim,
             **{"action_low": bounds.low, "action_high": bounds.high, **kwargs},
         )
@@ -247,6 +262,8 @@ class SACAgent:
         Sampled, or deterministic (tanh of the mean) with `evaluate`; in the environment's units.
         Raises SACError for a wrong shape or a NaN or infinity in `state`.
         """
+        if self.normalizer is not None:
+            state = self.normalizer(check_observation(state, self.state_dim))
         return self._policy(state, evaluate)
 
     def predict(
@@ -262,13 +279,28 @@ class SACAgent:
         """
         return self.select_action(obs, evaluate=deterministic), state
 
+    def act(self, obs: Tensor, evaluate: bool = False) -> Tensor:
+        """select_action for tensors: observations [n, O] to float32 actions [n, A] on the device of `obs`, with
+        nothing copied to the host and so no value checked. Raises SACError for a wrong shape.
+        """
+        return TorchPolicy(self.state, self.bounds).act(
+            obs if self.normalizer is None else self.normalizer(obs), evaluate
+        )
+
     def update(self, batch_size: int) -> dict[str, float]:
         """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
         return self.train(1, batch_size).as_dict()
 
     def train(self, updates: int = 1, batch_size: int = 256) -> Metrics:
         """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device."""
-        return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
+        if self.normalizer is None:
+            return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
+        if updates < 1:
+            raise SACError(f"updates must be at least 1, not {updates}")
+        for _ in range(updates):
+            batch = self.replay_buffer.sample_batch(batch_size, self.state.key(Stream.BATCH))
+            metrics = self.engine.update(self.state, self.normalizer.batch(batch))
+        return metrics
 
     def save(
         self, filepath: str | os.PathLike, *, replay_buffer: bool = True, extra: dict[str, Any] | None = None
@@ -280,6 +312,10 @@ class SACAgent:
         """
         self.engine.settle(self.state)
         tensors = dict(self.state.named_tensors())
+        if self.normalizer is not None:
+            tensors |= {
+                f"normalizer.{name}": tensor for name, tensor in self.normalizer.named_tensors().items()
+            }
         if replay_buffer:
             tensors |= {f"replay.{name}": tensor for name, tensor in self.replay_buffer.segment().items()}
         checkpoint.write(
@@ -292,6 +328,7 @@ class SACAgent:
                 "action_high": self.bounds.high.tolist(),
                 "config": self.config.to_dict(),
                 "counters": self.state.counters(),
+                "normalized": 0 if self.normalizer is None else self.normalizer.count,
                 "replay": self.replay_buffer.counters() if replay_buffer else None,
                 "extra": extra or {},
             },
@@ -312,12 +349,20 @@ class SACAgent:
                 raise CheckpointError(
                     f"{filepath} is not laid out as the notebook's checkpoints ({error}); it was not loaded"
                 ) from None
+            if self.normalizer is not None:
+                raise CheckpointError(f"{filepath} knows no normalize_obs; make the agent without it")
             meta: dict[str, Any] = {"counters": counters}
         else:
             tensors, meta = checkpoint.read(filepath)
             self._check_meta(filepath, meta)
         live = dict(self.state.named_tensors())
-        _check_shapes(filepath, tensors, {name: tuple(tensor.shape) for name, tensor in live.items()})
+        statistics = {} if self.normalizer is None else self.normalizer.named_tensors()
+        live_statistics = {f"normalizer.{name}": tensor for name, tensor in statistics.items()}
+        _check_shapes(
+            filepath,
+            tensors,
+            {name: tuple(tensor.shape) for name, tensor in (live | live_statistics).items()},
+        )
         replay = meta.get("replay")
         segment = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
         if replay and replay["size"]:
@@ -333,6 +378,9 @@ class SACAgent:
             for name, tensor in live.items():
                 tensor.copy_(tensors[name])
         self.state.set_counters(meta["counters"])
+        if self.normalizer is not None:
+            saved = {name: tensors[f"normalizer.{name}"] for name in statistics}
+            self.normalizer.restore(saved, meta["normalized"])
         return meta.get("extra", {})
 
     def _replay_shapes(self, size: int, segment: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -351,8 +399,11 @@ class SACAgent:
             "hidden_dim": list(self.config.widths),
             "action_low": self.bounds.low.tolist(),
             "action_high": self.bounds.high.tolist(),
+            "normalize_obs": self.config.normalize_obs,
+            "reward_scale": self.config.reward_scale,
         }
-        theirs = meta | {"hidden_dim": list(hidden_widths(meta["config"]["hidden_dim"]))}
+        theirs = {"normalize_obs": False, "reward_scale": 1.0} | meta["config"] | meta
+        theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
         for name, value in ours.items():
             saved = theirs[name]
             if saved != value:

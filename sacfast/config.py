@@ -7,6 +7,7 @@ frozen, checked when made, and survive a round trip through JSON (`to_dict`, `fr
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import operator
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from .errors import SACError
 
 ENGINES = ("auto", "reference", "native")
+VECTORS = ("sync", "async", "envpool")
 PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 OBS_DTYPES = ("float32", "float16", "bfloat16")
 STORAGES = ("device", "host")
@@ -50,6 +52,8 @@ def _flag(name: str) -> str:
 
 def _typed(value: Any) -> str:
     """`value` as it is typed on the command line."""
+    if isinstance(value, dict):
+        return f"'{json.dumps(value)}'"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -230,6 +234,13 @@ class SACConfig:
     """How the replay buffer stores observations: float32, or in half the memory float16 (11 bits, up to 65504) or
     bfloat16 (8 bits)."""
 
+    normalize_obs: bool = False
+    """Let the networks see observations minus their running mean, over their running standard deviation."""
+
+    reward_scale: float = 1.0
+    """Factor by which rewards are multiplied for learning; what is logged is not. It weighs returns against
+    entropy where the temperature is fixed, and sets the scale of the critics' errors where it is learned."""
+
     def __post_init__(self) -> None:
         widths = hidden_widths(self.hidden_dim)
         # One form for each network, so that settings can be compared: 256 and (256, 256) are the same.
@@ -251,6 +262,8 @@ class SACConfig:
                 "the defaults are -20 and 2."
             )
         _require_integer(self, "actor_update_period", 1)
+        _require_bool(self, "normalize_obs")
+        _require_number(self, "reward_scale", 0.0, open_low=True)
         if self.precision not in PRECISIONS:
             raise SACError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
         if self.obs_dtype not in OBS_DTYPES:
@@ -285,10 +298,20 @@ class TrainConfig:
     """
 
     env: str = "Pusher-v5"
-    """Gymnasium environment id; observations must be a 1-D Box, actions a bounded 1-D Box."""
+    """Gymnasium environment id, or module:id for one that a module registers; observations must be a 1-D Box (Dict
+    and Tuple are flattened), actions a bounded 1-D Box."""
+
+    make_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the environment's constructor, as JSON: '{"xml_file": "my.xml"}'."""
+
+    num_envs: int = 1
+    """Environments stepped together; steps, updates and random actions are counted per environment step."""
+
+    vector: str = "sync"
+    """How several environments are stepped: sync (in turn), async (a process each) or envpool (its C++ threads)."""
 
     steps: int = 50_000
-    """Environment steps in total; with --resume it may be raised."""
+    """Environment steps in total, rounded up to whole steps of all environments; with --resume it may be raised."""
 
     seed: int = 0
     """Seed of the environment, the action space, the networks and the sampler."""
@@ -342,10 +365,14 @@ class TrainConfig:
             raise SACError(f"engine={self.engine!r} must be one of {', '.join(ENGINES)}.")
         if self.storage not in STORAGES:
             raise SACError(f"storage={self.storage!r} must be one of {', '.join(STORAGES)}.")
+        if self.vector not in VECTORS:
+            raise SACError(f"vector={self.vector!r} must be one of {', '.join(VECTORS)}.")
         if self.resume is not None:
             _require_text(self, "resume")
+        self._check_make_kwargs()
         for name, minimum in (
             ("steps", 1),
+            ("num_envs", 1),
             ("seed", 0),
             ("learning_starts", 0),
             ("eval_every", 0),
@@ -377,6 +404,21 @@ class TrainConfig:
             raise SACError(
                 f"utd={self.utd:g} makes no update within {self.steps} steps, so nothing would be learned; "
                 "raise --utd or --steps."
+            )
+
+    def _check_make_kwargs(self) -> None:
+        """make_kwargs travel through JSON to every part of a run, so they must survive it."""
+        try:
+            same = (
+                isinstance(self.make_kwargs, dict)
+                and json.loads(json.dumps(self.make_kwargs)) == self.make_kwargs
+            )
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise SACError(
+                f"make_kwargs={self.make_kwargs!r} must be a dictionary that JSON can hold; for anything else pass a "
+                "function that makes the environment: train(config, env=...)."
             )
 
     @property

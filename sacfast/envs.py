@@ -9,11 +9,16 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.spaces import Box
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import FlattenObservation
+from torch import Tensor
 
 from sacfast.errors import SACError
 
@@ -75,15 +80,32 @@ class ActionBounds:
     def dim(self) -> int:
         return self.low.shape[0]
 
-    def to_unit(self, action: np.ndarray) -> np.ndarray:
-        """[..., A] in the environment's units -> [..., A] float32, clipped to [-1, 1]."""
+    def to_unit(self, action):
+        """[..., A] in the environment's units -> [..., A] float32, clipped to [-1, 1]; arrays or tensors alike."""
+        if isinstance(action, Tensor):
+            low, high = self._tensors(action.device)
+            return ((action.float() - 0.5 * (high + low)) / (0.5 * (high - low))).clamp(-1.0, 1.0)
         centre, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
         return np.clip((np.asarray(action, np.float32) - centre) / half, -1.0, 1.0)
 
-    def to_env(self, unit: np.ndarray) -> np.ndarray:
+    def to_env(self, unit):
         """[..., A] in [-1, 1] -> [..., A] float32 in the environment's units, never outside [low, high]."""
+        if isinstance(unit, Tensor):
+            low, high = self._tensors(unit.device)
+            return (0.5 * (high + low) + 0.5 * (high - low) * unit.float()).clamp(low, high)
         centre, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
         return np.clip(centre + half * np.asarray(unit, np.float32), self.low, self.high)
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        held = self._on.get(device)
+        if held is None:  # a copy to the device waits for it, so once is enough
+            held = torch.tensor(self.low, device=device), torch.tensor(self.high, device=device)
+            self._on[device] = held
+        return held
+
+    @cached_property
+    def _on(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
 
 def nearest_names(env_id: str, count: int = 3) -> list[str]:
@@ -107,16 +129,17 @@ def _stem(name: str) -> str:
 def make_env(env_id: str, seed: int | None = None, **kwargs: Any) -> gymnasium.Env:
     """gymnasium.make with spaces checked; `seed` seeds the environment (a first reset) and its action space.
 
-    kwargs go to gymnasium.make. Raises SACError for an unknown id (with the nearest names), for an
-    environment whose packages are missing or that fails to start, and for spaces that SAC cannot use
+    env_id: a registered name, or "module:name" for one that the module registers when imported. kwargs go to
+    gymnasium.make; Dict and Tuple observations are flattened. Raises SACError for an unknown id (with the nearest
+    names), for an environment whose packages are missing or that fails to start, and for spaces that SAC cannot use
     (`check_spaces`).
     """
     try:
         env = gymnasium.make(env_id, **kwargs)
-    except (gymnasium.error.Error, ImportError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a constructor may raise anything
         raise SACError(_cannot_make(env_id, error)) from error
     try:
-        check_spaces(env)
+        env = usable(env)
     except SACError:
         env.close()
         raise
@@ -124,6 +147,33 @@ def make_env(env_id: str, seed: int | None = None, **kwargs: Any) -> gymnasium.E
         env.reset(seed=seed)
         env.action_space.seed(seed)
     return env
+
+
+def usable(env: gymnasium.Env) -> gymnasium.Env:
+    """`env`, its Dict or Tuple observations flattened by Gymnasium's FlattenObservation.
+
+    Raises SACError for spaces that SAC cannot use (`check_spaces`).
+    """
+    if isinstance(env.observation_space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+        flat = FlattenObservation(env)
+        if isinstance(flat.observation_space, Box):  # else it holds spaces without a fixed size
+            env = flat
+    check_spaces(env)
+    return env
+
+
+def flattened(env: Any) -> str | None:
+    """One line that says what `usable` flattened, if it did."""
+    if not isinstance(env, FlattenObservation):
+        return None
+    kind = type(env.env.observation_space).__name__
+    return f"{kind} observations are flattened into {env.observation_space.shape} (FlattenObservation)"
+
+
+def env_name(env: Any) -> str:
+    """What messages call an environment, or a vector of them: its id, or its class."""
+    name = getattr(getattr(env, "spec", None), "id", None)
+    return name if name is not None else type(getattr(env, "unwrapped", env)).__name__
 
 
 def _cannot_make(env_id: str, error: Exception) -> str:
@@ -142,14 +192,16 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def check_spaces(env: gymnasium.Env) -> ActionBounds:
-    """Check that SAC can use `env` and return the bounds of its actions.
+def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
+    """Check that SAC can use `env`, or each environment of a vector, and return the bounds of its actions.
 
     The observation space must be a 1-D Box, the action space a 1-D Box with finite low < high; otherwise
     SACError names the space and the wrapper that helps.
     """
-    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-    observation, action = env.observation_space, env.action_space
+    name = env_name(env)
+    single = "single_" if hasattr(env, "single_action_space") else ""
+    observation = getattr(env, f"{single}observation_space")
+    action = getattr(env, f"{single}action_space")
     if not isinstance(observation, Box) or len(observation.shape) != 1:
         raise SACError(
             f"{name} has observations {_describe(observation)}, but SAC needs a 1-D Box; wrap the "

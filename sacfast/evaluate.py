@@ -21,15 +21,19 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import tyro
+from gymnasium.vector import VectorEnv
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sacfast.agent import SACAgent
-from sacfast.envs import ActionBounds, make_env
+from sacfast.collector import Array, Collector
+from sacfast.envs import ActionBounds, env_name, make_env
 from sacfast.errors import SACError
 from sacfast.replay import is_whole
 from sacfast.runs import load_agent
+from sacfast.vector import is_vector
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.
@@ -38,7 +42,7 @@ REPORT_SEED = 20_000
 # For environments without a time limit of their own, where a good policy might never finish.
 MAX_EPISODE_STEPS = 10_000
 
-Policy = Callable[[np.ndarray], np.ndarray]
+Policy = Callable[[Array], Array]  # observation [O], or those of a vector [N, O], to actions
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,18 @@ class Evaluation:
 
 def evaluate(
     agent_or_policy: SACAgent | Policy,
-    env_id: str | gymnasium.Env,
+    env_id: str | gymnasium.Env | VectorEnv,
     episodes: int = 10,
     seed: int = REPORT_SEED,
+    **make_kwargs: Any,
 ) -> Evaluation:
     """Run `episodes` whole episodes and return their statistics.
 
     agent_or_policy: an agent, which then acts by the mean of its policy, or a function from observation [O]
         to action [A] in the environment's units.
-    env_id: an environment id, or an environment, which is left open.
+    env_id: an environment id, with `make_kwargs` for its constructor; or an environment, or a vector of them (a
+        policy then gets [N, O]), which is left open. A vector contributes the first episode of each environment
+        after a reset, as often as it takes: counting whichever end first would favour short ones.
 
     Raises SACError for an environment that SAC cannot use (`make_env`), for episodes < 1 and for seed < 0.
     """
@@ -86,11 +93,13 @@ def evaluate(
         if not is_whole(value) or value < minimum:
             raise SACError(f"{name}={value!r} must be a whole number of at least {minimum}.")
     policy = _as_policy(agent_or_policy)
-    env = make_env(env_id) if isinstance(env_id, str) else env_id
+    env = make_env(env_id, **make_kwargs) if isinstance(env_id, str) else env_id
+    if is_vector(env):
+        return _vector_rollouts(policy, env, episodes, int(seed))  # type: ignore[arg-type]
     try:
         returns, lengths = [], []
         for episode in range(episodes):
-            total, length = _rollout(policy, env, int(seed) + episode)
+            total, length = _rollout(policy, env, int(seed) + episode)  # type: ignore[arg-type]
             returns.append(total)
             lengths.append(length)
     finally:
@@ -102,8 +111,13 @@ def evaluate(
 def _as_policy(agent_or_policy: SACAgent | Policy) -> Policy:
     if not hasattr(agent_or_policy, "select_action"):
         return agent_or_policy
-    agent = agent_or_policy
-    return lambda observation: agent.select_action(observation, evaluate=True)
+    agent: SACAgent = agent_or_policy  # type: ignore[assignment]
+
+    def act(observation: Array) -> Array:
+        choose: Callable = agent.act if isinstance(observation, Tensor) else agent.select_action
+        return choose(observation, evaluate=True)
+
+    return act
 
 
 def _rollout(
@@ -119,22 +133,56 @@ def _rollout(
     return total, length
 
 
+def _vector_rollouts(policy: Policy, envs: VectorEnv, episodes: int, seed: int) -> Evaluation:
+    returns: list[float] = []
+    lengths: list[int] = []
+    while len(returns) < episodes:
+        first = seed + len(returns)
+        collector = Collector(envs, env_name(envs), lambda env, episode, first=first: first + env)  # type: ignore[misc]
+        collector.reset()
+        wanted = min(collector.num_envs, episodes - len(returns))
+        finished: dict[int, tuple[float, int]] = {}
+        for _ in range(MAX_EPISODE_STEPS):
+            for episode in collector.step(policy(collector.obs))[1]:
+                finished.setdefault(episode.env, (episode.total, episode.length))
+            if all(env in finished for env in range(wanted)):
+                break
+        under_way = collector.under_way()
+        for env in range(wanted):
+            total, length = finished.get(env, under_way[env])
+            returns.append(total)
+            lengths.append(length)
+    return Evaluation.of(returns, lengths)
+
+
 def random_policy(space: gymnasium.spaces.Box, seed: int) -> Policy:
     """Uniform actions in the space, the same sequence for the same seed."""
     bounds, generator = ActionBounds.from_space(space), np.random.default_rng(seed)
-    return lambda _: bounds.to_env(generator.uniform(-1.0, 1.0, bounds.dim))
+
+    def act(observation: Array) -> Array:
+        shape = (*observation.shape[:-1], bounds.dim)
+        return _like(observation, bounds.to_env(generator.uniform(-1.0, 1.0, shape)))
+
+    return act
 
 
 def zero_policy(space: gymnasium.spaces.Box) -> Policy:
     """The zero action, or the bound nearest to it where zero is outside the bounds."""
     bounds = ActionBounds.from_space(space)
     action = np.clip(np.zeros(bounds.dim, np.float32), bounds.low, bounds.high)
-    return lambda _: action
+    return lambda observation: _like(
+        observation, np.broadcast_to(action, (*observation.shape[:-1], bounds.dim))
+    )
 
 
-def baselines(env: gymnasium.Env, episodes: int, seed: int) -> dict[str, Evaluation]:
+def _like(observation: Array, action: np.ndarray) -> Array:
+    """`action` as a tensor on the observation's device, where that is a tensor."""
+    return observation.new_tensor(action) if isinstance(observation, Tensor) else action
+
+
+def baselines(env: gymnasium.Env | VectorEnv, episodes: int, seed: int) -> dict[str, Evaluation]:
     """Evaluations of random and of zero actions from the same starts as `evaluate` with this seed."""
-    space = env.action_space
+    space = getattr(env, "single_action_space", None) or env.action_space
     if not isinstance(space, gymnasium.spaces.Box):
         raise SACError(f"baselines need a Box action space, not {space}.")
     return {
@@ -170,7 +218,7 @@ def choose_mujoco_gl() -> None:
 
 
 def record_video(
-    agent_or_policy: SACAgent | Policy, env_id: str, path: Path, seed: int = REPORT_SEED
+    agent_or_policy: SACAgent | Policy, env_id: str, path: Path, seed: int = REPORT_SEED, **make_kwargs: Any
 ) -> None:
     """Write one deterministic episode as a video (the file's suffix chooses the format, .mp4 or .gif).
 
@@ -185,7 +233,7 @@ def record_video(
     env = None
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
     try:
-        env = make_env(env_id, render_mode="rgb_array")
+        env = make_env(env_id, **make_kwargs, render_mode="rgb_array")
         frames: list[np.ndarray] = []
         _rollout(_as_policy(agent_or_policy), env, seed, lambda: frames.append(np.asarray(env.render())))
         fps = env.metadata.get("render_fps", 30)
@@ -261,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint)
-        with closing(make_env(trained.env)) as env:
+        with closing(make_env(trained.env, **trained.make_kwargs)) as env:
             score = evaluate(agent, env, config.episodes, config.seed)
             others = baselines(env, config.episodes, config.seed) if config.baselines else {}
         if config.json:
@@ -271,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
             title = f"{trained.env}, {config.episodes} episodes ({config.checkpoint} policy{step})"
             Console(highlight=False).print(_as_table(title, score, others))
         if config.video is not None:
-            record_video(agent, trained.env, config.video, config.seed)
+            record_video(agent, trained.env, config.video, config.seed, **trained.make_kwargs)
             print(f"video: {config.video}", file=sys.stderr if config.json else sys.stdout)
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)

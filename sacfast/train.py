@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -11,30 +12,36 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Any
 
 import gymnasium
 import torch
 import tyro
+from gymnasium.vector import VectorEnv
 
 from sacfast import native
 from sacfast.agent import SACAgent
 from sacfast.comparison import plot_comparison
 from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
 from sacfast.engines import Engine
-from sacfast.envs import check_spaces, make_env
+from sacfast.envs import check_spaces, env_name, flattened, make_env, usable
 from sacfast.errors import SACError
 from sacfast.runs import read_config
 from sacfast.trainer import Counters, Trainer, TrainingInterrupted, resume_command, write_json
+from sacfast.vector import close_env, is_vector, make_vector_env, vectorise
 
-EnvSource = gymnasium.Env | Callable[[], gymnasium.Env] | None
+AnyEnv = gymnasium.Env | VectorEnv
+EnvSource = AnyEnv | Callable[[], AnyEnv] | None
 
 
-def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
+def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: EnvSource = None) -> Path:
     """Train as `config` says and return the run's folder.
 
     env: for an environment that is not registered with Gymnasium, a function that makes it (training and
-        evaluation each get their own), or an environment made by gymnasium.make, which is left open. Its name
-        replaces config.env.
+        evaluation each get their own; config.num_envs of them are trained on together), or an environment made by
+        gymnasium.make, which is left open. Its name replaces config.env. Either may also be a vector of
+        environments, of arrays or of tensors, that follows Gymnasium's vector interface; it is stepped as it is.
+    eval_env: likewise, where evaluation needs another one than `env` gives.
 
     To resume a run in Python, take its settings over: train(parse(["--resume", RUN])), with the same `env`.
 
@@ -45,10 +52,11 @@ def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
     saved = None if config.resume is None else read_config(Path(config.resume))
     if saved is not None and env is None:
         check_resume(saved, config)
-    training, evaluation, owned = _environments(config, env)
+    owned: list[AnyEnv] = []
     try:
+        name, training, evaluation = _environments(config, env, eval_env, owned)
         if env is not None:
-            config = dataclasses.replace(config, env=_name(training))
+            config = dataclasses.replace(config, env=name)
             if saved is not None:
                 check_resume(saved, config)
         try:
@@ -61,13 +69,11 @@ def train(config: TrainConfig | None = None, env: EnvSource = None) -> Path:
             _print_profile(trainer.agent.engine)
     finally:
         for each in owned:
-            each.close()
+            close_env(each)
     return trainer.folder
 
 
-def _make_trainer(
-    config: TrainConfig, env: gymnasium.Env, eval_env: gymnasium.Env, *, custom_env: bool
-) -> Trainer:
+def _make_trainer(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, *, custom_env: bool) -> Trainer:
     if config.resume is None:
         _check_writable(Path(config.out))
     device = config.device
@@ -98,8 +104,13 @@ def _make_trainer(
     if folder is None:
         folder = _new_folder(config)
     write_json(folder / "config.json", dataclasses.replace(config, resume=None).to_dict())
+    note = flattened(eval_env)
+    if note is not None:
+        print(f"{config.env}: {note}")
+    count = getattr(env, "num_envs", 1)
+    times = f" x {count}" if count > 1 else ""
     print(
-        f"{config.env}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
+        f"{config.env}{times}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
         f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
         f"run folder: {folder}",
         flush=True,
@@ -124,29 +135,58 @@ def _nothing_done(config: TrainConfig, custom_env: bool) -> str:
 
 
 def _environments(
-    config: TrainConfig, source: EnvSource
-) -> tuple[gymnasium.Env, gymnasium.Env, list[gymnasium.Env]]:
-    """The training environment, another one for evaluation, and those of them that the run must close."""
+    config: TrainConfig, source: EnvSource, eval_source: EnvSource, owned: list[AnyEnv]
+) -> tuple[str, AnyEnv, AnyEnv]:
+    """The name of the environment, what to train on and what to evaluate on; `owned` gets those made here."""
+
+    def own(env: Any) -> Any:
+        owned.append(env)
+        return env
+
+    def given(source: Any) -> Any:
+        """What the caller passed, or what the function that the caller passed makes, fit for SAC."""
+        if isinstance(source, gymnasium.Env) or is_vector(source):
+            return _fit(source)
+        own(source())
+        return _fit(owned[-1])
+
     if source is None:
-        pair = [make_env(config.env), make_env(config.env)]
-        return pair[0], pair[1], pair
-    if not isinstance(source, gymnasium.Env):
-        pair = [source(), source()]
-        for each in pair:
-            check_spaces(each)
-        return pair[0], pair[1], pair
-    check_spaces(source)
-    if source.spec is None:
+        training = own(make_vector_env(config.env, config.num_envs, config.vector, **config.make_kwargs))
+        again = make_env(config.env, **config.make_kwargs) if eval_source is None else None
+        return config.env, training, given(eval_source) if again is None else own(again)
+    made: Any = source
+    first = training = given(source)
+    ours = bool(owned)
+    spare = None
+    if config.num_envs > 1 and not is_vector(first):
+        if not ours or config.vector == "envpool":
+            raise SACError(
+                f"num_envs={config.num_envs} with vector={config.vector!r} needs more environments than the one "
+                "in env=; pass a function that makes it, and vector='sync' or 'async'."
+            )
+        training = own(vectorise(lambda: _fit(made()), config.num_envs, config.vector))
+        spare = first
+    if eval_source is not None:
+        return env_name(first), training, given(eval_source)
+    return env_name(first), training, spare or (given(source) if ours else own(_second(first)))
+
+
+def _fit(env: Any) -> Any:
+    if not is_vector(env):
+        return usable(env)
+    check_spaces(env)
+    return env
+
+
+def _second(env: AnyEnv) -> AnyEnv:
+    """Another environment like one that the caller made."""
+    spec = getattr(env, "spec", None)
+    if not isinstance(spec, gymnasium.envs.registration.EnvSpec):
         raise SACError(
-            f"env={source} was not made by gymnasium.make, so no second one can be made for evaluation; "
-            "pass a function that makes it instead."
+            f"env={env} was not made by gymnasium.make, so no second one can be made for evaluation; "
+            "pass a function that makes it instead, or eval_env as well."
         )
-    second = gymnasium.make(source.spec)
-    return source, second, [second]
-
-
-def _name(env: gymnasium.Env) -> str:
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    return usable(gymnasium.make(spec))
 
 
 def _check_writable(out: Path) -> None:
@@ -186,8 +226,25 @@ class _SACFlags(SACConfig):
         pass
 
 
+def _read_json(words: list[str]) -> dict[str, Any]:
+    value = json.loads(words[0])
+    if not isinstance(value, dict):
+        raise ValueError(f"{words[0]} is not a JSON object")
+    return value
+
+
+_JSON = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=_read_json,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+
+
 @dataclass(frozen=True)
 class _TrainFlags(TrainConfig):
+    make_kwargs: Annotated[dict[str, Any], _JSON] = field(default_factory=dict)
     sac: _SACFlags = field(default_factory=_SACFlags)
 
     seeds: tuple[int, ...] = ()

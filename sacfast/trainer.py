@@ -1,11 +1,11 @@
 """The training loop: one run, from its first step, or from a checkpoint, to its last.
 
     random actions until learning_starts, then the policy's
-    environment step -> replay buffer -> updates that are due -> every so often: log, evaluate, checkpoint
+    step of all environments -> replay buffer -> updates that are due -> every so often: log, evaluate, checkpoint
 
-Every episode starts from a seed made of the run's seed and the episode's number, so that a run resumed
-between two episodes continues as if it had never stopped. An episode cut off by an interruption is left
-behind, and the resumed run begins with the next one.
+Everything is counted in steps of single environments. Every episode starts from a seed made of the run's seed, the
+environment's index and the episode's number there, so that a run resumed between two episodes continues as if it had
+never stopped. An episode cut off by an interruption is left behind, and the resumed run begins with the next one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from sacfast.agent import SACAgent
+from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
 from sacfast.engines import Metrics
-from sacfast.envs import check_finite
 from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
 from sacfast.logger import Row, RunLogger, make_display
@@ -102,7 +104,9 @@ class Counters:
 
     step: int = 0
     episode: int = 0
-    """Episodes begun before the current one."""
+    """Episodes begun before the current ones, over all environments."""
+    episodes: list[int] | None = None
+    """The same for each environment, as it must be to go on: None stands for the beginning of a run."""
     best: float | None = None
     best_step: int = 0
     evaluated_step: int = 0
@@ -112,31 +116,35 @@ class Counters:
 class Trainer:
     """One run: the agent, its environments, its logs and its place in time. `run()` does everything.
 
-    agent, env, eval_env fit together; `folder` exists; `resumed` are the counters of the checkpoint that the
-    agent was loaded from; `custom_env` says that the environment is not simply gymnasium.make(config.env).
+    env and eval_env are single environments or vectors; they and the agent fit together; `folder` exists; `resumed`
+    are the counters of the checkpoint that the agent was loaded from; `custom_env` says that the environment is not
+    simply gymnasium.make(config.env).
     """
 
     def __init__(
         self,
         config: TrainConfig,
         agent: SACAgent,
-        env: gymnasium.Env,
-        eval_env: gymnasium.Env,
+        env: gymnasium.Env | VectorEnv,
+        eval_env: gymnasium.Env | VectorEnv,
         folder: Path,
         resumed: Counters | None = None,
         *,
         custom_env: bool = False,
     ) -> None:
-        self.config, self.agent, self.env, self.eval_env = config, agent, env, eval_env
+        self.config, self.agent, self.eval_env = config, agent, eval_env
         self.folder = folder
         self.resume_command = resume_command(folder, custom_env)
         self.at = resumed or Counters()
+        self.collector = Collector(
+            env, config.env, lambda env, episode: episode_seed(config.seed, episode, env)
+        )
+        self._place_episodes()
         self.stop = StopRequest()
         self.display = make_display(config.env, config.steps)
         resume_step = None if resumed is None else resumed.step
         self.logger = RunLogger(folder, self.display, tensorboard=config.tensorboard, resume_step=resume_step)
         self.metrics: Metrics | None = None
-        self.episode_return, self.episode_length = 0.0, 0
         self._returns: list[float] = []  # of the episodes that ended since the last log row
         self._changing = False  # a transition is being stored, or an update is under way
         self._finished = False  # the last checkpoint of this part of the run is written
@@ -179,64 +187,66 @@ class Trainer:
         config = self.config
         self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         self._enter_phase()
-        if self._due(config.eval_every) and self.at.evaluated_step != self.at.step:
+        if self._due(config.eval_every, self.at.evaluated_step):
             self._evaluate()  # the signal that ended the run's previous part cut this one short
-        observation = self._reset()
+        self.collector.reset()
         while self.at.step < config.steps and self.stop.signum is None:
-            observation = self._advance(observation)
-            updates = config.updates_by(self.at.step) - config.updates_by(self.at.step - 1)
+            before = self.at.step
+            self._advance()
+            updates = config.updates_by(self.at.step) - config.updates_by(before)
             if updates:
                 self._changing = True
                 self.metrics = self.agent.train(updates, config.sac.batch_size)
                 self._changing = False
-            if self.at.step == config.learning_starts:
+            if before < config.learning_starts <= self.at.step:
                 self._enter_phase()
             self.display.step(self.at.step)
-            if self._due(config.log_every):
+            if self._due(config.log_every, before):
                 self._log()
-            if self._due(config.eval_every):
+            if self._due(config.eval_every, before):
                 self._evaluate()
-            if self._due(config.checkpoint_every) and self.at.step < config.steps:
+            if self._due(config.checkpoint_every, before) and self.at.step < config.steps:
                 self._save_last()
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.at.step > 0 and self.at.step % every == 0
+    def _due(self, every: int, since: int) -> bool:
+        """Whether a multiple of `every` lies after step `since`, up to the current one."""
+        return every > 0 and self.at.step // every > since // every
 
-    def _reset(self) -> np.ndarray:
-        self.episode_return, self.episode_length = 0.0, 0
-        seed = episode_seed(self.config.seed, self.at.episode)
-        self.env.action_space.seed(seed)
-        observation, _ = self.env.reset(seed=seed)
-        check_finite(self.config.env, self.at.step, observation)
-        return observation
+    def _place_episodes(self) -> None:
+        """Count episodes on from where the run stands."""
+        counts = self.collector.episodes
+        counts[:] = self.at.episodes or [self.at.episode] + [0] * (len(counts) - 1)
 
-    def _advance(self, observation: np.ndarray) -> np.ndarray:
-        """One environment step into the replay buffer. Returns the observation to act on next."""
-        if self.at.step < self.config.learning_starts:
-            action = self.env.action_space.sample()
-        else:
-            action = self._act(observation)
-        following, reward, terminated, truncated, _ = self.env.step(action)
+    def _advance(self) -> None:
+        """One step of every environment, its transitions into the replay buffer."""
+        collector, at = self.collector, self.at
+        random = at.step < self.config.learning_starts
+        action = collector.random_action() if random else self._act(collector.obs)
+        rows, ended = collector.step(action, at.step)
         self._changing = True
-        self.at.step += 1
-        check_finite(self.config.env, self.at.step, following, float(reward))
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
-        self.agent.replay_buffer.push(observation, action, reward, following, terminated)
+        # rows.env says which environment each row is from.
+        self.agent.replay_buffer.push_batch(
+            rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated
+        )
+        at.step += len(rows)
         self._changing = False
-        self.episode_return += float(reward)
-        self.episode_length += 1
-        if not (terminated or truncated):
-            return following
-        self.at.episode += 1
-        self._returns.append(self.episode_return)
-        self.logger.episode(self.at.episode, self.at.step, self.episode_return, self.episode_length)
-        return self._reset()
+        for episode in ended:
+            at.episode += 1
+            self._returns.append(episode.total)
+            self.logger.episode(at.episode, at.step, episode.total, episode.length)
 
-    def _act(self, observation: np.ndarray, evaluate: bool = False) -> np.ndarray:
-        action = self.agent.select_action(observation, evaluate)
+    def _act(self, observation: Array, evaluate: bool = False) -> Array:
+        if isinstance(observation, Tensor):
+            action: Array = self.agent.act(observation, evaluate)
+        elif len(observation) == 1 and observation.ndim == 2:
+            action = self.agent.select_action(observation[0], evaluate)[None]  # the fastest call of engines
+        else:
+            action = self.agent.select_action(observation, evaluate)
         if not math.isfinite(action.sum()):
+            first = action.reshape(-1, self.agent.action_dim)[0].tolist()
             raise DivergedError(
-                f"the policy's action at step {self.at.step} is {action.tolist()}: training diverged; start "
+                f"the policy's action at step {self.at.step} is {first}: training diverged; start "
                 f"again with a lower --lr than {self.config.sac.lr:g} or with smaller rewards (checkpoints "
                 f"in {self.folder} are older)."
             )
@@ -284,7 +294,7 @@ class Trainer:
                 self.at.best, self.at.best_step = score.mean, self.at.step
                 self._save("best.safetensors", replay_buffer=False)
 
-    def _evaluation_policy(self, observation: np.ndarray) -> np.ndarray:
+    def _evaluation_policy(self, observation: Array) -> Array:
         if self.stop.signum is not None:
             raise _EvaluationStopped
         return self._act(observation, evaluate=True)
@@ -299,8 +309,8 @@ class Trainer:
         self._save("last.safetensors", replay_buffer=True)
 
     def _save(self, name: str, *, replay_buffer: bool) -> None:
-        counters = dataclasses.asdict(self.at)
-        counters["episode"] += self.episode_length > 0  # an episode under way cannot be continued later
+        episodes = self.collector.next_episodes()  # those under way cannot be continued later
+        counters = dataclasses.asdict(self.at) | {"episode": sum(episodes), "episodes": episodes}
         with self.stop.shielded():
             self.agent.save(self.folder / name, replay_buffer=replay_buffer, extra=counters)
 
@@ -384,11 +394,6 @@ class Trainer:
             "baselines": {name: dataclasses.asdict(value) for name, value in others.items()},
         }
         write_json(self.folder / "summary.json", summary)
-
-
-def episode_seed(seed: int, episode: int) -> int:
-    """The seed of one episode of a run: well mixed, so that neighbouring runs share no episodes."""
-    return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -66,13 +66,17 @@ def test_what_was_learned_is_saved_before_an_environments_fault_is_reported(tmp_
     assert f"to go on: {resume_command(path.parent, custom_env=True)}" in capsys.readouterr().out
 
 
-def test_an_environments_own_exception_passes_through_after_saving(tmp_path):
+def test_an_environments_own_exception_is_one_sentence_after_saving(tmp_path):
     def crash(*_):
         raise RuntimeError("simulator crashed")
 
     config = small(tmp_path, eval_every=0)
-    with pytest.raises(RuntimeError, match="simulator crashed"):
+    words = (
+        r"Faulty, at step 100, raised RuntimeError: simulator crashed \(.*test_train_interruptions.py:\d+\)\."
+    )
+    with pytest.raises(SACError, match=words) as caught:
         train(config, env=lambda: Faulty(crash))
+    assert isinstance(caught.value.__cause__, RuntimeError)  # a Python caller sees where
     assert list(Path(config.out).rglob("last.safetensors"))
 
 
@@ -84,7 +88,7 @@ def test_a_rescue_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, caps
         raise MemoryError("no room for a copy")
 
     monkeypatch.setattr(trainer.SACAgent, "save", broken)
-    with pytest.raises(RuntimeError, match="simulator crashed"):
+    with pytest.raises(SACError, match="simulator crashed"):
         train(small(tmp_path, eval_every=0), env=lambda: Faulty(crash))
     assert "could not be saved: no room for a copy" in capsys.readouterr().out
 

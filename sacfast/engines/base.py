@@ -147,12 +147,28 @@ class TorchPolicy:
         state = self.state
         obs = check_observation(observation, state.obs_dim)
         rows = torch.from_numpy(obs.reshape(-1, state.obs_dim)).to(state.device)
-        if evaluate:
-            action = torch.tanh(state.actor(rows)[0])
-        else:
-            action, _, _ = state.actor.sample(rows, key=state.key(Stream.EXPLORE))
-            state.action_step += 1
+        action = self._unit(rows, evaluate)
         return self.bounds.to_env(action.cpu().numpy().reshape(*obs.shape[:-1], state.action_dim))
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, evaluate: bool = False) -> Tensor:
+        """Actions [n, A] for observations [n, O], both tensors on obs's device; values are not checked."""
+        state = self.state
+        if obs.ndim != 2 or obs.shape[1] != state.obs_dim:
+            raise SACError(
+                f"the observations have shape {list(obs.shape)}; this agent needs [n, {state.obs_dim}]"
+            )
+        rows = obs.detach().to(state.device, torch.float32)
+        return self.bounds.to_env(self._unit(rows, evaluate)).to(obs.device)
+
+    def _unit(self, rows: Tensor, evaluate: bool) -> Tensor:
+        """[n, O] -> [n, A] in [-1, 1]."""
+        state = self.state
+        if evaluate:
+            return torch.tanh(state.actor(rows)[0])
+        action, _, _ = state.actor.sample(rows, key=state.key(Stream.EXPLORE))
+        state.action_step += 1
+        return action
 
 
 def check_observation(observation: np.ndarray | Tensor, obs_dim: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The replay buffer: transitions as tensors, checked when pushed, sampled uniformly by the counter-based generator."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ class ReplayBuffer:
 
     Dimensions are taken from the first push when not given. With `action_low`/`action_high` [A], actions are
     pushed and sampled in the environment's units and stored in [-1, 1]; without them they are stored as given.
+    Rewards likewise are stored times `reward_scale`. `on_push` is called with the observations [n, O] of every push.
     `seed` keys `sample`; None takes one from torch's global generator.
 
     obs_dtype    how observations are stored: "float32", "float16" or "bfloat16"; they are sampled in float32
@@ -59,6 +61,8 @@ class ReplayBuffer:
         action_high: np.ndarray | None = None,
         obs_dtype: str = "float32",
         storage: str = "device",
+        reward_scale: float = 1.0,
+        on_push: Callable[[np.ndarray | Tensor], None] | None = None,
     ):
         if not is_whole(capacity) or not 1 <= capacity <= MAX_CAPACITY:
             raise SACError(f"capacity must be a whole number from 1 to {MAX_CAPACITY}, not {capacity!r}")
@@ -68,6 +72,7 @@ class ReplayBuffer:
         self.capacity = int(capacity)
         self.device = torch.device(device)
         self.obs_dtype, self.storage = obs_dtype, storage
+        self.reward_scale, self.on_push = float(reward_scale), on_push
         self.bounds = _bounds(action_low, action_high)
         if self.bounds is not None and action_dim is None:
             action_dim = self.bounds.dim
@@ -162,14 +167,18 @@ class ReplayBuffer:
 
     def _push(self, columns: list[np.ndarray]) -> None:
         """Store the FIELDS of n transitions, float32, once they have passed every check."""
+        if self.reward_scale != 1.0:
+            columns[2] = columns[2] * np.float32(self.reward_scale)
         self._check(columns)
         if len(columns[2]) == 0:
             return
         if self.bounds is not None:
             columns[1] = self.bounds.to_unit(columns[1])
-        obs, action, reward, next_obs, terminated = columns
-        obs, next_obs = self._stored("obs", obs), self._stored("next_obs", next_obs)
+        raw, action, reward, next_obs, terminated = columns
+        obs, next_obs = self._stored("obs", raw), self._stored("next_obs", next_obs)
         self._insert(Rows(obs, action, reward, next_obs, terminated != 0))
+        if self.on_push is not None:
+            self.on_push(raw)
 
     def _insert(self, rows: Rows) -> None:
         ring = self._ring or self._allocate(rows.obs.shape[1], rows.action.shape[1])
@@ -186,12 +195,15 @@ class ReplayBuffer:
             return
         state, action, reward, next_state, done = columns
         if self.bounds is not None:
-            low, high = (torch.tensor(x, device=action.device) for x in (self.bounds.low, self.bounds.high))
-            action = ((action - 0.5 * (high + low)) / (0.5 * (high - low))).clamp(-1.0, 1.0)
+            action = self.bounds.to_unit(action)
         ring = self._ring or self._allocate(state.shape[1], action.shape[1])
+        if self.reward_scale != 1.0:
+            reward = reward * self.reward_scale
         rows = Rows(state.to(ring.obs_dtype), action, reward, next_state.to(ring.obs_dtype), done != 0)
         for begin in range(0, len(rows), self.capacity):
             ring.insert_blindly(rows[begin : begin + self.capacity])
+        if self.on_push is not None:
+            self.on_push(state)
 
     def _stored(self, name: str, obs: np.ndarray) -> np.ndarray:
         """Observations in float32 as they are stored: of a 16-bit type the bits, int16."""
@@ -211,7 +223,8 @@ class ReplayBuffer:
         """Raise SACError naming the first of the FIELDS that is wrong."""
         self._check_shapes(columns)
         for name, column in zip(FIELDS, columns, strict=True):
-            if not np.isfinite(column).all():
+            # The sum of squares is quicker to find, and finite if its terms are, unless it overflows.
+            if not math.isfinite(np.vdot(column, column)) and not np.isfinite(column).all():
                 bad = column[~np.isfinite(column)].flat[0]
                 raise SACError(f"{name} holds {bad}: the transition was not stored; check the environment")
         ends = columns[4]
@@ -244,7 +257,7 @@ class ReplayBuffer:
         return (
             batch.obs.cpu().numpy(),
             action if self.bounds is None else self.bounds.to_env(action),
-            batch.reward.cpu().numpy()[:, None],
+            batch.reward.cpu().numpy()[:, None] / np.float32(self.reward_scale),
             batch.next_obs.cpu().numpy(),
             batch.terminated.cpu().numpy()[:, None],
         )
@@ -376,6 +389,8 @@ def as_float32(name: str, value) -> np.ndarray:
     try:
         if isinstance(value, Tensor):
             return value.detach().to("cpu", torch.float32).numpy()
+        if type(value) is np.ndarray and value.dtype.char in "f?":
+            return value.astype(np.float32, copy=False)  # nothing can overflow
         with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
             return np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -1,0 +1,307 @@
+"""From the results of vector steps to transitions: which rows are true, where episodes end, how the next begin.
+
+A vector environment resets a finished episode in one of Gymnasium's three ways (gymnasium.vector.AutoresetMode):
+
+    DISABLED    `reset` with a mask does, and we call it at once; every episode has a seed of ours
+    NEXT_STEP   the following step does, ignoring its action: that row is a reset, not a transition, and is dropped
+    SAME_STEP   the step itself does: its observation is the next episode's, the last one is info["final_obs"]
+
+Environments that return torch tensors stay on their device. One small copy per step comes to the host: whether a
+value is not finite, and whether an episode ended; then also which did, with their returns and lengths.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from sacfast.envs import ActionBounds, check_finite, check_spaces
+from sacfast.errors import SACError
+from sacfast.vector import FAULT, SingleEnv, dead_worker, is_vector, takes_seeds
+
+Array = Any  # np.ndarray or Tensor, the same throughout one run
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The transitions of one vector step: obs, next_obs [n, O], action [n, A] in the environment's units, reward,
+    terminated [n], and which environment each is from, env [n]; arrays or tensors as the environments return them.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    next_obs: Array
+    terminated: Array
+    env: Array
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished one: its environment's index, its undiscounted return and its length in steps."""
+
+    env: int
+    total: float
+    length: int
+
+
+def episode_seed(seed: int, episode: int, env: int = 0) -> int:
+    """The seed of one episode of one environment of a run, well mixed: neighbouring runs share no episodes."""
+    key = (seed, episode, env) if env else (seed, episode)
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+class Collector:
+    """Steps N environments and hands out what is true of each step.
+
+    envs: a gymnasium.Env, or anything with Gymnasium's vector interface: num_envs, single_observation_space,
+        single_action_space, metadata["autoreset_mode"], reset and step, with arrays or tensors.
+    name: how errors call it.
+    seeds: (environment, episode of that environment) -> the seed of that episode.
+
+    `obs` [N, O] is what to act on next; `episodes` [N] counts each environment's episodes begun before its current
+    one. Where an environment takes one seed instead of a list, or resets itself, its own generator goes on from the
+    seed of its first episode.
+
+    Raises SACError for spaces that SAC cannot use, for an environment that does not say how it resets, and for
+    whatever one does wrong in reset or step, naming its index, the step and the value.
+    """
+
+    def __init__(self, envs: gymnasium.Env | VectorEnv, name: str, seeds: Callable[[int, int], int]) -> None:
+        self.envs: VectorEnv = envs if is_vector(envs) else SingleEnv(envs)  # type: ignore[assignment, arg-type]
+        self.name, self.seeds = name, seeds
+        self.num_envs = int(self.envs.num_envs)
+        self.bounds: ActionBounds = check_spaces(self.envs)
+        self.mode = autoreset_mode(self.envs, name)
+        self.episodes = np.zeros(self.num_envs, np.int64)
+        self.obs: Array = None
+        self._obs_dim = self.envs.single_observation_space.shape[0]  # type: ignore[index]
+        self._takes_seeds = takes_seeds(self.envs)
+        self._generator: torch.Generator | None = None
+        self._spaces: list[gymnasium.Space] = []
+        self._lengths: Array = np.zeros(self.num_envs, np.int64)
+
+    def reset(self) -> None:
+        """Begin the episodes that `episodes` counts up to, in every environment."""
+        self.obs = self._reset(None)
+        zeros, count = self._zeros, self.num_envs
+        self._returns, self._lengths = zeros(count, "float64"), zeros(count, "int64")
+        self._resetting = zeros(count, "bool")  # under NEXT_STEP: the coming row is a reset
+        self._any_resetting = False
+        self._index = torch.arange(count, device=self.obs.device) if self._tensors else np.arange(count)
+
+    def random_action(self) -> Array:
+        """Uniform over the action space [N, A]; from the environment's own space, seeded with its episode."""
+        if not self._tensors:
+            return np.stack([space.sample() for space in self._spaces])
+        shape = (self.num_envs, self.bounds.dim)
+        unit = 2 * torch.rand(shape, generator=self._generator, device=self.obs.device) - 1
+        return self.bounds.to_env(unit)
+
+    def step(self, action: Array, at: int = 0) -> tuple[Rows, list[Episode]]:
+        """Act [N, A] in the environment's units. Returns the transitions, none of them a reset, and the episodes
+        that ended. `at` is the number of environment steps before this one, for messages.
+        """
+        obs, resetting = self.obs, self._resetting
+        results = self._call(lambda: self.envs.step(action), at + 1)
+        following, reward, terminated, truncated, info = results
+        following = self._own(following, at + 1)
+        done = (terminated | truncated) != 0
+        if reward.shape != (self.num_envs,) or done.shape != (self.num_envs,):
+            raise SACError(
+                f"{self.name} returned at step {at + 1} rewards of shape {list(reward.shape)} and ends of shape "
+                f"{list(done.shape)}; they must be [{self.num_envs}], one per environment."
+            )
+        if self._any_resetting:
+            done = done & ~resetting
+        next_obs = following if self.mode is not AutoresetMode.SAME_STEP else None
+        any_done = self._look(following, reward, done, at + 1)
+        if next_obs is None:
+            next_obs = self._final_obs(following, done, info, at + 1) if any_done else following
+        rows = Rows(obs, action, reward, next_obs, terminated, self._index)
+        self._returns += reward
+        self._lengths += 1
+        if self._any_resetting:
+            self._returns[resetting] = 0.0
+            self._lengths[resetting] = 0
+            keep = ~resetting
+            rows = Rows(*(getattr(rows, name)[keep] for name in Rows.__dataclass_fields__))
+        self.obs = following
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self._resetting, self._any_resetting = done, any_done
+        return rows, self._end(done, at) if any_done else []
+
+    def _end(self, done: Array, at: int) -> list[Episode]:
+        """Account for the episodes that ended, and begin the next ones where that is ours to do."""
+        ended = done.nonzero().flatten().tolist() if self._tensors else np.flatnonzero(done).tolist()
+        totals, lengths = self._returns[done].tolist(), self._lengths[done].tolist()
+        self._returns[done] = 0.0
+        self._lengths[done] = 0
+        self.episodes[ended] += 1
+        if self.mode is AutoresetMode.DISABLED:
+            self.obs = self._reset(done, at)
+        else:
+            self._seed_spaces(ended)
+        return [Episode(*each) for each in zip(ended, totals, lengths, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the simulators themselves; `restore` is the inverse. JSON-able but for
+        `obs` [N, O], the observations to act on next.
+        """
+        return {
+            "episodes": self.episodes.tolist(),
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+            "resetting": self._resetting.tolist(),
+            "random": [space.np_random.bit_generator.state for space in self._spaces],
+            "obs": copy.deepcopy(self.obs),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on in the middle of the episodes of `state`, once the simulators have been put back to where they were.
+
+        Call it after `reset`. Where simulators cannot be put back, set `episodes` to `next_episodes()` as it was
+        saved, and reset.
+        """
+        self.episodes[:] = state["episodes"]
+        for mine, name in (
+            (self._returns, "returns"),
+            (self._lengths, "lengths"),
+            (self._resetting, "resetting"),
+        ):
+            mine[:] = torch.tensor(state[name], device=mine.device) if self._tensors else state[name]
+        self._any_resetting = any(state["resetting"])
+        for space, saved in zip(self._spaces, state["random"], strict=True):
+            space.np_random.bit_generator.state = saved
+        self.obs = copy.deepcopy(state["obs"])
+
+    def next_episodes(self) -> list[int]:
+        """What `episodes` becomes for a run that cannot continue the episodes under way: they are left behind."""
+        return (self.episodes + (np.asarray(self._lengths.tolist()) > 0)).tolist()
+
+    def under_way(self) -> list[tuple[float, int]]:
+        """Return and length so far of each environment's current episode."""
+        return list(zip(self._returns.tolist(), self._lengths.tolist(), strict=True))
+
+    @property
+    def _tensors(self) -> bool:
+        return isinstance(self.obs, Tensor)
+
+    def _zeros(self, count: int, dtype: str) -> Array:
+        if self._tensors:
+            return torch.zeros(count, dtype=getattr(torch, dtype), device=self.obs.device)
+        return np.zeros(count, dtype)
+
+    def _reset(self, mask: Array, at: int = 0) -> Array:
+        """Reset all environments, or those in `mask`; the observations of all, [N, O]."""
+        begun = range(self.num_envs) if mask is None else np.flatnonzero(np.asarray(mask.tolist())).tolist()
+        seeds: list[int | None] = [None] * self.num_envs
+        for i in begun:
+            seeds[i] = self.seeds(i, int(self.episodes[i]))
+        seed: Any = seeds if self._takes_seeds else seeds[begun[0]]
+        options = None if mask is None else {"reset_mask": mask}
+        obs = self._own(self._call(lambda: self.envs.reset(seed=seed, options=options), at)[0], at)
+        self.obs = obs
+        self._seed_spaces(begun)
+        self._look(obs, obs[:, 0] * 0, None, at)
+        return obs
+
+    def _seed_spaces(self, begun: Any) -> None:
+        if self._tensors:
+            if self._generator is None:
+                self._generator = torch.Generator(self.obs.device)
+                self._generator.manual_seed(self.seeds(0, int(self.episodes.sum())))
+            return
+        if not self._spaces:
+            self._spaces = [copy.deepcopy(self.envs.single_action_space) for _ in range(self.num_envs)]
+        for i in begun:
+            self._spaces[i].seed(self.seeds(i, int(self.episodes[i])))
+
+    def _own(self, obs: Array, step: int) -> Array:
+        """A copy, since simulators and vectorisers may write into what they returned; its shape checked."""
+        obs = obs.detach().clone() if isinstance(obs, Tensor) else np.array(obs)
+        if obs.shape != (self.num_envs, self._obs_dim):
+            raise SACError(
+                f"{self.name} returned at step {step} observations of shape {list(obs.shape)}, but announced "
+                f"{[self.num_envs, self._obs_dim]}; an environment must keep its shapes."
+            )
+        return obs
+
+    def _call(self, function: Callable[[], Any], step: int) -> Any:
+        """A reset or a step, with whatever goes wrong as one sentence."""
+        try:
+            results = function()
+        except SACError:
+            raise
+        except Exception as error:
+            if isinstance(error, (EOFError, OSError)):
+                dead = dead_worker(self.envs)
+                if dead is not None:
+                    raise SACError(f"{self.name}: {dead} at step {step}.") from None
+            text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            raise SACError(f"{self.name} raised {type(error).__name__} at step {step}: {text}.") from error
+        faults = results[-1].get(FAULT)
+        if faults is not None:
+            i, fault = next((i, fault) for i, fault in enumerate(faults) if fault is not None)
+            raise SACError(f"{self._called(i)}, at step {step}, {fault}.") from fault.__cause__
+        return results
+
+    def _called(self, env: int) -> str:
+        return self.name if self.num_envs == 1 else f"{self.name} (environment {env} of {self.num_envs})"
+
+    def _look(self, obs: Array, reward: Array, done: Array, step: int) -> bool:
+        """Whether an episode ended. Raises SACError for the first value that is not finite."""
+        if self._tensors:
+            ended = torch.zeros((), dtype=torch.bool, device=obs.device) if done is None else done.any()
+            finite = torch.isfinite(obs).all() & torch.isfinite(reward).all()
+            fine, any_done = torch.stack([finite, ended]).tolist()
+        else:
+            fine = bool(np.isfinite(obs).all() and np.isfinite(reward).all())
+            any_done = done is not None and bool(done.any())
+        if not fine:
+            rows = zip(np.asarray(obs.tolist()), reward.tolist(), strict=True)
+            for i, (row, each) in enumerate(rows):
+                check_finite(self._called(i), step, row, each)
+        return any_done
+
+    def _final_obs(self, following: Array, done: Array, info: dict[str, Any], step: int) -> Array:
+        """[N, O]: the last observation of the episodes that ended, and of the others what follows."""
+        final = next((info[key] for key in ("final_obs", "final_observation") if key in info), None)
+        if final is None:
+            raise SACError(
+                f"{self.name} ended an episode at step {step} and began the next one in the same step, but info holds "
+                "no final_obs: what the last transition led to is unknown; have the environment return it, or reset "
+                "in the next step (AutoresetMode.NEXT_STEP)."
+            )
+        if self._tensors:
+            next_obs = torch.where(done[:, None], final, following)
+        else:
+            next_obs = following.copy()
+            for i in np.flatnonzero(done):
+                next_obs[i] = final[i]
+        self._look(next_obs, next_obs[:, 0] * 0, None, step)
+        return next_obs
+
+
+def autoreset_mode(envs: VectorEnv, name: str) -> AutoresetMode:
+    """How `envs` resets a finished episode, by its metadata. Raises SACError where that is missing or unknown."""
+    declared = envs.metadata.get("autoreset_mode") if getattr(envs, "metadata", None) else None
+    try:
+        return declared if isinstance(declared, AutoresetMode) else AutoresetMode(declared)
+    except ValueError:
+        modes = ", ".join(mode.value for mode in AutoresetMode)
+        raise SACError(
+            f"{name} has metadata['autoreset_mode']={declared!r}, which does not say how it resets a finished "
+            f"episode; set it to one of {modes} (gymnasium.vector.AutoresetMode)."
+        ) from None

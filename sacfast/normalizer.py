@@ -1,0 +1,81 @@
+"""Running mean and variance of the observations, by which networks see them on a scale of about one.
+
+The replay buffer holds raw observations; a batch is normalised when it is drawn, an observation when it is acted
+on, always with the statistics of that moment. Stored normalised instead, early transitions would keep the poor
+statistics of their time for as long as they live, and one observation would mean two things to the critics. The
+price is one pass over each batch in PyTorch, some 1% of an update; engines need not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast.replay import Batch
+
+CLIP = 10.0  # standard deviations; beyond them an observation says no more than that it is far out
+MIN_VARIANCE = 1e-8  # a constant entry becomes zero, not infinite
+
+
+class ObservationNormalizer:
+    """x -> clip((x - mean) / sqrt(variance + 1e-8), -10, 10), float32, by the statistics of what `update` has seen.
+
+    Batches are merged by Chan's formula (Chan, Golub & LeVeque 1979; Welford's for single observations) in float64:
+    sums of squares, which cancel, do not occur. Before the first update it changes nothing.
+    """
+
+    def __init__(self, obs_dim: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.mean = torch.zeros(obs_dim, dtype=torch.float64, device=device)
+        self.squares = torch.zeros_like(self.mean)  # sum over observations of (x - mean)^2
+        self._refresh()
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance [O], float64; ones before the first update."""
+        return self.squares / self.count if self.count else torch.ones_like(self.squares)
+
+    def update(self, obs: np.ndarray | Tensor) -> None:
+        """Take n observations [n, O] into the statistics."""
+        x = torch.as_tensor(obs, dtype=torch.float64, device=self.mean.device)
+        n = len(x)
+        if n == 0:
+            return
+        mean = x.mean(0)
+        delta, total = mean - self.mean, self.count + n
+        self.mean += delta * (n / total)
+        self.squares += (x - mean).square().sum(0) + delta.square() * (self.count * n / total)
+        self.count = total
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._shift = self.mean.float()
+        self._scale = (
+            (self.variance + MIN_VARIANCE).rsqrt().float() if self.count else torch.ones_like(self._shift)
+        )
+
+    def __call__(self, obs: Any) -> Any:
+        """[..., O] normalised, float32: a tensor on its own device for a tensor, an array for an array."""
+        if isinstance(obs, Tensor):
+            normal = (obs.float() - self._shift.to(obs.device)) * self._scale.to(obs.device)
+            return normal.clamp(-CLIP, CLIP)
+        normal = (np.asarray(obs, np.float32) - self._shift.cpu().numpy()) * self._scale.cpu().numpy()
+        return np.clip(normal, -CLIP, CLIP)
+
+    def batch(self, batch: Batch) -> Batch:
+        return dataclasses.replace(batch, obs=self(batch.obs), next_obs=self(batch.next_obs))
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, with `count`, as live tensors."""
+        return {"mean": self.mean, "squares": self.squares}
+
+    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
+        """The inverse: take over the tensors, by name, and the count of a checkpoint."""
+        for name, tensor in self.named_tensors().items():
+            tensor.copy_(tensors[name])
+        self.count = int(count)
+        self._refresh()

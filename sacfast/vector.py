@@ -1,0 +1,235 @@
+"""Many environments behind one interface: Gymnasium's vectorisers, EnvPool, or a single environment.
+
+Environments that we make are never reset by the vectoriser (AutoresetMode.DISABLED): every episode then starts
+from a seed of ours, whichever environment runs it, and no row of a reset exists that could be mistaken for a
+transition. What other vector environments do is translated by sacfast.collector.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import signal
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from sacfast.envs import make_env
+from sacfast.errors import SACError
+
+FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
+
+
+class EnvironmentFault(Exception):
+    """What an environment did wrong, as the end of a sentence that begins with its name."""
+
+
+class CheckedEnv(gymnasium.Wrapper):
+    """An environment that reports its exceptions and changes of shape in `info` instead of raising them.
+
+    A worker process then lives on and the report keeps its environment's index. Other entries of `info` are left
+    out: nothing reads them, and vectorisers spend longer on merging them than on the rest of a step.
+    """
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(action)
+        except Exception as error:
+            return self._blank(), 0.0, False, False, _report(_raised(error), error)
+        try:
+            results = float(reward), bool(terminated), bool(truncated)
+        except (TypeError, ValueError) as error:
+            what = f"the reward {reward!r} (terminated {terminated!r}, truncated {truncated!r})"
+            return self._blank(), 0.0, False, False, _report(f"returned {what}, which is not a number", error)
+        obs, info = self._checked(obs)
+        return obs, *results, info
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        try:
+            obs, _ = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            return self._blank(), _report(f"{_raised(error)} in reset", error)
+        return self._checked(obs)
+
+    def _checked(self, obs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        obs = np.asarray(obs)
+        wanted = self.env.observation_space.shape
+        if obs.shape == wanted:
+            return obs, {}
+        what = f"returned an observation of shape {list(obs.shape)}, but announced {list(wanted or ())}"
+        return self._blank(), _report(what)
+
+    def _blank(self) -> np.ndarray:
+        space = self.env.observation_space
+        return np.zeros(space.shape or (), space.dtype)
+
+
+def _report(what: str, cause: Exception | None = None) -> dict[str, Any]:
+    fault = EnvironmentFault(what)
+    fault.__cause__ = cause
+    return {FAULT: fault}
+
+
+def _raised(error: Exception) -> str:
+    """What it raised and where, since the command line shows no traceback."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"raised {type(error).__name__}{f': {text}' if text else ''} ({frame.filename}:{frame.lineno})"
+
+
+class SingleEnv(VectorEnv):
+    """One environment as a vector of one, reset from outside, without a vectoriser's cost per step."""
+
+    num_envs = 1
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        self.env = CheckedEnv(env)
+        self.envs = [env]
+        self.spec = None
+        self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.DISABLED}
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed[0] if isinstance(seed, list) else seed)
+        return obs[None], _as_vector(info)
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(actions[0])
+        return obs[None], np.array([reward]), np.array([terminated]), np.array([truncated]), _as_vector(info)
+
+    def close_extras(self, **_: Any) -> None:
+        self.env.close()
+
+
+def _as_vector(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: [value] for key, value in info.items()}
+
+
+class EnvPool(VectorEnv):
+    """EnvPool's environments (`pip install 'sacfast[envpool]'`), made at reset: they take seeds only when made.
+
+    They reset themselves one step after an episode's end (AutoresetMode.NEXT_STEP). Where an episode terminates
+    in the very step of its time limit, EnvPool says truncated and not terminated; nothing returned tells the two
+    apart.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as Gymnasium declares it)
+
+    def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
+        self.spec, self.env_id, self.num_envs, self.kwargs = None, env_id, num_envs, kwargs
+        self._pool: Any = None
+        try:
+            import envpool
+        except ImportError as error:
+            raise SACError(
+                f"--vector envpool needs {error.name}, which is not installed; pip install 'sacfast[envpool]', "
+                "or use --vector sync or async."
+            ) from None
+        self._make: Callable[..., Any] = envpool.make_gymnasium
+        try:
+            spec = envpool.make_spec(env_id, **kwargs)
+            self.single_observation_space = spec.gymnasium_observation_space
+            self.single_action_space = spec.gymnasium_action_space
+        except Exception as error:  # an AssertionError for an unknown name, and whatever C++ throws
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise SACError(
+                f"EnvPool cannot make {env_id!r}: {reason}; use --vector sync or async."
+            ) from error
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        if seed is not None or self._pool is None:
+            # Its seeds are 32-bit and signed.
+            seeds = [each % 2**31 for each in seed] if isinstance(seed, list) else int(seed or 0) % 2**31
+            self.close_extras()
+            self._pool = self._make(self.env_id, num_envs=self.num_envs, seed=seeds, **self.kwargs)
+        return self._pool.reset(options=options)
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        return self._pool.step(actions)
+
+    def close_extras(self, **_: Any) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def is_vector(env: Any) -> bool:
+    """Whether `env` follows Gymnasium's vector interface; simulators need not inherit from its class."""
+    return hasattr(env, "num_envs") and hasattr(env, "single_action_space")
+
+
+def takes_seeds(envs: VectorEnv) -> bool:
+    """Whether reset takes a list of seeds, one per environment; the interface itself promises a single number."""
+    return isinstance(getattr(envs, "unwrapped", envs), (SyncVectorEnv, AsyncVectorEnv, SingleEnv, EnvPool))
+
+
+def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> VectorEnv:
+    """`num_envs` environments from `make`, as one: "sync" steps them in turn, "async" in a process each.
+
+    Both are reset from outside, and hand out one buffer again and again: copy what you keep.
+    """
+
+    def checked() -> gymnasium.Env:
+        if multiprocessing.parent_process() is not None:
+            # Ctrl-C reaches every process of a terminal; whether to stop, and when, is the trainer's to say.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return CheckedEnv(make())
+
+    kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]
+    return kind([checked] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> VectorEnv:
+    """`num_envs` environments by name; `vector` is "sync", "async" or "envpool", `kwargs` go to their constructor.
+
+    Raises SACError as make_env does, and where EnvPool is missing or lacks the environment.
+    """
+    if vector == "envpool":
+        return EnvPool(env_id, num_envs, **kwargs)
+    if num_envs == 1 and vector == "sync":
+        return SingleEnv(make_env(env_id, **kwargs))
+    return vectorise(lambda: make_env(env_id, **kwargs), num_envs, vector)
+
+
+def dead_worker(envs: VectorEnv) -> str | None:
+    """Which worker process has died, if one has."""
+    processes = getattr(getattr(envs, "unwrapped", envs), "processes", [])
+    if not processes:
+        return None
+    multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1.0)
+    for index, process in enumerate(processes):
+        if not process.is_alive():
+            code = process.exitcode
+            how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+            return f"environment {index} of {len(processes)}: its worker process died ({how})"
+    return None
+
+
+def close_env(env: gymnasium.Env | VectorEnv) -> None:
+    """Close, without waiting for workers that are dead or in the middle of something."""
+    processes = getattr(env, "processes", [])
+    try:
+        if all(process.is_alive() for process in processes):
+            env.close(**({"timeout": 2} if processes else {}))
+            return
+    except (EOFError, OSError):  # a worker died just now
+        pass
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(5)
+    env.closed = True  # type: ignore[union-attr]

@@ -1,0 +1,211 @@
+"""No wrong transition, however a vector environment resets its episodes and whatever it returns."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from exact_env import MODES, Exact, Torch, expected_rows, length, makers
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from sacfast.collector import Collector, episode_seed
+from sacfast.errors import SACError
+from sacfast.vector import close_env
+
+STEPS, COUNT = 40, 3
+
+
+def seeds(env, episode):
+    return episode_seed(0, episode, env)
+
+
+def collect(collector, steps=STEPS):
+    """Everything that `steps` steps yield, with actions that tell the steps and environments apart."""
+    rows, ended = [], []
+    for step in range(steps):
+        action = np.array([[step / 10 + 0.01 * i] for i in range(collector.num_envs)], np.float32)
+        if isinstance(collector.obs, torch.Tensor):
+            action = torch.from_numpy(action)
+        new, episodes = collector.step(action, len(rows))
+        columns = (new.env, new.obs, new.action, new.reward, new.next_obs, new.terminated)
+        rows += list(zip(*(np.asarray(column).tolist() for column in columns), strict=True))
+        ended += episodes
+    return rows, ended
+
+
+def check(rows, ended, mode):
+    for index in range(COUNT):
+        mine = [row[1:] for row in rows if row[0] == index]
+        expected = expected_rows(index, len(mine))
+        if mode is not AutoresetMode.NEXT_STEP:
+            assert len(mine) == STEPS
+        for (obs, action, reward, next_obs, terminated), (episode, t, value, end) in zip(
+            mine, expected, strict=True
+        ):
+            assert obs[:3] == [index, episode, t - 1]
+            assert next_obs[:3] == [index, episode, t]
+            assert next_obs[3] == pytest.approx(action[0])  # what the environment was given in this very step
+            assert (reward, bool(terminated)) == (value, end)
+        episodes = [episode for episode in ended if episode.env == index]
+        complete = sum(expected_rows(index, len(mine) + 1)[-1][:1])
+        assert len(episodes) == complete
+        for number, episode in enumerate(episodes):
+            steps = length(index, number)
+            assert episode.length == steps
+            assert episode.total == sum(100 * index + 10 * number + t for t in range(1, steps + 1))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("copy", [True, False])
+def test_every_transition_of_every_mode_is_true(kind, mode, copy):
+    envs = kind(makers(COUNT), autoreset_mode=mode, copy=copy)
+    try:
+        collector = Collector(envs, "Exact", seeds)
+        collector.reset()
+        rows, ended = collect(collector)
+        given = envs.get_attr("seeds")
+    finally:
+        envs.close()
+    check(rows, ended, mode)
+    assert collector.episodes.tolist() == [sum(e.env == i for e in ended) for i in range(COUNT)]
+    if mode is AutoresetMode.NEXT_STEP:
+        resets = sum(collector.episodes) - int(collector._resetting.sum())
+        assert len(rows) == STEPS * COUNT - resets
+    for index, own in enumerate(given):
+        if mode is AutoresetMode.DISABLED:
+            assert own == [seeds(index, episode) for episode in range(len(own))]
+        else:
+            assert own[0] == seeds(index, 0)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+def test_every_transition_of_tensors_is_true(mode):
+    envs = Torch(SyncVectorEnv(makers(COUNT), autoreset_mode=mode))
+    collector = Collector(envs, "Exact", seeds)
+    collector.reset()
+    rows, ended = collect(collector)
+    check(rows, ended, mode)
+    new, _ = collector.step(torch.zeros(COUNT, 1))
+    assert all(isinstance(getattr(new, name), torch.Tensor) for name in new.__dataclass_fields__)
+
+
+def test_a_single_environment_is_a_vector_of_one():
+    env = Exact()
+    collector = Collector(env, "Exact", seeds)
+    collector.reset()
+    rows, ended = collect(collector)
+    assert [tuple(np.ravel(row[4])[1:3]) for row in rows] == [row[:2] for row in expected_rows(0, STEPS)]
+    assert [episode.length for episode in ended] == [length(0, number) for number in range(len(ended))]
+    assert env.seeds == [seeds(0, episode) for episode in range(len(env.seeds))]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+def test_the_state_continues_in_the_middle_of_episodes(mode):
+    def fresh():
+        envs = SyncVectorEnv(makers(COUNT), autoreset_mode=mode)
+        collector = Collector(envs, "Exact", seeds)
+        collector.reset()
+        return envs, collector
+
+    envs, first = fresh()
+    collect(first, 9)
+    state = first.state()
+    saved = json.loads(json.dumps({name: value for name, value in state.items() if name != "obs"}))
+    _, second = fresh()
+    second.envs = envs  # the simulators, as they stand
+    second.restore(saved | {"obs": state["obs"]})
+    np.testing.assert_array_equal(first.random_action(), second.random_action())
+    assert first.next_episodes() == second.next_episodes()
+    continued = collect(second, 9)
+    envs, whole = fresh()
+    before = collect(whole, 9)
+    assert before[1]
+    assert [str(part) for part in continued] == [str(part) for part in collect(whole, 9)]
+
+
+def test_random_actions_come_from_the_episodes_seeds():
+    single = Collector(Exact(), "Exact", seeds)
+    single.reset()
+    space = gymnasium.spaces.Box(-5.0, 5.0, (1,))
+    space.seed(episode_seed(0, 0))
+    assert [single.random_action()[0] for _ in range(3)] == [space.sample() for _ in range(3)]
+    many = Collector(SyncVectorEnv(makers(COUNT)), "Exact", seeds)
+    many.reset()
+    drawn = np.stack([many.random_action() for _ in range(100)])
+    assert len(np.unique(drawn)) == drawn.size
+    tensors = Collector(Torch(SyncVectorEnv(makers(COUNT))), "Exact", seeds)
+    tensors.reset()
+    drawn = torch.stack([tensors.random_action() for _ in range(200)])
+    assert drawn.shape == (200, COUNT, 1)
+    assert -5 <= drawn.min() < -4 and 4 < drawn.max() <= 5
+
+
+def test_episode_seeds_reduce_to_those_of_a_single_environment_and_do_not_repeat():
+    assert episode_seed(3, 5) == int(np.random.SeedSequence((3, 5)).generate_state(1)[0])
+    every = {episode_seed(run, episode, env) for run in range(8) for episode in range(20) for env in range(8)}
+    assert len(every) == 8 * 20 * 8
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            lambda o, *rest: (o * np.nan, *rest),
+            r"Exact \(environment 1 of 3\) returned at step 19 .*entry 0 is nan",
+        ),
+        (lambda o, r, *rest: (o, -np.inf, *rest), r"\(environment 1 of 3\) .* step 19 the reward -inf"),
+        (lambda o, r, *rest: (o, "much", *rest), r"\(environment 1 of 3\), at step 19, .*reward 'much'"),
+        (lambda o, r, *rest: (o, None, *rest), r"\(environment 1 of 3\), at step 19, .*reward None"),
+        (lambda o, *rest: (o[:1], *rest), r"\(environment 1 of 3\), .*shape \[1\], but announced \[4\]"),
+        (
+            lambda *_: 1 / 0,
+            r"\(environment 1 of 3\), at step 19, raised ZeroDivisionError: .*test_collector.py",
+        ),
+    ],
+)
+@pytest.mark.parametrize("vector", ["sync", "async"])
+def test_a_fault_names_the_environment_the_step_and_the_value(fault, words, vector, recwarn):
+    from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+    from sacfast.vector import CheckedEnv
+
+    kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]
+    made = [lambda make=make: CheckedEnv(make()) for make in makers(COUNT, fault=fault)]
+    envs = kind(made, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        collector = Collector(envs, "Exact", seeds)
+        collector.reset()
+        with pytest.raises(SACError, match=words):
+            collect(collector)
+        assert not [w for w in recwarn if "ERROR" in str(w.message)]
+    finally:
+        close_env(envs)
+
+
+def test_what_a_vector_of_others_does_wrong_is_one_sentence():
+    class NoFinal(Torch):
+        def step(self, actions):
+            return *super().step(actions)[:4], {}
+
+    collector = Collector(NoFinal(SyncVectorEnv(makers(COUNT), autoreset_mode="SameStep")), "NoFinal", seeds)
+    collector.reset()
+    with pytest.raises(SACError, match="NoFinal ended an episode .* holds no final_obs"):
+        collect(collector)
+
+    class Column(Torch):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs, reward[:, None], *rest
+
+    collector = Collector(Column(SyncVectorEnv(makers(COUNT))), "Column", seeds)
+    collector.reset()
+    with pytest.raises(SACError, match=r"rewards of shape \[3, 1\].* must be \[3\]"):
+        collect(collector)
+
+    class Silent(Torch):
+        metadata = {}  # noqa: RUF012
+
+    with pytest.raises(SACError, match=r"Silent has metadata\['autoreset_mode'\]=None.*SameStep"):
+        Collector(Silent(SyncVectorEnv(makers(COUNT))), "Silent", seeds)

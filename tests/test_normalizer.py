@@ -1,0 +1,123 @@
+"""Running statistics of observations: exact, stable, the same in batches of any size, and part of an agent."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from training_runs import SMALL, quick_and_clean, replay_of, small  # noqa: F401 (a fixture)
+
+from sacfast.agent import SACAgent
+from sacfast.errors import CheckpointError
+from sacfast.evaluate import load_agent
+from sacfast.logger import read_csv
+from sacfast.normalizer import CLIP, ObservationNormalizer
+from sacfast.ops import Stream
+from sacfast.train import train
+
+
+def test_by_hand():
+    normalizer = ObservationNormalizer(2)
+    np.testing.assert_array_equal(normalizer(np.array([3.0, -4.0])), [3, -4])  # nothing seen yet
+    normalizer.update(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    assert normalizer.mean.tolist() == [2, 5]
+    assert normalizer.variance.tolist() == [1, 0]
+    np.testing.assert_allclose(normalizer(np.array([3.0, 5.0])), [1, 0], atol=1e-6)
+    np.testing.assert_array_equal(normalizer(np.array([1e9, 4.0])), [CLIP, -CLIP])
+
+
+@pytest.mark.parametrize("sizes", [[1] * 600, [7, 1, 592], [600], [300, 0, 300]])
+def test_batches_of_any_size_merge_into_the_statistics_of_all(sizes):
+    # A mean a million times the deviation: in float32, or from sums of squares, no digit would be left.
+    x = np.random.default_rng(0).normal(1e6, 1.0, (600, 3))
+    normalizer = ObservationNormalizer(3)
+    for part in np.split(x, np.cumsum(sizes)[:-1]):
+        normalizer.update(part)
+    assert normalizer.count == 600
+    np.testing.assert_allclose(normalizer.mean, x.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(normalizer.variance, x.var(0), rtol=1e-9)
+
+
+def test_tensors_and_arrays_agree():
+    x = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
+    arrays, tensors = ObservationNormalizer(4), ObservationNormalizer(4)
+    arrays.update(x)
+    tensors.update(torch.from_numpy(x))
+    assert torch.equal(arrays.squares, tensors.squares)
+    np.testing.assert_array_equal(arrays(x), tensors(torch.from_numpy(x)).numpy())
+
+
+def filled(engine="reference", **kwargs):
+    agent = SACAgent(3, 2, 8, engine=engine, seed=0, buffer_capacity=100, normalize_obs=True, **kwargs)
+    rng = np.random.default_rng(2)
+    obs = rng.normal([100, 0, -3], [10, 0.01, 1], (60, 3)).astype(np.float32)
+    action = rng.uniform(-1, 1, (60, 2))
+    agent.replay_buffer.push_batch(obs, action, rng.normal(size=60), obs + 1, np.zeros(60, bool))
+    return agent, obs
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+def test_networks_see_normalised_observations_and_the_buffer_raw_ones(engine):
+    agent, obs = filled(engine)
+    np.testing.assert_allclose(agent.normalizer.mean, obs.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_array_equal(dict(agent.replay_buffer.named_tensors())["obs"].numpy(), obs)
+    plain = SACAgent(3, 2, 8, engine=engine, seed=0, buffer_capacity=100)
+    normal = agent.normalizer(obs)
+    assert np.abs(normal.mean(0)).max() < 1e-3
+    np.testing.assert_array_equal(agent.select_action(obs[0], True), plain.select_action(normal[0], True))
+    np.testing.assert_array_equal(agent.select_action(obs), plain.select_action(normal))
+    batch = agent.replay_buffer.sample_batch(16, agent.state.key(Stream.BATCH))
+    metrics = plain.engine.update(plain.state, agent.normalizer.batch(batch))
+    assert torch.equal(agent.train(1, 16).tensor, metrics.tensor)
+    assert torch.equal(agent.state.actor_params, plain.state.actor_params)
+
+
+def test_acting_and_copying_leave_the_statistics_alone(tmp_path):
+    agent, obs = filled()
+    before = agent.normalizer.mean.clone()
+    agent.select_action(obs, evaluate=True)
+    agent.select_action(obs * 9)
+    assert torch.equal(agent.normalizer.mean, before)
+    twin = copy.deepcopy(agent)
+    twin.replay_buffer.push(obs[0] * 9, [0, 0], 0.0, obs[0], False)
+    assert twin.normalizer.count == 61
+    assert agent.normalizer.count == 60
+
+
+def test_statistics_are_part_of_a_checkpoint(tmp_path):
+    agent, obs = filled(reward_scale=0.1)
+    agent.save(tmp_path / "a.safetensors", replay_buffer=False)
+    loaded = SACAgent.from_checkpoint(tmp_path / "a.safetensors", engine="reference")
+    np.testing.assert_array_equal(loaded.select_action(obs, True), agent.select_action(obs, True))
+    loaded.normalizer.update(obs * 2)
+    agent.normalizer.update(obs * 2)
+    assert torch.equal(loaded.normalizer.squares, agent.normalizer.squares)
+    other = SACAgent(3, 2, 8, engine="reference", buffer_capacity=100)
+    with pytest.raises(
+        CheckpointError, match="saved with normalize_obs=True, but this agent has normalize_obs=False"
+    ):
+        other.load(tmp_path / "a.safetensors")
+
+
+def test_rewards_are_scaled_for_learning_alone():
+    agent = SACAgent(3, 2, 8, engine="reference", seed=0, buffer_capacity=100, reward_scale=0.25)
+    for value in (4.0, 8.0):
+        agent.replay_buffer.push(np.zeros(3), np.zeros(2), value, np.zeros(3), False)
+    assert dict(agent.replay_buffer.named_tensors())["reward"].tolist() == [1, 2]
+    assert set(agent.replay_buffer.sample(2)[2].ravel().tolist()) <= {4.0, 8.0}
+
+
+def test_a_run_normalises_logs_true_returns_and_evaluates_with_its_statistics(tmp_path):
+    sac = dataclasses.replace(SMALL, normalize_obs=True, reward_scale=0.01)
+    settings = {"steps": 110, "utd": 0.5, "num_envs": 2, "make_kwargs": {"max_episode_steps": 50}}
+    run = train(small(tmp_path, eval_every=0, sac=sac, **settings))
+    replay, meta = replay_of(run)
+    assert meta["normalized"] == 110
+    agent, _, _ = load_agent(run, "last")
+    np.testing.assert_allclose(agent.normalizer.mean, replay["obs"].mean(0), atol=1e-4)
+    assert abs(replay["obs"][:, 2]).max() > 1  # raw
+    assert replay["reward"].min() > -0.2
+    rows = read_csv(run / "episodes.csv")
+    assert len(rows) == 2
+    assert all(row["return"] < -30 for row in rows)
