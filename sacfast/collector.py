@@ -13,9 +13,10 @@ value is not finite, and whether an episode ended; then also which did, with the
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -30,8 +31,7 @@ from sacfast.vector import FAULT, SingleEnv, dead_worker, is_vector, takes_seeds
 Array = Any  # np.ndarray or Tensor, the same throughout one run
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """The transitions of one vector step: obs, next_obs [n, O], action [n, A] in the environment's units, reward,
     terminated [n], and which environment each is from, env [n]; arrays or tensors as the environments return them.
     """
@@ -42,9 +42,6 @@ class Rows:
     next_obs: Array
     terminated: Array
     env: Array
-
-    def __len__(self) -> int:
-        return len(self.reward)
 
 
 @dataclass(frozen=True)
@@ -103,6 +100,8 @@ class Collector:
 
     def random_action(self) -> Array:
         """Uniform over the action space [N, A]; from the environment's own space, seeded with its episode."""
+        if self.num_envs == 1 and self._spaces:
+            return self._spaces[0].sample()[None]
         if not self._tensors:
             return np.stack([space.sample() for space in self._spaces])
         shape = (self.num_envs, self.bounds.dim)
@@ -117,7 +116,9 @@ class Collector:
         results = self._call(lambda: self.envs.step(action), at + 1)
         following, reward, terminated, truncated, info = results
         following = self._own(following, at + 1)
-        done = (terminated | truncated) != 0
+        done = terminated | truncated
+        if isinstance(done, Tensor) or done.dtype.kind != "b":
+            done = done != 0
         if reward.shape != (self.num_envs,) or done.shape != (self.num_envs,):
             raise SACError(
                 f"{self.name} returned at step {at + 1} rewards of shape {list(reward.shape)} and ends of shape "
@@ -136,7 +137,7 @@ class Collector:
             self._returns[resetting] = 0.0
             self._lengths[resetting] = 0
             keep = ~resetting
-            rows = Rows(*(getattr(rows, name)[keep] for name in Rows.__dataclass_fields__))
+            rows = Rows(*(column[keep] for column in rows))
         self.obs = following
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting, self._any_resetting = done, any_done
@@ -267,8 +268,9 @@ class Collector:
             finite = torch.isfinite(obs).all() & torch.isfinite(reward).all()
             fine, any_done = torch.stack([finite, ended]).tolist()
         else:
-            fine = bool(np.isfinite(obs).all() and np.isfinite(reward).all())
-            any_done = done is not None and bool(done.any())
+            # A sum of squares is finite if its terms are, unless it overflows: then the loop below finds nothing.
+            fine = math.isfinite(np.vdot(obs, obs)) and math.isfinite(np.vdot(reward, reward))
+            any_done = done is not None and bool(np.count_nonzero(done))
         if not fine:
             rows = zip(np.asarray(obs.tolist()), reward.tolist(), strict=True)
             for i, (row, each) in enumerate(rows):

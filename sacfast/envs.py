@@ -85,16 +85,23 @@ class ActionBounds:
         if isinstance(action, Tensor):
             low, high = self._tensors(action.device)
             return ((action.float() - 0.5 * (high + low)) / (0.5 * (high - low))).clamp(-1.0, 1.0)
-        centre, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
-        return np.clip((np.asarray(action, np.float32) - centre) / half, -1.0, 1.0)
+        centre, half = self._centre_and_half
+        unit = (np.asarray(action, np.float32) - centre) / half
+        return np.minimum(
+            np.maximum(unit, np.float32(-1.0)), np.float32(1.0)
+        )  # np.clip takes longer on a row
 
     def to_env(self, unit):
         """[..., A] in [-1, 1] -> [..., A] float32 in the environment's units, never outside [low, high]."""
         if isinstance(unit, Tensor):
             low, high = self._tensors(unit.device)
             return (0.5 * (high + low) + 0.5 * (high - low) * unit.float()).clamp(low, high)
-        centre, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
+        centre, half = self._centre_and_half
         return np.clip(centre + half * np.asarray(unit, np.float32), self.low, self.high)
+
+    @cached_property
+    def _centre_and_half(self) -> tuple[np.ndarray, np.ndarray]:
+        return 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         held = self._on.get(device)

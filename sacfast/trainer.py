@@ -229,7 +229,7 @@ class Trainer:
         self.agent.replay_buffer.push_batch(
             rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated
         )
-        at.step += len(rows)
+        at.step += len(rows.reward)
         self._changing = False
         for episode in ended:
             at.episode += 1

@@ -35,6 +35,10 @@ class CheckedEnv(gymnasium.Wrapper):
     out: nothing reads them, and vectorisers spend longer on merging them than on the rest of a step.
     """
 
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self._shape = env.observation_space.shape  # each wrapper below would be asked in turn, at every step
+
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
@@ -59,10 +63,9 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def _checked(self, obs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         obs = np.asarray(obs)
-        wanted = self.env.observation_space.shape
-        if obs.shape == wanted:
+        if obs.shape == self._shape:
             return obs, {}
-        what = f"returned an observation of shape {list(obs.shape)}, but announced {list(wanted or ())}"
+        what = f"returned an observation of shape {list(obs.shape)}, but announced {list(self._shape or ())}"
         return self._blank(), _report(what)
 
     def _blank(self) -> np.ndarray:
@@ -112,7 +115,7 @@ class SingleEnv(VectorEnv):
 
 
 def _as_vector(info: dict[str, Any]) -> dict[str, Any]:
-    return {key: [value] for key, value in info.items()}
+    return {key: [value] for key, value in info.items()} if info else info
 
 
 class EnvPool(VectorEnv):
