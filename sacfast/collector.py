@@ -113,7 +113,10 @@ class Collector:
         that ended. `at` is the number of environment steps before this one, for messages.
         """
         obs, resetting = self.obs, self._resetting
-        results = self._call(lambda: self.envs.step(action), at + 1)
+        given = (
+            action.clone() if isinstance(action, Tensor) else action.copy()
+        )  # an environment may write into it
+        results = self._call(lambda: self.envs.step(given), at + 1)
         following, reward, terminated, truncated, info = results
         following = self._own(following, at + 1)
         done = terminated | truncated

@@ -87,9 +87,8 @@ class ActionBounds:
             return ((action.float() - 0.5 * (high + low)) / (0.5 * (high - low))).clamp(-1.0, 1.0)
         centre, half = self._centre_and_half
         unit = (np.asarray(action, np.float32) - centre) / half
-        return np.minimum(
-            np.maximum(unit, np.float32(-1.0)), np.float32(1.0)
-        )  # np.clip takes longer on a row
+        # What np.clip does, which takes longer on a row.
+        return np.minimum(np.maximum(unit, np.float32(-1.0)), np.float32(1.0))
 
     def to_env(self, unit):
         """[..., A] in [-1, 1] -> [..., A] float32 in the environment's units, never outside [low, high]."""

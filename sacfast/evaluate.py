@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+import torch
 import tyro
 from gymnasium.vector import VectorEnv
 from rich import box
@@ -160,7 +161,7 @@ def random_policy(space: gymnasium.spaces.Box, seed: int) -> Policy:
     bounds, generator = ActionBounds.from_space(space), np.random.default_rng(seed)
 
     def act(observation: Array) -> Array:
-        shape = (*observation.shape[:-1], bounds.dim)
+        shape = (*np.shape(observation)[:-1], bounds.dim)
         return _like(observation, bounds.to_env(generator.uniform(-1.0, 1.0, shape)))
 
     return act
@@ -170,14 +171,12 @@ def zero_policy(space: gymnasium.spaces.Box) -> Policy:
     """The zero action, or the bound nearest to it where zero is outside the bounds."""
     bounds = ActionBounds.from_space(space)
     action = np.clip(np.zeros(bounds.dim, np.float32), bounds.low, bounds.high)
-    return lambda observation: _like(
-        observation, np.broadcast_to(action, (*observation.shape[:-1], bounds.dim))
-    )
+    return lambda observation: _like(observation, np.tile(action, (*np.shape(observation)[:-1], 1)))
 
 
 def _like(observation: Array, action: np.ndarray) -> Array:
     """`action` as a tensor on the observation's device, where that is a tensor."""
-    return observation.new_tensor(action) if isinstance(observation, Tensor) else action
+    return torch.as_tensor(action, device=observation.device) if isinstance(observation, Tensor) else action
 
 
 def baselines(env: gymnasium.Env | VectorEnv, episodes: int, seed: int) -> dict[str, Evaluation]:
@@ -233,7 +232,7 @@ def record_video(
     env = None
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
     try:
-        env = make_env(env_id, **make_kwargs, render_mode="rgb_array")
+        env = make_env(env_id, **{**make_kwargs, "render_mode": "rgb_array"})
         frames: list[np.ndarray] = []
         _rollout(_as_policy(agent_or_policy), env, seed, lambda: frames.append(np.asarray(env.render())))
         fps = env.metadata.get("render_fps", 30)

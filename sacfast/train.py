@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import sys
@@ -186,6 +187,9 @@ def _second(env: AnyEnv) -> AnyEnv:
             f"env={env} was not made by gymnasium.make, so no second one can be made for evaluation; "
             "pass a function that makes it instead, or eval_env as well."
         )
+    spec = copy.deepcopy(spec)
+    for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # what gymnasium.make_vec leaves there
+        spec.kwargs.pop(name, None)
     return usable(gymnasium.make(spec))
 
 

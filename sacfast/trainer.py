@@ -215,7 +215,12 @@ class Trainer:
     def _place_episodes(self) -> None:
         """Count episodes on from where the run stands."""
         counts = self.collector.episodes
-        counts[:] = self.at.episodes or [self.at.episode] + [0] * (len(counts) - 1)
+        saved = self.at.episodes or [self.at.episode] + [0] * (len(counts) - 1)
+        if len(saved) != len(counts):
+            raise SACError(
+                f"the run had {len(saved)} environments, not {len(counts)}; resume it with as many."
+            )
+        counts[:] = saved
 
     def _advance(self) -> None:
         """One step of every environment, its transitions into the replay buffer."""

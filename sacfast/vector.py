@@ -213,9 +213,10 @@ def dead_worker(envs: VectorEnv) -> str | None:
     processes = getattr(getattr(envs, "unwrapped", envs), "processes", [])
     if not processes:
         return None
-    multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1.0)
+    gone = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=5.0)
     for index, process in enumerate(processes):
-        if not process.is_alive():
+        if process.sentinel in gone:
+            process.join(5.0)  # its pipes close a moment before the system knows how it ended
             code = process.exitcode
             how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
             return f"environment {index} of {len(processes)}: its worker process died ({how})"

@@ -41,6 +41,7 @@ class Exact(gymnasium.Env):
         ended = self.t == length(self.index, self.episode)
         stop = terminates(self.index, self.episode)
         results = self.obs(action[0]), self.reward(), ended and stop, ended and not stop, {"t": self.t}
+        action[:] = 99  # what was passed in is ours to spoil
         return self.fault(*results) if self.fault and self.steps == self.fault_at else results
 
     def obs(self, action):

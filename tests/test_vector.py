@@ -127,7 +127,7 @@ class Mortal(Exact):
         return super().step(action)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)  # it would hang for ever
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_worker_that_dies_ends_the_run_with_everything_saved(tmp_path):
     made = []
@@ -268,6 +268,13 @@ def test_evaluation_of_a_vector_takes_the_first_episode_of_each_environment():
     assert together.lengths == (200,) * 5
     lengths = evaluate(policy, SyncVectorEnv(makers(3)), 3).lengths
     assert lengths == (2, 4, 2)  # though the third environment ends two while the second is in its first
+
+
+def test_what_make_vec_made_is_evaluated_on_its_environment(tmp_path):
+    envs = gymnasium.make_vec("Pendulum-v1", num_envs=2)
+    run = train(small(tmp_path, steps=60, eval_every=0), env=envs)
+    assert run.parent.name == "Pendulum-v1"
+    assert len(replay_of(run)[0]["obs"]) == 60
 
 
 def test_closing_waits_for_no_dead_worker():
