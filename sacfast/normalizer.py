@@ -66,6 +66,10 @@ class ObservationNormalizer:
         normal = (np.asarray(obs, np.float32) - self._shift.cpu().numpy()) * self._scale.cpu().numpy()
         return np.clip(normal, -CLIP, CLIP)
 
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """Copies of what is subtracted and divided by, float32 [O] each, for a policy that leaves the agent."""
+        return self._shift.clone(), self._scale.reciprocal()
+
     def batch(self, batch: Batch) -> Batch:
         return dataclasses.replace(batch, obs=self(batch.obs), next_obs=self(batch.next_obs))
 

@@ -118,6 +118,20 @@ def test_a_normalisation_of_observations_goes_along(agent, tmp_path):
     assert_acts_as(agent, raw(names["load_policy"](tmp_path / "policy.safetensors")))
 
 
+@pytest.mark.parametrize("suffix", [".pt2", ".safetensors"])
+def test_the_statistics_of_an_agent_that_normalises_go_along(tmp_path, suffix):
+    agent = SACAgent(
+        5, 3, 16, seed=0, action_low=LOW, action_high=HIGH, engine="reference", normalize_obs=True
+    )
+    agent.normalizer.update(np.random.default_rng(0).normal([0, 5, -1, 0, 0], [1, 3, 0.01, 1, 1], (100, 5)))
+    path = sacfast.export(agent, tmp_path / f"policy{suffix}")
+    obs = np.concatenate([observations(50), 1e3 * observations(5)])  # clipped ones too
+    act = FORMATS[suffix][1](
+        DeterministicPolicy(agent.actor, agent.bounds, *agent.normalizer.mean_and_std()), path
+    )
+    np.testing.assert_allclose(act(obs), agent.select_action(obs, evaluate=True), atol=EXPORT * 4, rtol=0)
+
+
 def test_the_module_is_a_copy(agent):
     actor = ActorNetwork(5, 3, (4,))
     policy = DeterministicPolicy(actor, agent.bounds)

@@ -32,6 +32,7 @@ from sacfast.checkpoint import read_meta
 from sacfast.envs import ActionBounds
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork
+from sacfast.normalizer import CLIP
 from sacfast.runs import load_agent
 
 # Largest difference from the agent's actions that is let through, relative to the width of the action bounds.
@@ -42,7 +43,7 @@ class DeterministicPolicy(nn.Module):
     """obs [n, O] -> action [n, A] = centre + half * tanh(mean(obs)), within `bounds`; all float32, on the CPU.
 
     The layers are copies of the actor's under its names (fc1, fc2, ..., mean). With `obs_mean` and `obs_std` [O]
-    the network sees (obs - obs_mean) / obs_std.
+    the network sees (obs - obs_mean) / obs_std, clipped to [-10, 10] as ObservationNormalizer does.
     """
 
     obs_mean: Tensor | None
@@ -76,7 +77,7 @@ class DeterministicPolicy(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         x = obs
         if self.obs_mean is not None and self.obs_std is not None:
-            x = (x - self.obs_mean) / self.obs_std
+            x = torch.clamp((x - self.obs_mean) / self.obs_std, -CLIP, CLIP)
         for name in self.hidden:
             x = F.relu(getattr(self, name)(x))
         unit = torch.tanh(self.mean(x))
@@ -104,7 +105,8 @@ def export(run: SACAgent | str | os.PathLike, path: str | os.PathLike, *, checkp
     _spare_checkpoint(path)
     agent = run if isinstance(run, SACAgent) else load_agent(Path(run), checkpoint)[0]
     write, read = FORMATS[path.suffix]
-    policy = DeterministicPolicy(agent.actor, agent.bounds)
+    statistics = () if agent.normalizer is None else agent.normalizer.mean_and_std()
+    policy = DeterministicPolicy(agent.actor, agent.bounds, *statistics)
     try:
         # A folder, because some writers add files of their own; inside it the file gets its usual permissions.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
