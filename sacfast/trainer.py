@@ -230,7 +230,7 @@ class Trainer:
         rows, ended = collector.step(action, at.step)
         self._changing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
-        # rows.env says which environment each row is from.
+        # The buffer sees by itself which row continues which; should it ask, rows.env says whose each row is.
         self.agent.replay_buffer.push_batch(
             rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated
         )

@@ -61,7 +61,7 @@ def filled(engine="reference", **kwargs):
 def test_networks_see_normalised_observations_and_the_buffer_raw_ones(engine):
     agent, obs = filled(engine)
     np.testing.assert_allclose(agent.normalizer.mean, obs.astype(np.float64).mean(0), rtol=1e-12)
-    np.testing.assert_array_equal(dict(agent.replay_buffer.named_tensors())["obs"].numpy(), obs)
+    np.testing.assert_array_equal(agent.replay_buffer.segment()["obs"].numpy(), obs)
     plain = SACAgent(3, 2, 8, engine=engine, seed=0, buffer_capacity=100)
     normal = agent.normalizer(obs)
     assert np.abs(normal.mean(0)).max() < 1e-3
@@ -104,7 +104,7 @@ def test_rewards_are_scaled_for_learning_alone():
     agent = SACAgent(3, 2, 8, engine="reference", seed=0, buffer_capacity=100, reward_scale=0.25)
     for value in (4.0, 8.0):
         agent.replay_buffer.push(np.zeros(3), np.zeros(2), value, np.zeros(3), False)
-    assert dict(agent.replay_buffer.named_tensors())["reward"].tolist() == [1, 2]
+    assert agent.replay_buffer.segment()["reward"].tolist() == [1, 2]
     assert set(agent.replay_buffer.sample(2)[2].ravel().tolist()) <= {4.0, 8.0}
 
 

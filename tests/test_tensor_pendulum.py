@@ -11,6 +11,7 @@ from training_runs import quick_and_clean, replay_of, small  # noqa: F401 (a fix
 from sacfast.agent import SACAgent
 from sacfast.config import SACConfig
 from sacfast.logger import read_csv
+from sacfast.replay import ReplayBuffer
 from sacfast.tensor_pendulum import TensorPendulum
 from sacfast.train import train
 
@@ -59,17 +60,20 @@ def test_act_gives_select_actions_numbers_as_tensors():
         agents[0].act(obs[0])
 
 
-def test_transitions_reach_the_buffer_as_tensors_and_are_right(tmp_path, monkeypatch):
-    """No array is made of them: the functions that would are closed."""
+def test_observations_actions_and_transitions_stay_tensors_and_are_right(tmp_path, monkeypatch):
+    seen = []
+    for owner, name in ((SACAgent, "act"), (ReplayBuffer, "push_batch"), (TensorPendulum, "step")):
+        real = getattr(owner, name)
 
-    def closed(*_):
-        raise AssertionError("an observation left torch")
+        def spy(self, *values, real=real, name=name):
+            seen.append((name, {type(value) for value in values} - {bool}))
+            return real(self, *values)
 
-    monkeypatch.setattr("sacfast.replay.as_float32", closed)
-    run = train(
-        small(tmp_path, steps=2000, learning_starts=1000, utd=0.02, eval_every=0),
-        env=lambda: TensorPendulum(8),
-    )
+        monkeypatch.setattr(owner, name, spy)
+    config = small(tmp_path, steps=2000, learning_starts=1000, utd=0.02, eval_every=0)
+    run = train(config, env=lambda: TensorPendulum(8))
+    assert {name for name, _ in seen} == {"act", "push_batch", "step"}
+    assert all(types == {torch.Tensor} for _, types in seen)
     replay, _ = replay_of(run)
     cos, sin, speed = replay["obs"].T
     follows = np.clip(speed + (15 * sin + 6 * replay["action"][:, 0]) * 0.05, -8, 8)
@@ -83,17 +87,8 @@ def test_transitions_reach_the_buffer_as_tensors_and_are_right(tmp_path, monkeyp
 @pytest.mark.native
 def test_the_pendulum_is_learned(tmp_path):
     sac = SACConfig(hidden_dim=64, lr=2e-3, batch_size=128)
-    config = small(
-        tmp_path,
-        steps=9600,
-        learning_starts=800,
-        utd=0.25,
-        engine="native",
-        eval_every=0,
-        eval_episodes=8,
-        sac=sac,
-    )
-    run = train(config, env=lambda: TensorPendulum(16))
+    settings = {"steps": 9600, "learning_starts": 800, "utd": 0.25, "engine": "native", "eval_episodes": 8}
+    run = train(small(tmp_path, eval_every=0, sac=sac, **settings), env=lambda: TensorPendulum(16))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["baselines"]["random"]["mean"] < -900
     assert summary["score"]["mean"] > -400
