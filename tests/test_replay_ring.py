@@ -227,3 +227,23 @@ def test_a_deep_copy_shares_nothing():
     push(twin, pushed[7:], "one by one")
     check(buffer, pushed[:7])
     check(twin, pushed)
+
+
+def test_one_transition_is_stored_as_many_are():
+    """`push` of plain arrays takes a shorter way: the same contents, scaling, statistics and continuity."""
+    buffers, seen = [], []
+    for how in ("one by one", "with care"):
+        told = []
+        options = {"action_low": [-2, -1], "action_high": [1, 3], "reward_scale": 0.3, "on_push": told.append}
+        buffer = ReplayBuffer(7, obs_dim=OBS_DIM, action_dim=ACTION_DIM, **options)
+        environments = [Environment(number) for number in range(3)]
+        for i in range(40):
+            outcome = ("goes on", "goes on", "stops", "terminates")[i * 7 % 4]
+            obs, action, reward, next_obs, done = environments[i * 5 % 3].transition(i, outcome)
+            plain = how == "one by one"
+            buffer.push(obs if plain else obs.tolist(), action, reward, next_obs, done)
+        buffers.append(buffer.segment())
+        seen.append(np.concatenate(told))
+    assert seen[0].tobytes() == seen[1].tobytes()
+    for name, tensor in buffers[0].items():
+        assert tensor.numpy().tobytes() == buffers[1][name].numpy().tobytes(), name

@@ -1,7 +1,8 @@
 """The whole SAC update on a GPU (csrc/cuda/sac_update_engine.cuh), up to 32 updates per launch of one CUDA graph.
 
-Nothing here waits for the GPU, but for a replay buffer in the host's memory. A batch that is not finite is therefore reported by the call after the one that it
-belongs to, or by `settle`; neither it nor any update after it has been applied then, and the state's counters say so.
+Nothing here waits for the GPU, but for a replay buffer in the host's memory. A batch that is not finite is therefore
+reported by the call after the one that it belongs to, or by `settle`; neither it nor any update after it has been
+applied then, and the state's counters say so.
 """
 
 import ctypes

@@ -134,20 +134,23 @@ class ReplayBuffer:
         ring = self._ring
         if ring is None or not ring.appends or not isinstance(done, (bool, np.bool_)):
             return False
-        O, A = ring.obs_dim, ring.action_dim
-        shapes = ((state, O), (action, A), (next_state, O))
+        width, reward_at = ring.obs_dim, ring.obs_dim + ring.action_dim
+        shapes = ((state, width), (action, ring.action_dim), (next_state, width))
         if any(type(array) is not np.ndarray or array.shape != (dim,) for array, dim in shapes):
             return False
-        record, following = np.zeros(ring.records.shape[1], np.float32), np.empty(O, np.float32)
+        record, following = np.zeros(ring.records.shape[1], np.float32), np.empty(width, np.float32)
         try:
             with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
-                record[:O], following[:], record[O + A] = state, next_state, reward
-                record[O : O + A] = action if self.bounds is None else self.bounds.to_unit(action)
+                record[:width], following[:], record[reward_at] = state, next_state, reward
+                record[width:reward_at] = action if self.bounds is None else self.bounds.to_unit(action)
+                record[reward_at] *= np.float32(self.reward_scale)
         except (TypeError, ValueError):
             return False
         if not (np.isfinite(record).all() and np.isfinite(following).all() and np.isfinite(action).all()):
             return False
         ring.append(record, following, bool(done))
+        if self.on_push is not None:
+            self.on_push(record[None, :width])
         return True
 
     def push_batch(self, state, action, reward, next_state, done) -> None:
@@ -159,6 +162,9 @@ class ReplayBuffer:
         previous call of as many, which is how environments that are stepped together push.
         """
         values = (state, action, reward, next_state, done)
+        single = all(type(value) is np.ndarray and value.shape[:1] == (1,) for value in values)
+        if single and self._push_plainly(*(value[0] for value in values)):
+            return
         on_gpu = self.storage == "device" and self.device.type != "cpu"
         if on_gpu and all(isinstance(value, Tensor) and _same_device(value, self.device) for value in values):
             self._push_blindly(*values)
