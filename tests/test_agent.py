@@ -277,7 +277,7 @@ def test_bad_observations(obs, message):
         ({"hidden_dim": 16.0}, "hidden_dim"),
         ({"threads": -1}, "threads"),
         ({"threads": 1.5}, "threads"),
-        ({"precision": "double"}, "precision='double' must be one of float32, bf16x3, bf16"),
+        ({"precision": "double"}, "precision='double' must be one of float32, tf32, bf16x3, bf16"),
         ({"precision": "bf16", "engine": "reference"}, "precision='bf16' needs engine='native'"),
         ({"actor_update_period": 0}, "actor_update_period"),
         ({"obs_dtype": "float64"}, "obs_dtype='float64' must be one of float32, float16, bfloat16"),
