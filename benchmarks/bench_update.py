@@ -86,7 +86,9 @@ def make_transitions(shape: Shape) -> tuple[np.ndarray, ...]:
     return wide[0], action, rng.normal(size=ROWS), wide[1], rng.random(ROWS) < 0.01
 
 
-def our_agent(shape: Shape, transitions, engine: str, precision: str = "float32") -> SACAgent:
+def our_agent(
+    shape: Shape, transitions, engine: str, precision: str = "float32", device: str = "cpu"
+) -> SACAgent:
     agent = SACAgent(
         shape.obs_dim,
         shape.action_dim,
@@ -94,6 +96,7 @@ def our_agent(shape: Shape, transitions, engine: str, precision: str = "float32"
         engine=engine,
         seed=SEED,
         buffer_capacity=ROWS,
+        device=device,
         threads=shape.threads,
         precision=precision,
     )

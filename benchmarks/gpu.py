@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import ACTION_DIM, OBS_DIM, GraphedSAC, HandWrittenSAC
-from bench_update import PUSHER, Shape, check_losses, flop_per_update, make_transitions
+from bench_update import PUSHER, Shape, check_losses, flop_per_update, make_transitions, our_agent
 from race import describe_machine
 
 from sacfast import SACAgent, native
@@ -40,19 +40,7 @@ SHAPES = [
 COPY_BYTES = 2**30
 
 
-def our_agent(shape: Shape, transitions, engine: str, precision: str = "float32") -> SACAgent:
-    agent = SACAgent(
-        shape.obs_dim,
-        shape.action_dim,
-        shape.hidden,
-        engine=engine,
-        seed=0,
-        buffer_capacity=len(transitions[2]),
-        device="cuda",
-        precision=precision,
-    )
-    agent.replay_buffer.push_batch(*transitions)
-    return agent
+gpu_agent = partial(our_agent, device="cuda")
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -73,10 +61,10 @@ def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
 
 def contestants(shape: Shape, transitions) -> tuple[dict[str, Callable[[], Any]], SACAgent]:
     """By role: UPDATES updates, what they compute checked; and the float32 agent."""
-    reference = our_agent(shape, transitions, "reference")
+    reference = gpu_agent(shape, transitions, "reference")
     calls: dict[str, Callable[[], Any]] = {}
     for precision in cuda.PRECISIONS:
-        agent = our_agent(shape, transitions, "native", precision)
+        agent = gpu_agent(shape, transitions, "native", precision)
         check_losses(reference, agent, shape.batch)
         calls["sacfast" if precision == "float32" else precision] = partial(agent.train, UPDATES, shape.batch)
         if precision == "float32":
@@ -158,7 +146,7 @@ def endurance(updates: int) -> dict[str, Any]:
     """The same million updates twice: their bytes, and memory before and after."""
     digests, memory = [], []
     for _ in range(2):
-        agent = our_agent(SHAPES[0], make_transitions(SHAPES[0]), "native")
+        agent = gpu_agent(SHAPES[0], make_transitions(SHAPES[0]), "native")
         agent.train(UPDATES, 256)
         torch.cuda.synchronize()
         before = torch.cuda.mem_get_info()[0]
