@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +33,50 @@ def write(path: str | os.PathLike, tensors: dict[str, Tensor], meta: dict[str, A
     owned = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
     }
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        save_file(owned, temporary, metadata=header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        with _in_place_of(path) as temporary:
+            save_file(owned, temporary, metadata=header)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write the checkpoint {path} ({error}); free some space or choose another folder. "
             "An earlier checkpoint there is untouched"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as `write` does its own. Raises OSError; an earlier file at `path` is then untouched."""
+    with _in_place_of(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` once it is whole and on the disk; not at all after an error."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        os.close(handle)
+        yield Path(name)
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+        sync_folder(path.parent)
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if os.path.exists(name):
+            os.unlink(name)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk: a renamed file survives a power cut only then."""
+    if os.name != "posix":  # Windows has no handle to a folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:

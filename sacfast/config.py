@@ -39,6 +39,7 @@ RESUMABLE_FIELDS = frozenset(
         "engine",
         "threads",
         "checkpoint_every",
+        "keep_checkpoints",
         "log_every",
         "tensorboard",
         "resume",
@@ -345,7 +346,10 @@ class TrainConfig:
     """Episodes per evaluation; their seeds are the same every time."""
 
     checkpoint_every: int = 10_000
-    """Steps between writes of the last checkpoint, replay buffer included; 0 writes at the end only."""
+    """Steps between checkpoints, from which the run can go on exactly; 0 writes at the beginning and the end only."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, beside the best policy; 0 keeps all of them."""
 
     log_every: int = 500
     """Steps between rows of progress.csv; metrics leave the device only then."""
@@ -378,6 +382,7 @@ class TrainConfig:
             ("eval_every", 0),
             ("eval_episodes", 1),
             ("checkpoint_every", 0),
+            ("keep_checkpoints", 0),
             ("log_every", 1),
             ("threads", 0),
         ):

@@ -80,6 +80,14 @@ class CSVLog:
         except OSError as error:
             raise _cannot_log(self.path, error) from error
 
+    def flush(self) -> None:
+        """Bring what was written to the disk: a checkpoint must not survive a power cut that its log does not."""
+        if self._file is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise _cannot_log(self.path, error) from error
+
     def close(self) -> None:
         if self._file is not None:
             with suppress(OSError):  # a full disk was reported when the row was written
@@ -175,6 +183,12 @@ class RunLogger:
             value = row.get(name)
             if value is not None:
                 self._events.add_scalar(tag, value, row["step"])
+
+    def flush(self) -> None:
+        for log in (self._progress, self._episodes, self._evaluations):
+            log.flush()
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
         for log in (self._progress, self._episodes, self._evaluations):

@@ -10,6 +10,7 @@ from sacfast.agent import SACAgent
 from sacfast.checkpoint import read_meta
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
+from sacfast.run_folder import policy_file
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -24,7 +25,10 @@ def read_config(run: Path) -> TrainConfig:
         ) from None
     except (OSError, ValueError) as error:
         raise SACError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
-    return TrainConfig.from_dict(values)
+    try:
+        return TrainConfig.from_dict(values)
+    except SACError as error:
+        raise SACError(f"{path} was written by another version of sacfast, or by hand: {error}") from None
 
 
 def load_agent(
@@ -34,6 +38,6 @@ def load_agent(
 
     Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
     """
-    config, path = read_config(run), run / f"{checkpoint}.safetensors"
+    config, path = read_config(run), policy_file(run, checkpoint)
     agent = SACAgent.from_checkpoint(path, device=device, engine="reference", precision="float32")
     return agent, config, read_meta(path)["extra"]

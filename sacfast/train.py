@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +27,9 @@ from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
 from sacfast.engines import Engine
 from sacfast.envs import check_spaces, env_name, flattened, make_env, usable
 from sacfast.errors import SACError
+from sacfast.run_folder import RunFolder
 from sacfast.runs import read_config
-from sacfast.trainer import Counters, Trainer, TrainingInterrupted, resume_command, write_json
+from sacfast.trainer import Trainer, TrainingInterrupted, resume_command, write_json
 from sacfast.vector import close_env, is_vector, make_vector_env, vectorise
 
 AnyEnv = gymnasium.Env | VectorEnv
@@ -54,27 +55,33 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
     if saved is not None and env is None:
         check_resume(saved, config)
     owned: list[AnyEnv] = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(_close, owned)
         name, training, evaluation = _environments(config, env, eval_env, owned)
         if env is not None:
             config = dataclasses.replace(config, env=name)
             if saved is not None:
                 check_resume(saved, config)
         try:
-            trainer = _make_trainer(config, training, evaluation, custom_env=env is not None)
+            trainer = _make_trainer(config, training, evaluation, stack, custom_env=env is not None)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_nothing_done(config, custom_env=env is not None)) from None
         try:
             trainer.run()
         finally:
             _print_profile(trainer.agent.engine)
-    finally:
-        for each in owned:
-            close_env(each)
     return trainer.folder
 
 
-def _make_trainer(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, *, custom_env: bool) -> Trainer:
+def _close(envs: list[AnyEnv]) -> None:
+    for each in envs:
+        close_env(each)
+
+
+def _make_trainer(
+    config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, stack: ExitStack, *, custom_env: bool
+) -> Trainer:
+    """The run's trainer; `stack` gives up the lock on its folder."""
     if config.resume is None:
         _check_writable(Path(config.out))
     device = config.device
@@ -90,21 +97,22 @@ def _make_trainer(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, *, custom_
         seed=config.seed,
         **config.sac.agent_kwargs(),
     )
-    folder: Path | None = None
-    resumed: Counters | None = None
+    folder: RunFolder | None = None
+    resumed: dict[str, Any] | None = None
     if config.resume is not None:
-        folder = Path(config.resume)
-        names = {f.name for f in dataclasses.fields(Counters)}
-        extra = agent.load(folder / "last.safetensors")
-        resumed = Counters(**{name: value for name, value in extra.items() if name in names})
-        if resumed.step >= config.steps:
-            print(f"{folder} has reached its {resumed.step:,} steps; give a larger --steps to train further")
+        folder = RunFolder(Path(config.resume), config.keep_checkpoints)
+        stack.enter_context(folder.locked())
+        resumed = folder.load(agent)
+        step = resumed["counters"]["step"]
+        if step >= config.steps:
+            print(f"{folder.path} has reached its {step:,} steps; give a larger --steps to train further")
     # The build, if there is one, comes once everything else is known to be right (the native engine's own comes with
     # the engine), and talks before the display starts. With any engine: acting and the sampler use the operators too.
     native.available(agent.device.type)
     if folder is None:
-        folder = _new_folder(config)
-    write_json(folder / "config.json", dataclasses.replace(config, resume=None).to_dict())
+        folder = RunFolder(_new_folder(config), config.keep_checkpoints)
+        stack.enter_context(folder.locked())
+    write_json(folder.path / "config.json", dataclasses.replace(config, resume=None).to_dict())
     note = flattened(eval_env)
     if note is not None:
         print(f"{config.env}: {note}")
@@ -113,7 +121,7 @@ def _make_trainer(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, *, custom_
     print(
         f"{config.env}{times}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
         f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
-        f"run folder: {folder}",
+        f"run folder: {folder.path}",
         flush=True,
     )
     return Trainer(config, agent, env, eval_env, folder, resumed, custom_env=custom_env)

@@ -4,8 +4,9 @@
     step of all environments -> replay buffer -> updates that are due -> every so often: log, evaluate, checkpoint
 
 Everything is counted in steps of single environments. Every episode starts from a seed made of the run's seed, the
-environment's index and the episode's number there, so that a run resumed between two episodes continues as if it had
-never stopped. An episode cut off by an interruption is left behind, and the resumed run begins with the next one.
+environment's index and the episode's number there. A run that stopped between any two steps goes on as if it had not:
+a checkpoint holds the environments' state too. Where that cannot be had (envstate.py), the episodes that were cut off
+are left behind, and the resumed run begins with the next ones.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
 import signal
 import threading
@@ -27,17 +27,22 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
 from sacfast.engines import Metrics
+from sacfast.envstate import NotCapturable
 from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
 from sacfast.logger import Row, RunLogger, make_display
 from sacfast.plotting import plot_run
+from sacfast.run_folder import RunFolder
+from sacfast.vector import captured_states, put_states, raised
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -105,19 +110,18 @@ class Counters:
     step: int = 0
     episode: int = 0
     """Episodes begun before the current ones, over all environments."""
-    episodes: list[int] | None = None
-    """The same for each environment, as it must be to go on: None stands for the beginning of a run."""
     best: float | None = None
     best_step: int = 0
     evaluated_step: int = 0
+    logged_step: int = 0
     elapsed_s: float = 0.0
 
 
 class Trainer:
     """One run: the agent, its environments, its logs and its place in time. `run()` does everything.
 
-    env and eval_env are single environments or vectors; they and the agent fit together; `folder` exists; `resumed`
-    are the counters of the checkpoint that the agent was loaded from; `custom_env` says that the environment is not
+    env and eval_env are single environments or vectors; they and the agent fit together; `folder` is locked; `resumed`
+    is what it gave with the checkpoint that the agent was loaded from; `custom_env` says that the environment is not
     simply gymnasium.make(config.env).
     """
 
@@ -127,26 +131,34 @@ class Trainer:
         agent: SACAgent,
         env: gymnasium.Env | VectorEnv,
         eval_env: gymnasium.Env | VectorEnv,
-        folder: Path,
-        resumed: Counters | None = None,
+        folder: RunFolder,
+        resumed: dict[str, Any] | None = None,
         *,
         custom_env: bool = False,
     ) -> None:
         self.config, self.agent, self.eval_env = config, agent, eval_env
-        self.folder = folder
-        self.resume_command = resume_command(folder, custom_env)
-        self.at = resumed or Counters()
+        self.folder, self._checkpoints = folder.path, folder
+        self.resume_command = resume_command(folder.path, custom_env)
+        self.at = Counters() if resumed is None else Counters(**resumed["counters"])
+        self._resumed = resumed
         self.collector = Collector(
             env, config.env, lambda env, episode: episode_seed(config.seed, episode, env)
         )
-        self._place_episodes()
+        before = self.collector.num_envs if resumed is None else len(resumed["environments"]["next_episodes"])
+        if before != self.collector.num_envs:
+            raise SACError(
+                f"the run had {before} environments, not {self.collector.num_envs}; resume it with as many."
+            )
         self.stop = StopRequest()
         self.display = make_display(config.env, config.steps)
-        resume_step = None if resumed is None else resumed.step
-        self.logger = RunLogger(folder, self.display, tensorboard=config.tensorboard, resume_step=resume_step)
+        resume_step = None if resumed is None else self.at.step
+        self.logger = RunLogger(
+            folder.path, self.display, tensorboard=config.tensorboard, resume_step=resume_step
+        )
         self.metrics: Metrics | None = None
         self._returns: list[float] = []  # of the episodes that ended since the last log row
         self._changing = False  # a transition is being stored, or an update is under way
+        self._within_step = True  # the environments' state is not that of a moment between two steps
         self._finished = False  # the last checkpoint of this part of the run is written
         self._mark = (perf_counter(), self.at.step, agent.training_steps)
 
@@ -187,17 +199,14 @@ class Trainer:
         config = self.config
         self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         self._enter_phase()
+        self._begin()
         if self._due(config.eval_every, self.at.evaluated_step):
             self._evaluate()  # the signal that ended the run's previous part cut this one short
-        self.collector.reset()
+        self._learn()  # an interrupt that insisted may have come between a step and its updates
         while self.at.step < config.steps and self.stop.signum is None:
             before = self.at.step
             self._advance()
-            updates = config.updates_by(self.at.step) - config.updates_by(before)
-            if updates:
-                self._changing = True
-                self.metrics = self.agent.train(updates, config.sac.batch_size)
-                self._changing = False
+            self._learn()
             if before < config.learning_starts <= self.at.step:
                 self._enter_phase()
             self.display.step(self.at.step)
@@ -212,19 +221,50 @@ class Trainer:
         """Whether a multiple of `every` lies after step `since`, up to the current one."""
         return every > 0 and self.at.step // every > since // every
 
-    def _place_episodes(self) -> None:
-        """Count episodes on from where the run stands."""
-        counts = self.collector.episodes
-        saved = self.at.episodes or [self.at.episode] + [0] * (len(counts) - 1)
-        if len(saved) != len(counts):
-            raise SACError(
-                f"the run had {len(saved)} environments, not {len(counts)}; resume it with as many."
-            )
-        counts[:] = saved
+    def _begin(self) -> None:
+        """The first observations: of a new run, which is saved as it begins, or of the checkpoint."""
+        if self._resumed is None:
+            self.collector.reset()
+            self._within_step = False
+            self._save_last()
+            return
+        self._returns = self._resumed["returns"]
+        if self._resumed["metrics"] is not None:
+            self.metrics = Metrics(torch.from_numpy(self._resumed["metrics"]).to(self.agent.device))
+            self.agent.engine.recall(self.metrics)
+        self._restore_environments(self._resumed["environments"])
+        self._within_step = False
+
+    def _restore_environments(self, saved: dict[str, Any]) -> None:
+        """Put the environments back to where they were, or on to their next episodes."""
+        collector, obstacle = self.collector, saved["obstacle"]
+        if obstacle is None:
+            collector.episodes[:] = saved["collector"]["episodes"]
+            collector.reset()  # makes what an environment makes at its first reset only
+            try:
+                put_states(collector.envs, saved["simulators"])
+                collector.restore(saved["collector"])
+                return
+            except NotCapturable as error:
+                obstacle = str(error)
+        if saved["under_way"]:
+            self.display.message(f"the episode that was interrupted is left behind ({obstacle})")
+        collector.episodes[:] = saved["next_episodes"]
+        self.at.episode = sum(saved["next_episodes"])
+        collector.reset()
+
+    def _learn(self) -> None:
+        """The updates that are due by this step."""
+        updates = self.config.updates_by(self.at.step) - self.agent.training_steps
+        if updates > 0:
+            self._changing = True
+            self.metrics = self.agent.train(updates, self.config.sac.batch_size)
+            self._changing = False
 
     def _advance(self) -> None:
         """One step of every environment, its transitions into the replay buffer."""
         collector, at = self.collector, self.at
+        self._within_step = True
         random = at.step < self.config.learning_starts
         action = collector.random_action() if random else self._act(collector.obs)
         rows, ended = collector.step(action, at.step)
@@ -240,6 +280,7 @@ class Trainer:
             at.episode += 1
             self._returns.append(episode.total)
             self.logger.episode(at.episode, at.step, episode.total, episode.length)
+        self._within_step = False
 
     def _act(self, observation: Array, evaluate: bool = False) -> Array:
         if isinstance(observation, Tensor):
@@ -262,6 +303,7 @@ class Trainer:
         seconds = max(now - then, 1e-9)
         self.at.elapsed_s += seconds
         self._mark = (now, self.at.step, self.agent.training_steps)
+        self.at.logged_step = self.at.step
         row: Row = {
             "step": self.at.step,
             "episode": self.at.episode,
@@ -278,9 +320,7 @@ class Trainer:
         """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
         with self._untimed("evaluating"):
             try:
-                score = evaluate(
-                    self._evaluation_policy, self.eval_env, self.config.eval_episodes, SELECTION_SEED
-                )
+                score = self._score(SELECTION_SEED)
             except _EvaluationStopped:
                 return
             self.at.evaluated_step = self.at.step
@@ -297,7 +337,22 @@ class Trainer:
             self.logger.evaluation(row, is_best)
             if is_best:
                 self.at.best, self.at.best_step = score.mean, self.at.step
-                self._save("best.safetensors", replay_buffer=False)
+                with self.stop.shielded():
+                    self.agent.save(
+                        self.folder / "best.safetensors",
+                        replay_buffer=False,
+                        extra=dataclasses.asdict(self.at),
+                    )
+
+    def _score(self, seed: int) -> Evaluation:
+        try:
+            return evaluate(self._evaluation_policy, self.eval_env, self.config.eval_episodes, seed)
+        except (SACError, _EvaluationStopped):
+            raise
+        except Exception as error:
+            raise SACError(
+                f"{self.config.env}, evaluated at step {self.at.step}, {raised(error)}."
+            ) from error
 
     def _evaluation_policy(self, observation: Array) -> Array:
         if self.stop.signum is not None:
@@ -311,18 +366,35 @@ class Trainer:
     def _write_last(self) -> None:
         # Acting shows whether the weights are still numbers: NaN must not replace a good checkpoint.
         self._act(np.zeros(self.agent.state_dim, np.float32), evaluate=True)
-        self._save("last.safetensors", replay_buffer=True)
-
-    def _save(self, name: str, *, replay_buffer: bool) -> None:
-        episodes = self.collector.next_episodes()  # those under way cannot be continued later
-        counters = dataclasses.asdict(self.at) | {"episode": sum(episodes), "episodes": episodes}
+        state = {
+            "counters": dataclasses.asdict(self.at),
+            "returns": list(self._returns),
+            "metrics": None if self.metrics is None else self.metrics.tensor.cpu().numpy(),
+            "environments": self._environments(),
+        }
         with self.stop.shielded():
-            self.agent.save(self.folder / name, replay_buffer=replay_buffer, extra=counters)
+            self.logger.flush()
+            self._checkpoints.save(self.agent, self.at.step, state)
+
+    def _environments(self) -> dict[str, Any]:
+        """The episodes under way, with the environments' state, or with the obstacle to having it."""
+        state: dict[str, Any] = {
+            "obstacle": None,
+            "next_episodes": self.collector.next_episodes(),
+            "under_way": any(length > 0 for _, length in self.collector.under_way()),
+        }
+        try:
+            if self._within_step:
+                raise NotCapturable("the run ended within a step")
+            simulators = captured_states(self.collector.envs)
+            return state | {"simulators": simulators, "collector": self.collector.state()}
+        except (NotCapturable, EOFError, OSError) as error:  # the latter two: a worker died just now
+            return state | {"obstacle": str(error) or type(error).__name__}
 
     def _rescue(self) -> bool:
         """Save what was learned before an error leaves, and say where; failing here must not hide the error.
 
-        Returns whether last.safetensors holds all that was learned.
+        Returns whether the latest checkpoint holds all that was learned.
         """
         if self.at.step == 0:
             return False
@@ -354,7 +426,7 @@ class Trainer:
     def _finish(self) -> None:
         """Save; at the end of the run also evaluate, score the best policy on fresh starts, and draw."""
         if self.stop.signum is None:
-            if self._mark[1] != self.at.step:
+            if self.at.logged_step != self.at.step:
                 self._log()
             if self.at.evaluated_step != self.at.step:
                 self._evaluate()
@@ -377,7 +449,7 @@ class Trainer:
             step = self.agent.load(best)["step"]
             which = f"best policy, step {step:,}"
         episodes = self.config.eval_episodes
-        score = evaluate(self._evaluation_policy, self.eval_env, episodes, REPORT_SEED)
+        score = self._score(REPORT_SEED)
         others = baselines(self.eval_env, episodes, REPORT_SEED)
         self._write_summary(score, others)
         complaint = _draw(self.folder)
@@ -402,10 +474,8 @@ class Trainer:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        checkpoint.write_text(path, json.dumps(values, indent=2) + "\n")
     except OSError as error:
         raise SACError(
             f"cannot write {path} ({error.strerror}); free some space and resume the run."

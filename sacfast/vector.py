@@ -11,14 +11,16 @@ import multiprocessing
 import multiprocessing.connection
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from sacfast import envstate
 from sacfast.envs import make_env
+from sacfast.envstate import NotCapturable
 from sacfast.errors import SACError
 
 FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
@@ -37,13 +39,14 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
+        self.obstacle: str | None = None  # why the state that was put back last could not be
         self._shape = env.observation_space.shape  # each wrapper below would be asked in turn, at every step
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
         except Exception as error:
-            return self._blank(), 0.0, False, False, _report(_raised(error), error)
+            return self._blank(), 0.0, False, False, _report(raised(error), error)
         try:
             results = float(reward), bool(terminated), bool(truncated)
         except (TypeError, ValueError) as error:
@@ -58,8 +61,24 @@ class CheckedEnv(gymnasium.Wrapper):
         try:
             obs, _ = self.env.reset(seed=seed, options=options)
         except Exception as error:
-            return self._blank(), _report(f"{_raised(error)} in reset", error)
+            return self._blank(), _report(f"{raised(error)} in reset", error)
         return self._checked(obs)
+
+    @property
+    def captured(self) -> dict[str, Any] | str:
+        """The environment's state (envstate.capture), or why it cannot be had; set it to put it back."""
+        try:
+            return envstate.capture(self.env)
+        except Exception as error:  # an environment's own get_state may raise anything
+            return str(error) or type(error).__name__
+
+    @captured.setter
+    def captured(self, state: dict[str, Any]) -> None:
+        try:
+            envstate.restore(self.env, state)
+            self.obstacle = None
+        except Exception as error:
+            self.obstacle = str(error) or type(error).__name__
 
     def _checked(self, obs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         obs = np.asarray(obs)
@@ -79,7 +98,7 @@ def _report(what: str, cause: Exception | None = None) -> dict[str, Any]:
     return {FAULT: fault}
 
 
-def _raised(error: Exception) -> str:
+def raised(error: Exception) -> str:
     """What it raised and where, since the command line shows no traceback."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
@@ -90,6 +109,7 @@ class SingleEnv(VectorEnv):
     """One environment as a vector of one, reset from outside, without a vectoriser's cost per step."""
 
     num_envs = 1
+    checked = True
 
     def __init__(self, env: gymnasium.Env) -> None:
         self.env = CheckedEnv(env)
@@ -109,6 +129,12 @@ class SingleEnv(VectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(actions[0])
         return obs[None], np.array([reward]), np.array([terminated]), np.array([truncated]), _as_vector(info)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        return (getattr(self.env, name),)
+
+    def set_attr(self, name: str, values: Sequence[Any]) -> None:
+        setattr(self.env, name, values[0])
 
     def close_extras(self, **_: Any) -> None:
         self.env.close()
@@ -193,7 +219,9 @@ def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> 
         return CheckedEnv(make())
 
     kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]
-    return kind([checked] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    envs = kind([checked] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    envs.checked = True
+    return envs
 
 
 def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> VectorEnv:
@@ -206,6 +234,30 @@ def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> V
     if num_envs == 1 and vector == "sync":
         return SingleEnv(make_env(env_id, **kwargs))
     return vectorise(lambda: make_env(env_id, **kwargs), num_envs, vector)
+
+
+def captured_states(envs: VectorEnv) -> list[dict[str, Any]]:
+    """The state of each environment in mid-episode, whichever process it is in. Raises NotCapturable."""
+    states = _checked(envs).get_attr("captured")
+    for state in states:
+        if isinstance(state, str):
+            raise NotCapturable(state)
+    return list(states)
+
+
+def put_states(envs: VectorEnv, states: Sequence[dict[str, Any]]) -> None:
+    """Put back what `captured_states` gave; the environments must have been reset. Raises NotCapturable."""
+    _checked(envs).set_attr("captured", list(states))
+    for obstacle in _checked(envs).get_attr("obstacle"):
+        if obstacle is not None:
+            raise NotCapturable(obstacle)
+
+
+def _checked(envs: Any) -> Any:
+    """`envs`, if they are CheckedEnvs, which hand their state out, and nothing else keeps any."""
+    if not getattr(envs, "checked", False):
+        raise NotCapturable(f"{type(getattr(envs, 'unwrapped', envs)).__name__} keeps its state to itself")
+    return envs
 
 
 def dead_worker(envs: VectorEnv) -> str | None:

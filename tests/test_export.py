@@ -220,7 +220,7 @@ def run(tmp_path):
 def test_a_run_is_exported_from_python(run):
     path = sacfast.export(str(run), run / "policy.safetensors")
     assert path == run / "policy.safetensors"
-    with pytest.raises(CheckpointError, match=r"last.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint"):
         sacfast.export(run, path, checkpoint="last")
     with pytest.raises(SACError, match="is not the folder of a run"):
         sacfast.export(run / "absent", path)

@@ -1,5 +1,7 @@
 """Whatever is wrong with the settings is one sentence, and neither leaves nor changes a file."""
 
+import json
+
 import gymnasium
 import pytest
 from gymnasium.spaces import Discrete
@@ -13,6 +15,7 @@ from training_runs import (
 
 from sacfast import native
 from sacfast.errors import NativeUnavailable, SACError
+from sacfast.run_folder import latest
 from sacfast.train import main, train
 
 
@@ -73,9 +76,13 @@ def test_unknown_flags_end_with_status_two(capsys):
     assert "--batch-size" in capsys.readouterr().err
 
 
+def contents(run):
+    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
 def test_resume_refuses_contradictions_and_needs_a_run(tmp_path, capsys):
     run = train(small(tmp_path, steps=60, eval_every=0))
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = contents(run)
     for flags, words in (
         (["--lr", "0.1"], "--lr 0.1 contradicts the run being resumed, which has 0.0003"),
         (["--env", "Pusher-v5"], "--env Pusher-v5 contradicts"),
@@ -83,13 +90,30 @@ def test_resume_refuses_contradictions_and_needs_a_run(tmp_path, capsys):
     ):
         assert main(["--resume", str(run), *flags]) == 2
         assert words in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert contents(run) == before
     assert main([f"--resume={tmp_path}"]) == 2
     assert "is not the folder of a run" in capsys.readouterr().err
-    (run / "last.safetensors").write_bytes(before["last.safetensors"][:1000])
-    assert main(["--resume", str(run), "--steps", "90"]) == 2
-    assert_one_error_line(capsys.readouterr().err)
-    assert (run / "progress.csv").read_bytes() == before["progress.csv"]
+    for name in ("agent.safetensors", "arrays.safetensors", "state.json"):
+        path = latest(run) / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100])
+        assert main(["--resume", str(run), "--steps", "90"]) == 2
+        error = capsys.readouterr().err
+        assert_one_error_line(error)
+        assert f"{path} is damaged" in error
+        path.write_bytes(whole)
+    assert contents(run) == before
+
+
+def test_settings_of_another_version_are_named(tmp_path, capsys):
+    run = train(small(tmp_path, steps=60, eval_every=0))
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"foresight": 3}))
+    capsys.readouterr()
+    assert main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    assert f"{path} was written by another version of sacfast, or by hand: " in error and "foresight" in error
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """Training survives what interrupts it: signals, faults of the environment, a full disk, weights of NaN."""
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ from training_runs import (
     FLAGS,
     Clockwork,
     assert_one_error_line,
+    counters_of,
+    described,
+    only_run,
     quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
@@ -23,9 +26,10 @@ from training_runs import (
 )
 
 from sacfast import checkpoint, trainer
-from sacfast.errors import CheckpointError, SACError
+from sacfast.errors import SACError
 from sacfast.evaluate import load_agent
 from sacfast.logger import read_csv
+from sacfast.run_folder import RunFolder, latest
 from sacfast.train import main, train
 from sacfast.trainer import StopRequest, TrainingInterrupted, resume_command
 
@@ -58,12 +62,12 @@ def test_what_was_learned_is_saved_before_an_environments_fault_is_reported(tmp_
     config = small(tmp_path, eval_every=0)
     with pytest.raises(SACError, match=words):
         train(config, env=lambda: Faulty(fault))
-    (path,) = Path(config.out).rglob("last.safetensors")
-    replay, meta = replay_of(path.parent)
-    assert len(replay["obs"]) == 99
+    run = only_run(config)
+    replay, meta = replay_of(run)
+    assert len(replay["obs"]) == counters_of(run)["step"] == 99
     assert np.isfinite(replay["obs"]).all()
     assert meta["counters"]["step"] == 50  # an update per step from step 50 to 99
-    assert f"to go on: {resume_command(path.parent, custom_env=True)}" in capsys.readouterr().out
+    assert f"to go on: {resume_command(run, custom_env=True)}" in capsys.readouterr().out
 
 
 def test_an_environments_own_exception_is_one_sentence_after_saving(tmp_path):
@@ -77,7 +81,9 @@ def test_an_environments_own_exception_is_one_sentence_after_saving(tmp_path):
     with pytest.raises(SACError, match=words) as caught:
         train(config, env=lambda: Faulty(crash))
     assert isinstance(caught.value.__cause__, RuntimeError)  # a Python caller sees where
-    assert list(Path(config.out).rglob("last.safetensors"))
+    run = only_run(config)
+    assert counters_of(run)["step"] == 99
+    assert described(run)["state"]["environments"]["obstacle"] == "the run ended within a step"
 
 
 def test_a_rescue_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, capsys):
@@ -87,7 +93,10 @@ def test_a_rescue_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, caps
     def broken(*_, **__):
         raise MemoryError("no room for a copy")
 
-    monkeypatch.setattr(trainer.SACAgent, "save", broken)
+    real, calls = RunFolder.save, []
+    monkeypatch.setattr(
+        RunFolder, "save", lambda *a: broken() if calls else calls.append(1) or real(*a)
+    )  # the first one succeeds
     with pytest.raises(SACError, match="simulator crashed"):
         train(small(tmp_path, eval_every=0), env=lambda: Faulty(crash))
     assert "could not be saved: no room for a copy" in capsys.readouterr().out
@@ -99,13 +108,13 @@ def test_a_fault_while_scoring_does_not_put_the_best_policy_in_the_last_ones_pla
 
     monkeypatch.setattr(trainer, "baselines", broken)
     config = small(tmp_path, env="Pendulum-v1", steps=200)
-    saves, real = [], trainer.SACAgent.save
+    saves, real = [], RunFolder.save
     monkeypatch.setattr(
-        trainer.SACAgent, "save", lambda self, path, **k: saves.append(path) or real(self, path, **k)
+        RunFolder, "save", lambda self, a, step, s: saves.append(step) or real(self, a, step, s)
     )
     with pytest.raises(RuntimeError, match="no baselines today"):
         train(config)
-    assert [path.name for path in saves].count("last.safetensors") == 1
+    assert saves == [0, 200]
 
 
 class Enormous(Clockwork):
@@ -120,8 +129,7 @@ def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path):
     config = small(tmp_path, learning_starts=100, checkpoint_every=90)
     with pytest.raises(SACError, match=r"training diverged; start again with a lower --lr than 0\.0003"):
         train(config, env=Enormous)
-    (path,) = Path(config.out).rglob("last.safetensors")
-    tensors, meta = checkpoint.read(path)
+    tensors, meta = checkpoint.read(latest(only_run(config)) / "agent.safetensors")
     assert meta["extra"]["step"] == 90
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
@@ -129,20 +137,25 @@ def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path):
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_old_one_intact(
     tmp_path, monkeypatch, capsys
 ):
-    real, calls = trainer.SACAgent.save, []
+    real, writes = checkpoint.save_file, []
 
-    def full_disk(self, path, **kwargs):
-        calls.append(path)
-        if len(calls) > 1:
-            raise CheckpointError(f"cannot write the checkpoint {path} (no space left)")
-        real(self, path, **kwargs)
+    def full_disk(*arguments, **kwargs):
+        writes.append(1)
+        if len(writes) > 6:  # a segment, the agent and the arrays; no segment of nothing at step 0
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments, **kwargs)
 
-    monkeypatch.setattr(trainer.SACAgent, "save", full_disk)
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
     flags = ["--env", "Pendulum-v1", "--steps", "300", "--learning-starts", "50", "--eval-every", "0"]
     assert main([*FLAGS, *flags, "--checkpoint-every", "100", "--out", str(tmp_path / "runs")]) == 2
-    assert_one_error_line(capsys.readouterr().err)
-    assert [path.name for path in calls] == ["last.safetensors"] * 2  # it did not insist
-    assert checkpoint.read_meta(calls[0])["extra"]["step"] == 100
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    assert "No space left on device" in error and "the one of step 100 is intact" in error
+    assert len(writes) == 7  # it did not insist
+    (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
+    assert counters_of(run)["step"] == 100
+    monkeypatch.undo()
+    assert main(["--resume", str(run)]) == 0
 
 
 def test_a_picture_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):
@@ -203,17 +216,17 @@ def test_the_third_ctrl_c_ends_an_environment_that_hangs_and_what_was_learned_is
 
 
 def test_insisting_never_cuts_a_save(tmp_path, monkeypatch):
-    real = trainer.SACAgent.save
+    real = RunFolder.save
 
-    def slow(self, path, **kwargs):
-        for _ in range(StopRequest.INSISTENCE + 1):
+    def slow(self, agent, step, state):
+        for _ in range(StopRequest.INSISTENCE + 1 if step else 0):
             signal.raise_signal(signal.SIGINT)
-        real(self, path, **kwargs)
+        real(self, agent, step, state)
 
-    monkeypatch.setattr(trainer.SACAgent, "save", slow)
+    monkeypatch.setattr(RunFolder, "save", slow)
     with pytest.raises(TrainingInterrupted) as caught:
         train(small(tmp_path, eval_every=0, checkpoint_every=100))
-    assert replay_of(caught.value.run)[1]["extra"]["step"] == 100
+    assert counters_of(caught.value.run)["step"] == 100
 
 
 def test_insisting_within_an_update_leaves_the_older_checkpoint(tmp_path, monkeypatch):
@@ -229,8 +242,7 @@ def test_insisting_within_an_update_leaves_the_older_checkpoint(tmp_path, monkey
     config = small(tmp_path, eval_every=0, checkpoint_every=100)
     with pytest.raises(KeyboardInterrupt, match="what was learned since the last checkpoint in .* is lost"):
         train(config)
-    (path,) = Path(config.out).rglob("last.safetensors")
-    assert checkpoint.read_meta(path)["extra"]["step"] == 100
+    assert counters_of(only_run(config))["step"] == 100
 
 
 def test_ctrl_c_while_setting_up_says_what_can_be_resumed(tmp_path, monkeypatch, capsys):
@@ -270,7 +282,7 @@ def test_interruptions_save_and_say_how_to_go_on(tmp_path):
     assert (status, errors) == (130, "")
     (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
     assert f"to go on: python -m sacfast.train --resume {run}" in output
-    saved = checkpoint.read_meta(run / "last.safetensors")["extra"]["step"]
+    saved = counters_of(run)["step"]
     assert f"stopped by SIGINT at step {saved:,} of 1,000,000" in output
     assert saved >= 50
     assert not list(run.glob(".*"))

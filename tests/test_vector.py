@@ -17,12 +17,14 @@ from training_runs import (
     FLAGS,
     assert_one_error_line,
     assert_same_run,
+    counters_of,
+    described,
+    only_run,
     quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
 )
 
-from sacfast import checkpoint
 from sacfast.errors import SACError
 from sacfast.evaluate import evaluate, load_agent, zero_policy
 from sacfast.logger import read_csv
@@ -95,7 +97,7 @@ def test_resuming_several_environments_between_episodes_equals_never_having_stop
     settings = {"num_envs": 3, "utd": 0.5, "eval_every": 60, "log_every": 60, "make_kwargs": SHORT}
     whole = train(small(tmp_path, steps=240, **settings))
     part = train(small(tmp_path, steps=120, **settings))
-    assert checkpoint.read_meta(part / "last.safetensors")["extra"]["episodes"] == [2, 2, 2]
+    assert described(part)["state"]["environments"]["collector"]["episodes"] == [2, 2, 2]
     assert main(["--resume", str(part), "--steps", "240"]) == 0
     assert_same_run(whole, part)
 
@@ -116,8 +118,7 @@ def test_a_fault_of_one_of_several_is_reported_once_the_rest_is_saved(tmp_path, 
         SACError, match=r"Exact \(environment \d of 3\) returned at step 88 an observation .* nan"
     ):
         train(config, env=make)
-    (path,) = Path(config.out).rglob("last.safetensors")
-    assert len(replay_of(path.parent)[0]["obs"]) == 87
+    assert len(replay_of(only_run(config))[0]["obs"]) == 87
 
 
 class Mortal(Exact):
@@ -141,8 +142,7 @@ def test_a_worker_that_dies_ends_the_run_with_everything_saved(tmp_path):
         SACError, match=r"environment \d of 3: its worker process died \(signal SIGKILL\) at step 88"
     ):
         train(config, env=make)
-    (path,) = Path(config.out).rglob("last.safetensors")
-    assert len(replay_of(path.parent)[0]["obs"]) == 87
+    assert len(replay_of(only_run(config))[0]["obs"]) == 87
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -163,7 +163,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_the_run_still_saves(tm
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "")
     (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
-    assert checkpoint.read_meta(run / "last.safetensors")["extra"]["step"] >= 50
+    assert counters_of(run)["step"] >= 50
 
 
 class Goal(gymnasium.Env):

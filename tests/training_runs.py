@@ -1,7 +1,9 @@
 """What the tests of training share: small runs, an environment that can be predicted, and a look into a run."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -12,8 +14,9 @@ from gymnasium.spaces import Box
 from sacfast import checkpoint, trainer
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.logger import TIMING_FIELDS, read_csv
-from sacfast.replay import FIELDS
+from sacfast.replay import FIELDS, ReplayBuffer
 from sacfast.replay.ring import segment_rows
+from sacfast.run_folder import Segment, latest
 
 SMALL = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=2000)
 
@@ -76,10 +79,42 @@ class Clockwork(gymnasium.Env):
         return observation, float(self.t), even and self.t == 3, not even and self.t == 5, {}
 
 
+class WithState(Clockwork):
+    """Clockwork with some chance in it, which can be stopped and continued."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward + self.np_random.normal(), *rest
+
+    def get_state(self):
+        return {"t": self.t, "episode": np.array(self.episode)}
+
+    def set_state(self, state):
+        self.t, self.episode = state["t"], int(state["episode"])
+
+
+def only_run(config):
+    """The folder of the one run in config.out."""
+    (run,) = (path.parent for path in Path(config.out).rglob("config.json"))
+    return run
+
+
+def described(run):
+    """state.json of the latest checkpoint."""
+    return json.loads((latest(run) / "state.json").read_text())
+
+
+def counters_of(run):
+    return described(run)["state"]["counters"]
+
+
 def replay_of(run):
-    """The transitions in the last checkpoint, oldest first, by field, and the checkpoint's description."""
-    tensors, meta = checkpoint.read(run / "last.safetensors")
-    rows = segment_rows({k.removeprefix("replay."): v for k, v in tensors.items() if k.startswith("replay.")})
+    """The latest checkpoint's transitions, oldest first, and what its agent's file says of itself."""
+    replay, meta = described(run)["replay"], checkpoint.read_meta(latest(run) / "agent.safetensors")
+    buffer = ReplayBuffer(replay["counters"]["capacity"])
+    names = [Segment(**values).name for values in replay["segments"]]
+    buffer.restore([checkpoint.read(run / "replay" / name)[0] for name in names], replay["counters"])
+    rows = segment_rows(buffer.segment())
     return {name: getattr(rows, name).numpy() for name in FIELDS}, meta
 
 
@@ -91,16 +126,32 @@ def logs_of(run):
     }
 
 
-def tensors_of(run):
-    return checkpoint.read(run / "last.safetensors")[0]
+def best(run):
+    return run / "best.safetensors"
 
 
 def assert_same_run(first, second):
+    """Logs, weights, moments, counters, environments and replay buffers are the same to the bit; times may differ."""
     assert logs_of(first) == logs_of(second)
-    a, b = tensors_of(first), tensors_of(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+    assert (first / "summary.json").read_text() == (second / "summary.json").read_text()
+    for file in (
+        lambda run: latest(run) / "agent.safetensors",
+        lambda run: latest(run) / "arrays.safetensors",
+        best,
+    ):
+        (a, _), (b, _) = (checkpoint.read(file(run)) for run in (first, second))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key].numpy().tobytes() == b[key].numpy().tobytes(), (file(first), key)
+    states = [described(run)["state"] for run in (first, second)]
+    for state in states:
+        del state["counters"]["elapsed_s"]
+    assert states[0] == states[1]
+    (a, _), (b, _) = replay_of(first), replay_of(second)
+    assert {key: value.tobytes() for key, value in a.items()} == {
+        key: value.tobytes() for key, value in b.items()
+    }
+    assert described(first)["replay"]["counters"] == described(second)["replay"]["counters"]
 
 
 def assert_one_error_line(text):

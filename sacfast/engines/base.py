@@ -120,6 +120,11 @@ class Engine(ABC):
     def settle(self, state: SACState) -> None:  # noqa: B027 (most engines have nothing to wait for)
         """Wait until the updates of `state` so far have happened; raises SACError for what they met."""
 
+    def recall(self, metrics: Metrics) -> None:  # noqa: B027 (an engine that renews all of them need not remember)
+        """Take over the metrics of the update before this engine's first one: what an update without a turn of the
+        actor repeats (SACConfig.actor_update_period).
+        """
+
     def profile(self, enabled: bool = True) -> dict[str, float]:
         """Seconds by phase of the updates since the last call, summed over threads; then measures, or stops doing so.
 

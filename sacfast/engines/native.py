@@ -100,6 +100,9 @@ class NativeEngine(Engine):
     def settings(self) -> dict[str, Any]:
         return super().settings() | self._settings
 
+    def recall(self, metrics: Metrics) -> None:
+        self._metrics.copy_(metrics.tensor)
+
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
         self._check_device(state)
         if noise is not None:

@@ -64,6 +64,9 @@ class ReferenceEngine(Engine):
         values = [critic_loss, actor_loss, alpha_loss, alpha, q1.mean(), q2.mean(), mean_log_prob]
         return Metrics(torch.stack([v.detach() for v in values]))
 
+    def recall(self, metrics: Metrics) -> None:
+        self._actor_metrics = tuple(metrics[name] for name in ("actor_loss", "alpha_loss", "log_prob_mean"))
+
     def policy(self, state: SACState, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """a = tanh(mean + std * noise) [B, A] and log pi(a|s) [B]   (eq. 8)."""
         mean, log_std = state.actor(obs)

@@ -1,0 +1,214 @@
+"""The state of a Gymnasium environment in the middle of an episode: taken out, and put back into a fresh one.
+
+What can be: MuJoCo environments on gymnasium.envs.mujoco.MujocoEnv, the classic-control ones, and any other that offers
+
+    get_state() -> numbers, text, arrays, and lists, tuples and dictionaries of them
+    set_state(state)                    of what get_state returned, in another process perhaps
+
+together with their wrappers, as long as these hold such plain values alone. For any other environment nobody can know
+where its state is kept (a simulator's memory, a connection), so `capture` refuses rather than guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+
+class NotCapturable(Exception):
+    """The environment's state cannot be taken out, or not be put back; the message says why."""
+
+
+# What the constructor made for good, or what concerns pictures and the clock alone.
+_CONSTANT_TYPES = (gymnasium.Space, EnvSpec, FunctionType, MethodType, ModuleType, type)
+_CONSTANT_NAMES = frozenset(
+    {"env", "metadata", "mujoco_renderer", "render_mode", "screen", "clock", "surf", "isopen"}
+    | {"episode_start_time", "time_queue", "_previous_data", "_np_random"}
+    | {"_metadata", "_cached_spec", "_action_space", "_observation_space"}
+    | {"_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
+)
+_TYPES = "?BHILbhilqQefd"  # of arrays, as NumPy's codes: truth values, integers and floats up to 64 bits
+# Arrays of MjData as long as there are contacts: the next step makes them anew, and reads none before.
+_OF_CONTACTS = ("efc_", "iefc_", "efm_", "island_", "map_", "iacc", "ifrc_")
+
+
+def capture(env: gymnasium.Env) -> dict[str, Any]:
+    """The state of `env`, its wrappers and its generator, in plain values and arrays of their own.
+
+    Raises NotCapturable, saying what is in the way.
+    """
+    layers = _layers(env)
+    base = layers[-1]
+    if _is_open(base):
+        state = {name: _taken(base, name) for name in _variables(base)}
+    elif _has_protocol(base):
+        state = _plain(base.get_state(), f"{_name(base)}.get_state()")  # type: ignore[attr-defined]
+    else:
+        raise NotCapturable(f"{_name(base)} has no get_state() and set_state()")
+    return {
+        "layers": [_name(layer) for layer in layers],
+        "wrappers": [{name: _taken(layer, name) for name in _variables(layer)} for layer in layers[:-1]],
+        "state": state,
+        "generator": None if base._np_random is None else _generator(base._np_random),
+    }
+
+
+def restore(env: gymnasium.Env, captured: dict[str, Any]) -> None:
+    """Put what `capture` returned into `env`, made like the one that it was taken from and reset at least once.
+
+    Raises NotCapturable if the two differ; the environment must then be reset.
+    """
+    layers = _layers(env)
+    names = [_name(layer) for layer in layers]
+    if names != captured["layers"]:
+        raise NotCapturable(
+            f"the environment was {' > '.join(captured['layers'])}, and is {' > '.join(names)}"
+        )
+    for layer, values in zip(layers, captured["wrappers"], strict=False):
+        _put_all(layer, values)
+    base = layers[-1]
+    if _is_open(base):
+        _put_all(base, captured["state"])
+    else:
+        base.set_state(captured["state"])  # type: ignore[attr-defined]
+    if captured["generator"] is not None:
+        base.np_random.bit_generator.state = captured["generator"]
+
+
+def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
+    """The wrappers from the outermost inwards, then the environment itself."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _name(env: gymnasium.Env) -> str:
+    return type(env).__name__
+
+
+def _is_open(env: gymnasium.Env) -> bool:
+    """Whether all of the environment's state is in its attributes, as Gymnasium's own sources show."""
+    modules = {base.__module__ for base in type(env).__mro__}
+    return "gymnasium.envs.mujoco.mujoco_env" in modules or any(
+        module.startswith("gymnasium.envs.classic_control.") for module in modules
+    )
+
+
+def _has_protocol(env: gymnasium.Env) -> bool:
+    return all(callable(getattr(env, name, None)) for name in ("get_state", "set_state"))
+
+
+def _variables(layer: gymnasium.Env) -> list[str]:
+    return [
+        name
+        for name, value in vars(layer).items()
+        if name not in _CONSTANT_NAMES and not isinstance(value, _CONSTANT_TYPES)
+    ]
+
+
+def _taken(layer: gymnasium.Env, name: str) -> Any:
+    value = vars(layer)[name]
+    if type(value).__name__ == "MjData":
+        return _simulation(vars(layer)["model"], value)
+    if type(value).__name__ == "MjModel":
+        return _digest(value)
+    return _plain(value, f"{_name(layer)}.{name}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` with copies of its arrays. Raises NotCapturable if anything in it is not plain."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.char in _TYPES and value.dtype.isnative:
+        return value.copy()
+    if isinstance(value, np.random.Generator):
+        return _generator(value)
+    if isinstance(value, (list, tuple, deque)):
+        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value).__module__.startswith("gymnasium.wrappers."):  # RunningMeanStd of the normalizing wrappers
+        return {key: _plain(item, f"{where}.{key}") for key, item in vars(value).items()}
+    raise NotCapturable(f"{where} is a {type(value).__name__}, not plain numbers or arrays")
+
+
+def _generator(generator: np.random.Generator) -> dict[str, Any]:
+    return _plain(generator.bit_generator.state, type(generator).__name__)
+
+
+def _put_all(target: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        _put(target, name, value)
+
+
+def _put(target: Any, name: str, value: Any) -> None:
+    existing = vars(target).get(name)
+    kind = type(existing).__name__
+    if kind == "MjData":
+        _put_simulation(vars(target)["model"], existing, value)
+    elif kind == "MjModel":
+        if _digest(existing) != value:
+            raise NotCapturable(f"the MuJoCo model of {_name(target)} is not the one that was saved")
+    elif isinstance(existing, np.random.Generator):
+        existing.bit_generator.state = value
+    elif isinstance(existing, deque):
+        existing.clear()
+        existing.extend(value)
+    elif type(existing).__module__.startswith("gymnasium.wrappers."):
+        _put_all(existing, value)
+    elif isinstance(existing, np.ndarray) and existing.base is not None and existing.shape == np.shape(value):
+        existing[...] = value  # a view: what it looks at must follow
+    else:
+        setattr(target, name, value.copy() if isinstance(value, np.ndarray) else value)
+
+
+def _simulation(model: Any, data: Any) -> dict[str, Any]:
+    """MuJoCo's integration state (warm start and time included), and what it last derived from it: some environments
+    read positions that are a step behind (Ant, Humanoid) before they step.
+    """
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    integration = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, integration, kind)
+    return {"integration": integration, "derived": {k: v.copy() for k, v in _derived(data).items()}}
+
+
+def _put_simulation(model: Any, data: Any, value: dict[str, Any]) -> None:
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    if value["integration"].shape != (mujoco.mj_stateSize(model, kind),):
+        raise NotCapturable("MuJoCo is of another version")
+    mujoco.mj_setState(model, data, value["integration"], kind)
+    for name, array in _derived(data).items():
+        saved = value["derived"].get(name)
+        if saved is not None and saved.shape == array.shape:
+            array[...] = saved
+
+
+def _derived(data: Any) -> dict[str, np.ndarray]:
+    """MjData's arrays of floats with a size that the model alone fixes, as views."""
+    names = (name for name in dir(data) if not name.startswith(("_", *_OF_CONTACTS)))
+    arrays = {name: getattr(data, name) for name in names}
+    return {
+        name: array
+        for name, array in arrays.items()
+        if isinstance(array, np.ndarray) and array.dtype == np.float64 and array.size
+    }
+
+
+def _digest(model: Any) -> str:
+    import mujoco
+
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return hashlib.sha256(buffer.tobytes()).hexdigest()

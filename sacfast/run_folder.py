@@ -1,0 +1,336 @@
+"""The folder of a run: its lock, its checkpoints, and the replay buffer's history that they share.
+
+run.lock                    held by the process that trains; who that is stands in run.lock.json
+best.safetensors            the best policy so far, without a replay buffer
+checkpoints/000050000/      everything at that step
+    state.json              counters, where the logs and the environments stand, the replay segments needed, digests
+    agent.safetensors       weights, targets, Adam moments, log_alpha, counters
+    arrays.safetensors      the arrays that state.json names
+replay/A-B.safetensors      transitions number A up to B since the beginning, written once and shared by checkpoints
+
+Every file is written under a hidden name, flushed to the disk and renamed; a checkpoint's folder likewise, after the
+segments that it names. So what has its final name is whole, and the checkpoint with the highest number is the latest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+
+from sacfast import checkpoint
+from sacfast.agent import SACAgent
+from sacfast.errors import CheckpointError, SACError
+from sacfast.replay import ReplayBuffer
+
+VERSION = 1
+
+# A segment of fewer transitions is written anew together with what followed, so that frequent checkpoints do not leave
+# thousands of files.
+LEAST_TRANSITIONS = 4096
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of the transitions number first up to end."""
+
+    first: int
+    end: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.first:012d}-{self.end:012d}.safetensors"
+
+
+class RunFolder:
+    """Checkpoints of one run, the newest `keep` of them (0: all). Use within `locked`."""
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        self.path, self.keep = path, keep
+        self._segments: list[Segment] = []  # those of the last checkpoint written or loaded
+        self._named: dict[str, list[Segment]] = {}  # those of every checkpoint in the folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder. Raises SACError, saying who does, if one is at it."""
+        lock = filelock.FileLock(self.path / "run.lock", timeout=0)
+        holder = self.path / "run.lock.json"
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise SACError(
+                f"{self.path} is being trained by {_holder(holder)}; wait for it to end, or stop it (it saves itself)."
+            ) from None
+        except NotImplementedError:
+            warnings.warn(f"{self.path} is on a file system without locks: run it only once", stacklevel=3)
+        except OSError as error:
+            raise SACError(f"cannot lock {self.path} ({error.strerror}); is it writable?") from error
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            with suppress(OSError):  # on a full disk, say: the lock holds without it
+                who = {"pid": os.getpid(), "host": platform.node(), "since": now}
+                checkpoint.write_text(holder, json.dumps(who))
+            yield
+        finally:
+            with suppress(OSError):
+                holder.unlink()
+            lock.release()
+
+    def save(self, agent: SACAgent, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint of `agent` and of `state` (plain values and arrays, see `pack`), then drop the old ones.
+
+        Of the replay buffer only what the last checkpoint had not is written. Raises CheckpointError; the earlier
+        checkpoints are then as they were.
+        """
+        intact = max(self._named, key=_number, default=None)
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            self.replay.mkdir(exist_ok=True)
+            segments = self._write_segments(agent.replay_buffer)
+            self._write_checkpoint(agent, step, state, segments)
+        except (OSError, CheckpointError) as error:
+            with suppress(OSError):
+                self._tidy()
+            earlier = (
+                f"the one of step {_number(intact)[0]:,} is intact" if intact else "there is no earlier one"
+            )
+            raise CheckpointError(
+                f"cannot write the checkpoint of step {step:,} in {self.path} ({error.__cause__ or error}); {earlier}: "
+                "free some space and resume"
+            ) from error
+        for clear in (self._drop_old, self._tidy):
+            with suppress(OSError):  # what cannot be deleted now goes the next time
+                clear()
+
+    def load(self, agent: SACAgent) -> dict[str, Any]:
+        """Give `agent` the latest checkpoint, replay buffer included, and return the `state` of `save`.
+
+        Raises CheckpointError, before anything is changed, if there is none, or it is damaged or of a newer version.
+        """
+        folder = latest(self.path)
+        description = _description(folder)
+        segments = _segments(description)
+        for name, digest in description["files"].items():
+            _check(folder / name, digest)
+        rows = []
+        for segment in segments:
+            _check(self.replay / segment.name, segment.digest)
+            rows.append(checkpoint.read(self.replay / segment.name)[0])
+        state = unpack(description["state"], checkpoint.read(folder / "arrays.safetensors")[0])
+        agent.replay_buffer.restore(rows, description["replay"]["counters"])
+        agent.load(folder / "agent.safetensors")
+        self._segments = segments
+        self._named = {}
+        for each in complete(self.path):
+            # An older one that is damaged is left to whoever wants to look into it.
+            with suppress(CheckpointError):
+                self._named[each.name] = _segments(_description(each))
+        with suppress(OSError):
+            self._tidy()
+        return state
+
+    def _write_segments(self, buffer: ReplayBuffer) -> list[Segment]:
+        """The segments that hold what the buffer does, oldest first, the last ones new."""
+        oldest = buffer.pushed - buffer.size
+        segments = [segment for segment in self._segments if segment.end > oldest]
+        since = segments[-1].end if segments else oldest
+        if buffer.pushed == since:
+            return segments
+        if segments and since - segments[-1].first < LEAST_TRANSITIONS:
+            since = max(segments.pop().first, oldest)
+        segment = Segment(since, buffer.pushed, "")
+        path = self.replay / segment.name
+        checkpoint.write(path, buffer.segment(since), {})
+        segments.append(replace(segment, digest=_digest(path)))
+        return segments
+
+    def _write_checkpoint(
+        self, agent: SACAgent, step: int, state: dict[str, Any], segments: list[Segment]
+    ) -> None:
+        name = _free_name(step, self._named)
+        temporary = self.checkpoints / f".{name}.tmp"
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir()
+        described, arrays = pack(state)
+        agent.save(temporary / "agent.safetensors", replay_buffer=False, extra=state["counters"])
+        checkpoint.write(temporary / "arrays.safetensors", arrays, {})
+        description = {
+            "format": checkpoint.FORMAT,
+            "version": VERSION,
+            "step": step,
+            "files": {
+                file: _digest(temporary / file) for file in ("agent.safetensors", "arrays.safetensors")
+            },
+            "replay": {
+                "counters": agent.replay_buffer.counters(),
+                "segments": [asdict(segment) for segment in segments],
+            },
+            "state": described,
+        }
+        checkpoint.write_text(temporary / "state.json", json.dumps(description, indent=1))
+        os.rename(temporary, self.checkpoints / name)
+        self._segments = self._named[name] = segments
+        checkpoint.sync_folder(self.checkpoints)
+
+    def _drop_old(self) -> None:
+        """Remove all but the newest `keep` checkpoints; of two of one step the later one counts."""
+        names = sorted(self._named, key=_number)
+        superseded = [a for a, b in itertools.pairwise(names) if _number(a)[0] == _number(b)[0]]
+        kept = [name for name in names if name not in superseded]
+        for name in superseded + (kept[: -self.keep] if self.keep else []):
+            # Renamed first: a folder that is only partly deleted must not look whole.
+            os.rename(self.checkpoints / name, self.checkpoints / f".{name}.tmp")
+            del self._named[name]
+
+    def _tidy(self) -> None:
+        """Delete what an interrupted write left behind, and the segments that no checkpoint names any more."""
+        for path in self.checkpoints.glob(".*.tmp"):
+            shutil.rmtree(path)
+        needed = {segment.name for segments in self._named.values() for segment in segments}
+        for path in self.replay.iterdir():
+            if path.name not in needed:
+                path.unlink()
+        for path in self.path.glob(".*.tmp"):
+            path.unlink()
+
+
+def complete(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    folders = (run / "checkpoints").glob("[0-9]*")
+    return sorted(folders, key=lambda folder: _number(folder.name))
+
+
+def latest(run: Path) -> Path:
+    """The folder of the latest checkpoint. Raises CheckpointError if there is none."""
+    folders = complete(run)
+    if folders:
+        return folders[-1]
+    if (run / "last.safetensors").exists():
+        raise CheckpointError(
+            f"{run} was written by an earlier sacfast (last.safetensors), which this one cannot go on from; its "
+            "policies can be evaluated, and to train further take that version, or start a new run"
+        )
+    raise CheckpointError(f"{run} has no checkpoint (in {run / 'checkpoints'}); start a new run")
+
+
+def policy_file(run: Path, which: str) -> Path:
+    """The file of the policy that is "best" or "last". Raises CheckpointError if there is no checkpoint."""
+    file = run / f"{which}.safetensors"  # last.safetensors: of runs before 0.1.0
+    return file if which == "best" or file.exists() else latest(run) / "agent.safetensors"
+
+
+def _free_name(step: int, taken: dict[str, Any]) -> str:
+    """The step with nine digits; saved again at the same step, followed by .1, .2, ..."""
+    again = [_number(name)[1] for name in taken if _number(name)[0] == step]
+    return f"{step:09d}" + (f".{max(again) + 1}" if again else "")
+
+
+def _number(name: str) -> tuple[int, int]:
+    step, _, again = name.partition(".")
+    return int(step), int(again or 0)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = int(description["version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, str(error)) from None
+    if version > VERSION:
+        raise CheckpointError(
+            f"{folder} was written by a newer sacfast (format {version}, this one reads {VERSION}); upgrade sacfast"
+        )
+    return description
+
+
+def _segments(description: dict[str, Any]) -> list[Segment]:
+    return [Segment(**values) for values in description["replay"]["segments"]]
+
+
+def _check(path: Path, digest: str) -> None:
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from None
+    if found != digest:
+        raise _damaged(path, "its contents are not those that were written")
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged ({reason}); restore it, or move the newest folder of checkpoints away to resume from the "
+        "one before"
+    )
+
+
+def _digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _holder(path: Path) -> str:
+    try:
+        who = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has the lock, but has not said so yet
+        return "another process"
+
+
+def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """JSON-able values and named tensors for nested dictionaries, lists and tuples of plain values and NumPy arrays."""
+    arrays: dict[str, torch.Tensor] = {}
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, (np.ndarray, np.generic)):
+            name = str(len(arrays))
+            arrays[name] = torch.from_numpy(np.array(value))
+            return {"$scalar" if isinstance(value, np.generic) else "$array": name}
+        if isinstance(value, tuple):
+            return {"$tuple": [walk(item) for item in value]}
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        return value
+
+    return walk(tree), arrays
+
+
+def unpack(described: Any, arrays: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `pack`, to the bit."""
+    if isinstance(described, list):
+        return [unpack(item, arrays) for item in described]
+    if not isinstance(described, dict):
+        return described
+    match described:
+        case {"$array": name}:
+            return arrays[name].numpy()
+        case {"$scalar": name}:
+            return arrays[name].numpy()[()]
+        case {"$tuple": items}:
+            return tuple(unpack(item, arrays) for item in items)
+    return {key: unpack(item, arrays) for key, item in described.items()}

@@ -1,0 +1,104 @@
+"""An environment's state, put into a fresh one, goes on with the same bytes."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation, RecordEpisodeStatistics, TimeLimit
+from training_runs import Clockwork, WithState
+
+from sacfast import envstate
+from sacfast.envstate import NotCapturable
+from sacfast.run_folder import pack, unpack
+
+
+def steps(env, count, seed=0):
+    """Everything that `count` random steps return, resets included."""
+    seen, space, generator = [], env.action_space, np.random.default_rng(seed)
+    for _ in range(count):
+        action = generator.uniform(space.low, space.high).astype(np.float32)
+        observation, reward, terminated, truncated, info = env.step(action)
+        seen.append((observation.tobytes(), float(reward).hex(), terminated, truncated))
+        if terminated or truncated:
+            seen.append(
+                (env.reset()[0].tobytes(), {k: v for k, v in info.get("episode", {}).items() if k != "t"})
+            )
+    return seen
+
+
+def wrapped():
+    env = NormalizeObservation(FlattenObservation(RecordEpisodeStatistics(gymnasium.make("Hopper-v5"))))
+    return TimeLimit(env, 11)
+
+
+# Ant and Humanoid read positions that are a step old; the episodes of Hopper and InvertedPendulum end early.
+NAMES = "Pusher-v5 HalfCheetah-v5 Hopper-v5 Ant-v5 Humanoid-v5 InvertedPendulum-v5 Pendulum-v1 MountainCarContinuous-v0"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda name=name: gymnasium.make(name) for name in NAMES.split()),
+        wrapped,
+        lambda: TimeLimit(WithState(), 50),
+    ],
+    ids=[*NAMES.split(), "wrapped", "protocol"],
+)
+def test_a_fresh_environment_goes_on_exactly(make):
+    first, second = make(), make()
+    first.reset(seed=3)
+    steps(first, 73)
+    described, arrays = pack(envstate.capture(first))
+    expected = steps(first, 120)
+    second.reset(seed=99)
+    steps(second, 7)
+    envstate.restore(second, unpack(described, arrays))
+    assert steps(second, 120) == expected
+    assert expected != steps(second, 120)
+
+
+def test_what_is_captured_stays_as_it_was():
+    env = gymnasium.make("Pusher-v5")
+    env.reset(seed=0)
+    captured = envstate.capture(env)
+    before = {name: array.clone() for name, array in pack(captured)[1].items()}
+    steps(env, 5)
+    assert all(np.array_equal(before[name], array) for name, array in pack(captured)[1].items())
+
+
+def test_what_cannot_be_captured_is_named():
+    env = Clockwork()
+    env.reset(seed=0)
+    with pytest.raises(NotCapturable, match=r"Clockwork has no get_state\(\) and set_state\(\)"):
+        envstate.capture(env)
+    env = gymnasium.make("Hopper-v5")
+    env.reset(seed=0)
+    env.unwrapped.simulator = object()
+    with pytest.raises(NotCapturable, match=r"HopperEnv.simulator is a object, not plain"):
+        envstate.capture(env)
+
+
+def test_another_environment_is_refused():
+    first, other = gymnasium.make("Hopper-v5"), gymnasium.make("Walker2d-v5")
+    for env in (first, other):
+        env.reset(seed=0)
+    with pytest.raises(NotCapturable, match="the environment was .*HopperEnv, and is .*Walker2dEnv"):
+        envstate.restore(other, envstate.capture(first))
+    heavier = gymnasium.make("Hopper-v5")
+    heavier.reset(seed=0)
+    heavier.unwrapped.model.body_mass[1] *= 2
+    with pytest.raises(NotCapturable, match="the MuJoCo model of HopperEnv is not the one that was saved"):
+        envstate.restore(heavier, envstate.capture(first))
+
+
+def test_packing_keeps_every_bit_and_type():
+    tree = {
+        "a": np.array([1.5, -0.0, np.nan]),
+        "b": [np.float64(0.1), np.int8(-3), (1, 2.5, None), True],
+        "c": {"empty": np.zeros((0, 3), np.float32), "text": "x", "big": 2**100, "bool": np.array([True])},
+    }
+    again = unpack(*pack(tree))
+    assert again["a"].tobytes() == tree["a"].tobytes()
+    assert again["b"] == tree["b"] and [type(x) for x in again["b"]] == [type(x) for x in tree["b"]]
+    assert again["c"]["empty"].shape == (0, 3) and again["c"]["empty"].dtype == np.float32
+    assert (again["c"]["text"], again["c"]["big"]) == ("x", 2**100)
+    assert again["c"]["bool"].dtype == np.bool_
