@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from training_runs import (
     FLAGS,
     assert_one_error_line,
+    assert_same_learning,
     assert_same_run,
     counters_of,
     described,
@@ -90,7 +91,7 @@ def test_a_vector_of_one_is_the_same_run_as_its_environment(tmp_path):
     single = train(config)
     vector = train(config, env=SyncVectorEnv([make], autoreset_mode="Disabled"), eval_env=make)
     assert {run.parent.name for run in (single, vector)} == {"Pendulum-v1", "SyncVectorEnv"}
-    assert_same_run(single, vector)
+    assert_same_learning(single, vector)
 
 
 def test_resuming_several_environments_between_episodes_equals_never_having_stopped(tmp_path):

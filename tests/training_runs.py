@@ -126,32 +126,34 @@ def logs_of(run):
     }
 
 
-def best(run):
-    return run / "best.safetensors"
+def assert_same_learning(first, second):
+    """Logs, weights, moments, counters of updates and replay buffers are the same to the bit; times may differ."""
+    assert logs_of(first) == logs_of(second)
+    assert_same_tensors(*(latest(run) / "agent.safetensors" for run in (first, second)))
+    assert_same_tensors(*(run / "best.safetensors" for run in (first, second)))
+    (a, _), (b, _) = replay_of(first), replay_of(second)
+    assert {name: rows.tobytes() for name, rows in a.items()} == {
+        name: rows.tobytes() for name, rows in b.items()
+    }
+    assert described(first)["replay"]["counters"] == described(second)["replay"]["counters"]
 
 
 def assert_same_run(first, second):
-    """Logs, weights, moments, counters, environments and replay buffers are the same to the bit; times may differ."""
-    assert logs_of(first) == logs_of(second)
-    assert (first / "summary.json").read_text() == (second / "summary.json").read_text()
-    for file in (
-        lambda run: latest(run) / "agent.safetensors",
-        lambda run: latest(run) / "arrays.safetensors",
-        best,
-    ):
-        (a, _), (b, _) = (checkpoint.read(file(run)) for run in (first, second))
-        assert a.keys() == b.keys()
-        for key in a:
-            assert a[key].numpy().tobytes() == b[key].numpy().tobytes(), (file(first), key)
+    """Environments and results too."""
+    assert_same_learning(first, second)
+    assert_same_tensors(*(latest(run) / "arrays.safetensors" for run in (first, second)))
     states = [described(run)["state"] for run in (first, second)]
     for state in states:
         del state["counters"]["elapsed_s"]
     assert states[0] == states[1]
-    (a, _), (b, _) = replay_of(first), replay_of(second)
-    assert {key: value.tobytes() for key, value in a.items()} == {
-        key: value.tobytes() for key, value in b.items()
-    }
-    assert described(first)["replay"]["counters"] == described(second)["replay"]["counters"]
+    assert (first / "summary.json").read_text() == (second / "summary.json").read_text()
+
+
+def assert_same_tensors(first, second):
+    (a, _), (b, _) = checkpoint.read(first), checkpoint.read(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].numpy().tobytes() == b[name].numpy().tobytes(), (first, name)
 
 
 def assert_one_error_line(text):
