@@ -169,7 +169,7 @@ def _read_onnx(policy: DeterministicPolicy, path: Path) -> Callable[[np.ndarray]
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(str(path))
-    return lambda obs: session.run(None, {"obs": obs})[0]
+    return lambda obs: np.asarray(*session.run(None, {"obs": obs}))
 
 
 def _write_pt2(policy: DeterministicPolicy, path: Path) -> None:
