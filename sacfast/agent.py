@@ -1,8 +1,8 @@
 """SACAgent: the notebook's agent, with action bounds, any engine behind it, and checkpoints that hold everything."""
 
 import os
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium
@@ -301,6 +301,16 @@ class SACAgent:
             batch = self.replay_buffer.sample_batch(batch_size, self.state.key(Stream.BATCH))
             metrics = self.engine.update(self.state, self.normalizer.batch(batch))
         return metrics
+
+    def start(self, updates: int = 1, batch_size: int = 256) -> Callable[[], Metrics]:
+        """Begin `train`, and return a function that waits for its end and returns what `train` would.
+
+        In between an environment may be stepped, but the agent must be left alone, its replay buffer included. The
+        native engine works meanwhile (but with normalize_obs); where none can, all is done when the function is called.
+        """
+        if self.normalizer is None:
+            return self.engine.start(self.state, self.replay_buffer, batch_size, updates)
+        return partial(self.train, updates, batch_size)
 
     def save(
         self, filepath: str | os.PathLike, *, replay_buffer: bool = True, extra: dict[str, Any] | None = None

@@ -27,6 +27,7 @@ VECTORS = ("sync", "async", "envpool")
 PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 OBS_DTYPES = ("float32", "float16", "bfloat16")
 STORAGES = ("device", "host")
+SCHEDULES = ("strict", "overlap")
 MOST_HIDDEN_LAYERS = 4
 MOST_UPDATES_PER_STEP = 1e6
 
@@ -42,6 +43,7 @@ RESUMABLE_FIELDS = frozenset(
         "keep_checkpoints",
         "log_every",
         "tensorboard",
+        "wandb",
         "resume",
     }
 )
@@ -339,6 +341,10 @@ class TrainConfig:
     """Updates per environment step once learning has started; 0.5 is an update on every second step, 4 is four
     on every step, each with a batch of its own."""
 
+    schedule: str = "strict"
+    """strict: environments and updates take turns. overlap: updates run while the environments are stepped, so that
+    the policy that acts is one step's updates behind; the same seed gives the same run in either."""
+
     eval_every: int = 5_000
     """Steps between deterministic evaluations on a separate environment; 0 evaluates at the end only."""
 
@@ -360,6 +366,9 @@ class TrainConfig:
     tensorboard: bool = True
     """Write TensorBoard events beside the CSV files."""
 
+    wandb: str = ""
+    """Project of Weights & Biases to log to as well (pip install 'sacfast[wandb]'); empty for none."""
+
     sac: SACConfig = field(default_factory=SACConfig)
 
     def __post_init__(self) -> None:
@@ -371,6 +380,10 @@ class TrainConfig:
             raise SACError(f"storage={self.storage!r} must be one of {', '.join(STORAGES)}.")
         if self.vector not in VECTORS:
             raise SACError(f"vector={self.vector!r} must be one of {', '.join(VECTORS)}.")
+        if self.schedule not in SCHEDULES:
+            raise SACError(f"schedule={self.schedule!r} must be one of {', '.join(SCHEDULES)}.")
+        if not isinstance(self.wandb, str):
+            raise SACError(f"wandb={self.wandb!r} must be a project's name, or '' for none.")
         if self.resume is not None:
             _require_text(self, "resume")
         self._check_make_kwargs()

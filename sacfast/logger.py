@@ -1,4 +1,4 @@
-"""Logs of a run: CSV files, TensorBoard events, and the progress display.
+"""Logs of a run: CSV files, and TensorBoard or Weights & Biases beside them.
 
 Metrics become Python numbers here and nowhere else, once per logged row: that is the only place where
 training waits for the device.
@@ -13,17 +13,13 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
-
+from sacfast.diagnostics import STAGES, GradientNorms
+from sacfast.display import Display, Row
 from sacfast.engines import Metrics
 from sacfast.errors import SACError
 
@@ -33,15 +29,18 @@ PROGRESS_FIELDS = (
     "updates",
     "episode_return",
     *Metrics.names,
+    "entropy",
+    "saturation",
+    *GradientNorms.names,
+    "buffer_fill",
     "steps_per_s",
     "updates_per_s",
     "elapsed_s",
+    *(f"time_{stage}" for stage in STAGES),
 )
 EPISODE_FIELDS = ("episode", "step", "return", "length")
 EVALUATION_FIELDS = ("step", "mean", "std", "min", "max", "episodes", "mean_length")
-TIMING_FIELDS = ("steps_per_s", "updates_per_s", "elapsed_s")
-
-Row = dict[str, float | int | None]
+TIMING_FIELDS = PROGRESS_FIELDS[PROGRESS_FIELDS.index("steps_per_s") :]
 
 _MOVE_AWAY = "restore it, or move it away to go on without it."
 
@@ -143,215 +142,142 @@ def _number(cell: str) -> float | int | None:
 
 
 class RunLogger:
-    """Writes what a run reports to its CSV files, to TensorBoard when asked, and to its display.
+    """Writes what a run reports to its CSV files, to TensorBoard and Weights & Biases when asked, and to its display.
 
-    `resume_step` continues the logs of an earlier part of the run after that step.
+    `wandb` is a project there, `settings` what it shows of the run. `resume_step` continues the logs of an earlier part
+    of the run after that step.
     """
 
     def __init__(
-        self, run: Path, display: Display, *, tensorboard: bool = True, resume_step: int | None = None
+        self,
+        run: Path,
+        display: Display,
+        *,
+        tensorboard: bool = True,
+        wandb: str = "",
+        settings: dict[str, Any] | None = None,
+        resume_step: int | None = None,
     ) -> None:
         self.display = display
+        self._trackers: list[Tracker] = []
+        if wandb:  # first, because it may refuse
+            self._trackers.append(WandbTracker(wandb, run, settings or {}))
         self._progress = CSVLog(run / "progress.csv", PROGRESS_FIELDS, resume_step)
         self._episodes = CSVLog(run / "episodes.csv", EPISODE_FIELDS, resume_step)
         self._evaluations = CSVLog(run / "evaluation.csv", EVALUATION_FIELDS, resume_step)
-        self._events = _event_writer(run, resume_step) if tensorboard else None
+        if tensorboard:
+            with suppress(ImportError):
+                self._trackers.append(TensorBoardTracker(run, resume_step))
 
     def progress(self, row: Row, metrics: Metrics | None) -> None:
-        """One interval: `row` holds counters and rates (PROGRESS_FIELDS), `metrics` are the last update's."""
-        row = {**row, **(metrics.as_dict() if metrics is not None else {})}
+        """One interval: `row` holds PROGRESS_FIELDS but for the numbers of the last update, `metrics`."""
+        if metrics is not None:
+            numbers = metrics.as_dict()
+            row = {**row, **numbers, "entropy": -numbers["log_prob_mean"]}
         self._progress.write(row)
         self.display.row(row)
-        rates = {name: f"speed/{name}" for name in ("steps_per_s", "updates_per_s")}
-        self._scalars(row, {name: f"train/{name}" for name in Metrics.names} | rates)
+        self._track(row, _PROGRESS_TAGS)
 
     def episode(self, episode: int, step: int, total: float, length: int) -> None:
         row: Row = {"episode": episode, "step": step, "return": total, "length": length}
         self._episodes.write(row)
-        self._scalars(row, {"return": "episode/return", "length": "episode/length"})
+        self._track(row, {"return": "episode/return", "length": "episode/length"})
 
     def evaluation(self, row: Row, is_best: bool) -> None:
         """One deterministic evaluation: `row` holds EVALUATION_FIELDS."""
         self._evaluations.write(row)
         self.display.evaluation(row, is_best)
-        self._scalars(row, {"mean": "evaluation/mean", "std": "evaluation/std"})
+        self._track(row, {"mean": "evaluation/mean", "std": "evaluation/std"})
 
-    def _scalars(self, row: Row, tags: dict[str, str]) -> None:
-        if self._events is None:
-            return
-        for name, tag in tags.items():
-            value = row.get(name)
-            if value is not None:
-                self._events.add_scalar(tag, value, row["step"])
+    def _track(self, row: Row, tags: dict[str, str]) -> None:
+        values = {tag: row[name] for name, tag in tags.items() if row.get(name) is not None}
+        for tracker in self._trackers:
+            tracker.track(values, int(row["step"] or 0))  # type: ignore[arg-type]
 
     def flush(self) -> None:
         for log in (self._progress, self._episodes, self._evaluations):
             log.flush()
-        if self._events is not None:
-            self._events.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
         for log in (self._progress, self._episodes, self._evaluations):
             log.close()
-        if self._events is not None:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
-def _event_writer(run: Path, resume_step: int | None) -> Any:
-    """TensorBoard's SummaryWriter, or None with one line of warning where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        warnings.warn(f"no TensorBoard events: {error}; pip install tensorboard", stacklevel=3)
-        return None
-    purge = None if resume_step is None else resume_step + 1
-    return SummaryWriter(str(run), purge_step=purge, flush_secs=30)
+def _tag(name: str) -> str:
+    if name.startswith("time_"):
+        return f"time/{name.removeprefix('time_')}"
+    return f"speed/{name}" if name in TIMING_FIELDS else f"train/{name}"
 
 
-class Display:
-    """Plain lines, one per log interval: for a pipe, a log file, a notebook.
+_PROGRESS_TAGS = {
+    name: _tag(name)
+    for name in PROGRESS_FIELDS
+    if name not in ("step", "episode", "updates", "episode_return", "elapsed_s")
+}
 
-    `LiveDisplay` draws on a terminal.
+
+class Tracker(Protocol):
+    """A place that shows numbers by name and step."""
+
+    def track(self, values: dict[str, float], step: int) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Event files in the run's folder. Raises ImportError after one line of warning where TensorBoard is missing."""
+
+    def __init__(self, run: Path, resume_step: int | None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            warnings.warn(f"no TensorBoard events: {error}; pip install tensorboard", stacklevel=4)
+            raise
+        purge = None if resume_step is None else resume_step + 1
+        self._events = SummaryWriter(str(run), purge_step=purge, flush_secs=30)
+        self.flush, self.close = self._events.flush, self._events.close
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._events.add_scalar(tag, value, step)
+
+
+class WandbTracker:
+    """A run of Weights & Biases, in `project`, named after the run's folder; a resumed one is continued there.
+
+    Raises SACError where the package is missing or refuses.
     """
 
-    def __init__(self, name: str, total_steps: int, console: Console | None = None) -> None:
-        self.name, self.total = name, total_steps
-        self.console = console or Console(highlight=False)
-        self._last: Row = {}
-        self._evaluation: float | None = None
-        self._window: deque[tuple[float, int]] = deque(maxlen=20)
+    def __init__(self, project: str, run: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise SACError(
+                "--wandb needs wandb, which is not installed; pip install 'sacfast[wandb]', or leave --wandb out."
+            ) from None
+        name = f"{run.parent.name}-{run.name}"
+        try:
+            self._run = wandb.init(
+                project=project, name=name, id=name, resume="allow", dir=str(run), config=settings
+            )
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise SACError(
+                f"Weights & Biases refused project {project!r}: {reason}; log in with `wandb login`, set "
+                "WANDB_MODE=offline, or leave --wandb out."
+            ) from error
+        self._run.define_metric("*", step_metric="step")
 
-    def start(self, step: int) -> None:
-        self._window.append((perf_counter(), step))
+    def track(self, values: dict[str, float], step: int) -> None:
+        # By a metric of our own: its own count of steps never goes back, as a resumed run does.
+        self._run.log({"step": step, **values})
 
-    def step(self, step: int) -> None:
-        """Called at every step; must cost next to nothing."""
-
-    def phase(self, text: str) -> None:
-        """What is going on, in a word or two."""
-
-    def pause(self, seconds: float) -> None:
-        """Leave `seconds` out of the rates: no environment steps were taken."""
-        self._window = deque(((t + seconds, s) for t, s in self._window), maxlen=self._window.maxlen)
-
-    def row(self, row: Row) -> None:
-        self._last = row
-        step = int(row["step"] or 0)
-        self._window.append((perf_counter(), step))
-        left = f"  {self.time_left()}" if self.time_left() else ""
-        self.message(f"step {step:,}/{self.total:,} ({step / self.total:.0%})  {self.numbers('  ')}{left}")
-
-    def evaluation(self, row: Row, is_best: bool) -> None:
-        self._evaluation = row["mean"]
-        best = " (best so far)" if is_best else ""
-        self.message(
-            f"step {row['step']:,}  evaluation {row['mean']:.2f} ± {row['std']:.2f} "
-            f"over {row['episodes']} episodes{best}"
-        )
-
-    def message(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)  # long lines are the terminal's to break
+    def flush(self) -> None:
+        """It sends what it has by itself."""
 
     def close(self) -> None:
-        """Give the terminal back."""
-
-    def numbers(self, separator: str) -> str:
-        """The latest rates, returns and temperature, as far as they are known."""
-        last, parts = self._last, []
-        for name, label, form in (
-            ("steps_per_s", "{} steps/s", ",.0f"),
-            ("updates_per_s", "{} updates/s", ",.0f"),
-            ("episode_return", "return {}", ".2f"),
-        ):
-            value = last.get(name)
-            if value is not None:
-                parts.append(label.format(format(value, form)))
-        if self._evaluation is not None:
-            parts.append(f"eval {self._evaluation:.2f}")
-        alpha = last.get("alpha")
-        if alpha is not None:
-            parts.append(f"alpha {alpha:.4f}")
-        return separator.join(parts)
-
-    def time_left(self) -> str:
-        """'2:05 left' at the pace of the last few reports; empty before there is one."""
-        if len(self._window) < 2:
-            return ""
-        (begin, first), (end, last) = self._window[0], self._window[-1]
-        if last == first:
-            return ""
-        return f"{duration((self.total - last) * (end - begin) / (last - first))} left"
-
-
-class LiveDisplay(Display):
-    """A progress bar with a line of numbers below it, redrawn twice a second; messages scroll above."""
-
-    REFRESH_S = 0.5
-
-    def __init__(self, name: str, total_steps: int, console: Console | None = None) -> None:
-        super().__init__(name, total_steps, console or Console(highlight=False))
-        self._bar = _TwoLineProgress(self, self.console)
-        self._task: TaskID = self._bar.add_task("starting", total=total_steps, left="")
-        self._next, self._step = 0.0, 0
-
-    def start(self, step: int) -> None:
-        super().start(step)
-        self._step = step
-        self._bar.update(self._task, completed=step)
-        self._bar.start()
-
-    def step(self, step: int) -> None:
-        self._step, now = step, perf_counter()
-        if now >= self._next:
-            self._next = now + self.REFRESH_S
-            self._window.append((now, step))
-            self._bar.update(self._task, completed=step, left=self.time_left(), refresh=True)
-
-    def phase(self, text: str) -> None:
-        # The pace changes with the phase (random steps are far cheaper than learning), so estimate anew.
-        if self._window:
-            self._window = deque([self._window[-1]], maxlen=self._window.maxlen)
-        self._bar.update(self._task, completed=self._step, description=text, refresh=True)
-
-    def row(self, row: Row) -> None:
-        self._last = row
-
-    def message(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, soft_wrap=True)
-
-    def close(self) -> None:
-        self._bar.refresh()
-        self._bar.stop()
-
-
-class _TwoLineProgress(Progress):
-    def __init__(self, display: Display, console: Console) -> None:
-        self._display = display
-        super().__init__(
-            TextColumn("[bold]" + display.name.replace("[", r"\[")),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("[dim]{task.description}"),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            auto_refresh=False,
-            expand=True,
-        )
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield Text("  " + self._display.numbers(" · "), no_wrap=True, overflow="ellipsis")
-
-
-def make_display(name: str, total_steps: int) -> Display:
-    """A live display on a terminal, plain lines anywhere else."""
-    console = Console(highlight=False)
-    return LiveDisplay(name, total_steps, console) if console.is_terminal else Display(name, total_steps)
-
-
-def duration(seconds: float) -> str:
-    """75 -> '1:15', 3675 -> '1:01:15'."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+        self._run.finish()

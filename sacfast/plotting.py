@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sacfast.display import Row
 from sacfast.errors import SACError
-from sacfast.logger import Row, read_csv
+from sacfast.logger import read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

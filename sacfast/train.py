@@ -116,6 +116,11 @@ def _make_trainer(
     note = flattened(eval_env)
     if note is not None:
         print(f"{config.env}: {note}")
+    if config.schedule == "overlap" and (agent.normalizer is not None or not agent.engine.starts):
+        what = "normalize_obs" if agent.normalizer is not None else f"engine {agent.engine.name}"
+        print(
+            f"overlap: with {what} updates cannot run beside the environments; the run is no faster than strict"
+        )
     count = getattr(env, "num_envs", 1)
     times = f" x {count}" if count > 1 else ""
     print(

@@ -3,6 +3,10 @@
     random actions until learning_starts, then the policy's
     step of all environments -> replay buffer -> updates that are due -> every so often: log, evaluate, checkpoint
 
+Under schedule="overlap" the updates that are due by one step are made beside the next step of the environments. Where
+they begin and end does not depend on who is faster: they begin once that step's action is chosen, from the weights
+before them, and end before its transitions are stored.
+
 Everything is counted in steps of single environments. Every episode starts from a seed made of the run's seed, the
 environment's index and the episode's number there. A run that stopped between any two steps goes on as if it had not:
 a checkpoint holds the environments' state too. Where that cannot be had (envstate.py), the episodes that were cut off
@@ -16,13 +20,11 @@ import json
 import math
 import shlex
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import gymnasium
@@ -35,13 +37,16 @@ from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
+from sacfast.diagnostics import GradientNorms, Stopwatch, saturation
+from sacfast.display import Row, make_display
 from sacfast.engines import Metrics
 from sacfast.envstate import NotCapturable
 from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
-from sacfast.logger import Row, RunLogger, make_display
+from sacfast.logger import RunLogger
 from sacfast.plotting import plot_run
 from sacfast.run_folder import RunFolder
+from sacfast.stop import StopRequest
 from sacfast.vector import captured_states, put_states, raised
 
 
@@ -59,48 +64,6 @@ class DivergedError(SACError):
 
 class _EvaluationStopped(Exception):
     """Ends an evaluation early once a signal has asked the run to stop."""
-
-
-class StopRequest:
-    """SIGINT and SIGTERM as a flag while active, so that neither a step nor a save is ever cut in half.
-
-    Whoever insists may be facing an environment that hangs: the third SIGINT, and every later one, raises
-    KeyboardInterrupt, though never inside `shielded`. Outside the main thread, where Python delivers no
-    signals, it stays quiet.
-    """
-
-    INSISTENCE = 3
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self._previous: dict[int, Any] = {}
-        self._interrupts = 0
-        self._shielded = False
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """For what must not be cut, however often somebody asks: signals set the flag and nothing else."""
-        self._shielded = True
-        try:
-            yield
-        finally:
-            self._shielded = False
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self._interrupts += signum == signal.SIGINT
-        if signum == signal.SIGINT and self._interrupts >= self.INSISTENCE and not self._shielded:
-            raise KeyboardInterrupt
 
 
 @dataclass
@@ -153,14 +116,21 @@ class Trainer:
         self.display = make_display(config.env, config.steps)
         resume_step = None if resumed is None else self.at.step
         self.logger = RunLogger(
-            folder.path, self.display, tensorboard=config.tensorboard, resume_step=resume_step
+            folder.path,
+            self.display,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            settings=config.to_dict(),
+            resume_step=resume_step,
         )
         self.metrics: Metrics | None = None
         self._returns: list[float] = []  # of the episodes that ended since the last log row
+        self._norms: dict[str, Any] = dict.fromkeys(GradientNorms.names)  # None: not yet since then
         self._changing = False  # a transition is being stored, or an update is under way
         self._within_step = True  # the environments' state is not that of a moment between two steps
         self._finished = False  # the last checkpoint of this part of the run is written
         self._mark = (perf_counter(), self.at.step, agent.training_steps)
+        self._stopwatch = Stopwatch()
 
     def run(self) -> None:
         """Train to the end, score the best policy, draw the plots.
@@ -200,6 +170,7 @@ class Trainer:
         self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         self._enter_phase()
         self._begin()
+        self._stopwatch.skip()
         if self._due(config.eval_every, self.at.evaluated_step):
             self._evaluate()  # the signal that ended the run's previous part cut this one short
         self._learn()  # an interrupt that insisted may have come between a step and its updates
@@ -207,6 +178,7 @@ class Trainer:
             before = self.at.step
             self._advance()
             self._learn()
+            self._stopwatch.lap("update")
             if before < config.learning_starts <= self.at.step:
                 self._enter_phase()
             self.display.step(self.at.step)
@@ -216,6 +188,7 @@ class Trainer:
                 self._evaluate()
             if self._due(config.checkpoint_every, before) and self.at.step < config.steps:
                 self._save_last()
+            self._stopwatch.lap("log")
 
     def _due(self, every: int, since: int) -> bool:
         """Whether a multiple of `every` lies after step `since`, up to the current one."""
@@ -228,7 +201,7 @@ class Trainer:
             self._within_step = False
             self._save_last()
             return
-        self._returns = self._resumed["returns"]
+        self._returns, self._norms = self._resumed["returns"], self._resumed["norms"]
         if self._resumed["metrics"] is not None:
             self.metrics = Metrics(torch.from_numpy(self._resumed["metrics"]).to(self.agent.device))
             self.agent.engine.recall(self.metrics)
@@ -254,12 +227,50 @@ class Trainer:
         collector.reset()
 
     def _learn(self) -> None:
-        """The updates that are due by this step."""
-        updates = self.config.updates_by(self.at.step) - self.agent.training_steps
-        if updates > 0:
+        """The updates that are due by this step, unless they are for the next step to begin."""
+        if self.config.schedule == "strict":
+            left = self._measure(self._updates_due())
+            if left > 0:
+                self._update(left)
+
+    def _updates_due(self) -> int:
+        return self.config.updates_by(self.at.step) - self.agent.training_steps
+
+    def _update(self, updates: int) -> None:
+        self._changing = True
+        self.metrics = self.agent.train(updates, self.config.sac.batch_size)
+        self._changing = False
+
+    def _measure(self, due: int) -> int:
+        """Of the updates that are due make those whose gradients the next row of the log reports, one at a time: the
+        first since the row before, as a rule. Returns how many are left.
+        """
+        while due > 0 and any(norm is None for norm in self._norms.values()):
+            norms = GradientNorms(self.agent.state)
+            self._update(1)
+            self._norms |= norms.of_the_update_since()
+            due -= 1
+        return due
+
+    @contextmanager
+    def _learning_beside(self) -> Iterator[None]:
+        """Under schedule="overlap": the updates that are due by this step run while the environments are stepped."""
+        left = self._measure(self._updates_due()) if self.config.schedule == "overlap" else 0
+        if left <= 0:
+            yield
+            return
+        self._changing = True
+        finish = self.agent.start(left, self.config.sac.batch_size)
+        self._changing = False
+        self._stopwatch.lap("update")
+        try:
+            yield
+        finally:
+            self._stopwatch.lap("env")
             self._changing = True
-            self.metrics = self.agent.train(updates, self.config.sac.batch_size)
+            self.metrics = finish()
             self._changing = False
+            self._stopwatch.lap("update")
 
     def _advance(self) -> None:
         """One step of every environment, its transitions into the replay buffer."""
@@ -267,7 +278,10 @@ class Trainer:
         self._within_step = True
         random = at.step < self.config.learning_starts
         action = collector.random_action() if random else self._act(collector.obs)
-        rows, ended = collector.step(action, at.step)
+        self._stopwatch.lap("act")
+        with self._learning_beside():
+            rows, ended = collector.step(action, at.step)
+        self._stopwatch.lap("env")
         self._changing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
         # The buffer sees by itself which row continues which; should it ask, rows.env says whose each row is.
@@ -276,11 +290,13 @@ class Trainer:
         )
         at.step += len(rows.reward)
         self._changing = False
+        self._stopwatch.lap("insert")
         for episode in ended:
             at.episode += 1
             self._returns.append(episode.total)
             self.logger.episode(at.episode, at.step, episode.total, episode.length)
         self._within_step = False
+        self._stopwatch.lap("log")
 
     def _act(self, observation: Array, evaluate: bool = False) -> Array:
         if isinstance(observation, Tensor):
@@ -303,17 +319,23 @@ class Trainer:
         seconds = max(now - then, 1e-9)
         self.at.elapsed_s += seconds
         self._mark = (now, self.at.step, self.agent.training_steps)
-        self.at.logged_step = self.at.step
+        buffer, norms = self.agent.replay_buffer, self._norms
         row: Row = {
             "step": self.at.step,
             "episode": self.at.episode,
             "updates": self.agent.training_steps,
             "episode_return": sum(self._returns) / len(self._returns) if self._returns else None,
+            "saturation": saturation(buffer.newest_actions(self.at.step - self.at.logged_step)),
+            **{name: None if norm is None else float(norm) for name, norm in norms.items()},
+            "buffer_fill": buffer.size / buffer.capacity,
             "steps_per_s": (self.at.step - step) / seconds,
             "updates_per_s": (self.agent.training_steps - updates) / seconds,
             "elapsed_s": self.at.elapsed_s,
+            **self._stopwatch.shares(),
         }
+        self.at.logged_step = self.at.step
         self._returns.clear()
+        self._norms = dict.fromkeys(norms)
         self.logger.progress(row, self.metrics)
 
     def _evaluate(self) -> None:
@@ -369,6 +391,7 @@ class Trainer:
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),
+            "norms": {name: None if norm is None else float(norm) for name, norm in self._norms.items()},
             "metrics": None if self.metrics is None else self.metrics.tensor.cpu().numpy(),
             "environments": self._environments(),
         }
@@ -418,6 +441,7 @@ class Trainer:
         then, step, updates = self._mark
         self._mark = (then + seconds, step, updates)
         self.display.pause(seconds)
+        self._stopwatch.skip()
         self._enter_phase()
 
     def _enter_phase(self) -> None:

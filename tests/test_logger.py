@@ -1,14 +1,16 @@
-"""Logs: CSV files that survive a resume and a torn line, and displays that show what they are told."""
+"""Logs: CSV files that survive a resume and a torn line, and what TensorBoard and Weights & Biases are told."""
 
 import io
+import sys
 
 import pytest
 import torch
 from rich.console import Console
 
+from sacfast.display import Display
 from sacfast.engines import Metrics
 from sacfast.errors import SACError
-from sacfast.logger import CSVLog, Display, LiveDisplay, RunLogger, duration, make_display, read_csv
+from sacfast.logger import CSVLog, RunLogger, read_csv
 
 METRICS = Metrics(torch.arange(7.0) / 3)
 ROW = {
@@ -89,6 +91,7 @@ def test_run_logger_writes_every_file_and_the_events(tmp_path):
     assert read_csv(tmp_path / "evaluation.csv") == [EVALUATION]
     assert scalars(tmp_path)["evaluation/mean"] == [(100, -1.5)]
     assert scalars(tmp_path)["train/alpha"] == [(100, pytest.approx(1.0))]
+    assert progress["entropy"] == pytest.approx(-2.0)
     text = output.getvalue()
     assert "step 100/200 (50%)" in text
     assert "evaluation -1.50 ± 0.50 over 3 episodes (best so far)" in text
@@ -111,51 +114,70 @@ def test_before_the_first_update_metrics_are_empty_and_events_are_optional(tmp_p
     assert not list(tmp_path.glob("events*"))
 
 
-def test_the_live_display_shows_every_number_in_eighty_columns():
-    output = io.StringIO()
-    display = LiveDisplay("Toy[v1]", 1000, Console(file=output, force_terminal=True, width=80))
-    display.start(0)
-    display.phase("training")
-    display.row({**ROW, "alpha": 0.1234})
-    display.evaluation(EVALUATION, False)
-    display.step(500)
-    display._next = 0.0
-    display.step(501)
-    display.close()
-    display.close()
-    display.message("x" * 100)
-    text = output.getvalue()
-    for piece in (
-        "Toy[v1]",
-        "501/1,000",
-        "training",
-        "10 steps/s",
-        "9 updates/s",
-        "return -3.25",
-        "eval -1.50",
+class FakeWandb:
+    """The part of wandb's interface that is used."""
+
+    def __init__(self):
+        self.logged, self.finished, self.settings = [], False, None
+
+    def init(self, **settings):
+        self.settings = settings
+        return self
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.finished = True
+
+
+def wandb_logger(run):
+    display = Display("Toy", 200, Console(file=io.StringIO()))
+    return RunLogger(run, display, tensorboard=False, wandb="robots", settings={"seed": 3})
+
+
+def test_weights_and_biases_get_the_same_numbers_and_a_run_that_can_be_continued(tmp_path, monkeypatch):
+    fake, run = FakeWandb(), tmp_path / "Toy" / "2026-s3"
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run.mkdir(parents=True)
+    logger = wandb_logger(run)
+    logger.progress({**ROW, "saturation": 0.25, "time_env": 0.5}, METRICS)
+    logger.evaluation(EVALUATION, True)
+    logger.flush()
+    logger.close()
+    assert fake.settings == {
+        "project": "robots", "name": "Toy-2026-s3", "id": "Toy-2026-s3", "resume": "allow", "dir": str(run),
+        "config": {"seed": 3},
+    }  # fmt: skip
+    progress, evaluation = fake.logged
+    assert progress["step"] == 100
+    assert progress["train/entropy"] == -progress["train/log_prob_mean"] == pytest.approx(-2.0)
+    assert (progress["train/saturation"], progress["time/env"], progress["speed/steps_per_s"]) == (
+        0.25,
+        0.5,
+        10,
+    )
+    assert evaluation == {"step": 100, "evaluation/mean": -1.5, "evaluation/std": 0.5}
+    assert fake.finished
+
+
+def test_weights_and_biases_missing_or_refusing_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        SACError, match=r"--wandb needs wandb, which is not installed; pip install 'sacfast\[wandb\]'"
     ):
-        assert piece in text
-    assert "alpha 0.1234" in text
-    assert " left" in text
-    assert "x" * 100 in text  # a message is never broken into lines
+        wandb_logger(tmp_path)
 
+    class Refusing(FakeWandb):
+        def init(self, **settings):
+            raise RuntimeError("api_key not configured (no-tty)\nmore")
 
-def test_time_left_follows_the_pace_and_leaves_pauses_out(monkeypatch):
-    clock = iter([0.0, 10.0, 110.0])
-    monkeypatch.setattr("sacfast.logger.perf_counter", lambda: next(clock))
-    display = Display("Toy", 1000, Console(file=io.StringIO()))
-    display.start(0)
-    assert display.time_left() == ""
-    display.row({"step": 100})
-    assert display.time_left() == "1:30 left"
-    display.pause(90.0)
-    display.row({"step": 200})
-    assert display.time_left() == "1:20 left"
-
-
-def test_a_pipe_gets_plain_lines():
-    assert type(make_display("Toy", 10)) is Display  # pytest captures the output
-
-
-def test_duration():
-    assert [duration(s) for s in (0.4, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
+    monkeypatch.setitem(sys.modules, "wandb", Refusing())
+    with pytest.raises(
+        SACError, match=r"refused project 'robots': api_key not configured \(no-tty\); log in"
+    ):
+        wandb_logger(tmp_path)
+    assert not list(tmp_path.iterdir())

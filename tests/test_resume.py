@@ -20,8 +20,9 @@ from training_runs import (
 )
 
 from sacfast.run_folder import RunFolder
+from sacfast.stop import StopRequest
 from sacfast.train import main, parse, train
-from sacfast.trainer import StopRequest, Trainer, TrainingInterrupted
+from sacfast.trainer import Trainer, TrainingInterrupted
 
 
 @pytest.fixture
@@ -58,11 +59,12 @@ def interrupted(config, stops, stop_at, env=None):
 STOPS = [17, 50, 83, 91, 120, 239]
 
 
+@pytest.mark.parametrize("schedule", ["strict", "overlap"])
 @pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
 @pytest.mark.parametrize("env", ["Pusher-v5", "HalfCheetah-v5", "Hopper-v5"])
-def test_stopping_anywhere_changes_no_byte(tmp_path, env, engine, stop_at):
+def test_stopping_anywhere_changes_no_byte(tmp_path, env, engine, schedule, stop_at):
     sac = dataclasses.replace(SMALL, actor_update_period=3, buffer_capacity=130)
-    changes = {"eval_every": 120, "checkpoint_every": 60, "log_every": 13, "utd": 0.7}
+    changes = {"eval_every": 120, "checkpoint_every": 60, "log_every": 13, "utd": 0.7, "schedule": schedule}
     config = small(tmp_path, env=env, steps=240, engine=engine, sac=sac, **changes)
     assert_same_run(train(config), interrupted(config, STOPS, stop_at))
 

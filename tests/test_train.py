@@ -22,7 +22,7 @@ from sacfast import checkpoint, native, trainer
 from sacfast.config import SACConfig, TrainConfig, physical_cores
 from sacfast.envs import ActionBounds
 from sacfast.evaluate import evaluate, load_agent
-from sacfast.logger import read_csv
+from sacfast.logger import PROGRESS_FIELDS, read_csv
 from sacfast.plotting import plot_run
 from sacfast.train import main, parse, train
 from sacfast.trainer import episode_seed, resume_command
@@ -99,7 +99,7 @@ def test_resume_equals_never_having_stopped(tmp_path, engine):
     whole = train(small(tmp_path, engine=engine, steps=400))
     part = train(small(tmp_path, engine=engine, steps=200))
     for name, row in (
-        ("progress", "250" + "," * 13),
+        ("progress", "250" + "," * (len(PROGRESS_FIELDS) - 1)),
         ("episodes", "9,300,1,1"),
         ("evaluation", "300,1,1,1,1,1,1"),
     ):

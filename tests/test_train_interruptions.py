@@ -30,8 +30,9 @@ from sacfast.errors import SACError
 from sacfast.evaluate import load_agent
 from sacfast.logger import read_csv
 from sacfast.run_folder import RunFolder, latest
+from sacfast.stop import StopRequest
 from sacfast.train import main, train
-from sacfast.trainer import StopRequest, TrainingInterrupted, resume_command
+from sacfast.trainer import TrainingInterrupted, resume_command
 
 
 class Faulty(Clockwork):

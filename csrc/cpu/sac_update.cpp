@@ -122,6 +122,10 @@ SacUpdate::Result SacUpdate::run(UpdateCall& call) {
   return finite_ ? kApplied : kNotFinite;
 }
 
+void SacUpdate::start(UpdateCall& call) {
+  running_ = std::async(std::launch::async, [this, &call] { return run(call); });
+}
+
 void SacUpdate::take_profile(double* seconds) {
   std::fill_n(seconds, kPhases, 0.0);
   for (size_t i = 0; i < seconds_.size(); ++i) seconds[i % kPhases] += std::exchange(seconds_[i], 0.0);

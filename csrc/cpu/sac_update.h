@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <vector>
 
@@ -38,6 +39,11 @@ class SacUpdate {
   // One caller at a time. Advances call.state. kNotFinite: a transition of the batch at state.step holds a
   // NaN or an infinity; the updates before it were applied, it was not. Throws std::bad_alloc.
   Result run(UpdateCall& call);
+
+  // The same on a thread of its own, while the caller does something else; `wait` returns the result, or
+  // throws what `run` would. `call` and what it points to must live until then. Throws std::system_error.
+  void start(UpdateCall& call);
+  Result wait() { return running_.get(); }
 
   // Seconds per Phase since this was last called, summed over threads; zeros unless profiling is on.
   void take_profile(double* seconds);
@@ -87,6 +93,8 @@ class SacUpdate {
 
   bool profiling_ = false;
   std::vector<double> seconds_;  // [threads][kPhases]
+
+  std::future<Result> running_;  // last, and so the first to go: its destructor waits
 };
 
 }  // namespace sacfast::cpu

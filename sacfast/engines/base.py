@@ -79,11 +79,13 @@ class Engine(ABC):
     config: the hyper-parameters, with target_entropy resolved to a number.
     threads: how many the engine may use, where the threads are its own; None and 0 mean one per physical core.
     name: what a person is told about the engine in use.
+    starts: whether `start` lets updates run while the caller does something else.
 
     A copy, by `clone`, copy.deepcopy or pickle, is a new engine of the same settings with resources of its own.
     """
 
     name: str
+    starts = False
 
     def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
@@ -116,6 +118,16 @@ class Engine(ABC):
         for _ in range(updates):
             metrics = self.update(state, buffer.sample_batch(batch_size, state.key(Stream.BATCH)))
         return metrics
+
+    def start(
+        self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
+    ) -> Callable[[], Metrics]:
+        """Begin `train`; the function returned waits for its end and returns what `train` would.
+
+        Until then nothing may touch `state`, `buffer` or this engine. An engine that cannot work meanwhile does it all
+        when that function is called.
+        """
+        return partial(self.train, state, buffer, batch_size, updates)
 
     def settle(self, state: SACState) -> None:  # noqa: B027 (most engines have nothing to wait for)
         """Wait until the updates of `state` so far have happened; raises SACError for what they met."""

@@ -7,6 +7,7 @@ applied then, and the state's counters say so.
 
 import ctypes
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -62,18 +63,27 @@ class CudaEngine(NativeEngine):
         self.path = "cuda"
         self.name = f"native cuda {config.precision}"
         self._lock = threading.Lock()
-        self._update, self._free, self._shape, self._packed = None, None, None, None
+        self._update, self._free, self._shape, self._packed, self._started = None, None, None, None, None
         self._workspace: Tensor | None = None
         self._metrics = torch.full((len(Metrics.names),), torch.nan, device=self.device)
         self._profiling = native.profiling()
         self._phase_ms = np.zeros(0)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
+        return self.start(state, buffer, batch_size, updates)()
+
+    def start(
+        self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
+    ) -> Callable[[], Metrics]:
         metrics = super().train(state, buffer, batch_size, updates)
-        if buffer.storage == "host" and self.device.type == "cuda":
-            # The GPU reads the memory that the host writes the next transitions to.
-            torch.cuda.current_stream(self.device).synchronize()
-        return metrics
+
+        def finish() -> Metrics:
+            if buffer.storage == "host" and self.device.type == "cuda":
+                # The GPU reads the memory that the host writes the next transitions to.
+                torch.cuda.current_stream(self.device).synchronize()
+            return metrics
+
+        return finish
 
     def settle(self, state: SACState) -> None:
         with self._lock, self._on_device():
@@ -116,23 +126,25 @@ class CudaEngine(NativeEngine):
             handle = self._library.sacfast_cuda_update_new(ctypes.byref(spec), self.config.precision.encode())
         return handle, self._library.sacfast_cuda_update_delete
 
-    def _apply(self, handle: int, state: SACState, call: abi.UpdateCall) -> None:
-        with self._on_device():
-            workspace = self._room(handle, call.batch_size)
-            stream, result = self._stream(), -1
-            where = (workspace.data_ptr(), stream)
-            try:
-                if self._profiling:
-                    phases = self._library.sacfast_cuda_update_phases(handle)
-                    self._phase_ms = np.resize(self._phase_ms, phases)
-                    ms = self._phase_ms.ctypes.data
-                    result = self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
-                else:
-                    result = self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
-            finally:
-                _take_counters(state, call.state)
-                state.written()
-            self._report(result, state, call.state)
+    def _execute(self, handle: int, call: abi.UpdateCall) -> int:
+        workspace = self._room(handle, call.batch_size)
+        where = (workspace.data_ptr(), self._stream())
+        if not self._profiling:
+            return self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
+        phases = self._library.sacfast_cuda_update_phases(handle)
+        self._phase_ms = np.resize(self._phase_ms, phases)
+        ms = self._phase_ms.ctypes.data
+        return self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
+
+    def _apply(self, state: SACState, call: abi.UpdateCall, execute: Callable[[], int]) -> None:
+        result = -1
+        try:
+            with self._on_device():
+                result = execute()
+        finally:
+            _take_counters(state, call.state)
+            state.written()
+        self._report(result, state, call.state)
 
     def _report(self, result: int, state: SACState, counters: abi.StatePointers) -> None:
         if result < 0:

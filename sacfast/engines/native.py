@@ -10,6 +10,8 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +57,7 @@ _engines: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child, a lock that another thread held would stay locked for ever."""
     for engine in _engines:
-        engine._lock = threading.Lock()
+        engine._lock, engine._started = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
@@ -69,6 +71,8 @@ class NativeEngine(Engine):
     fastest at `config.precision`. Raises NativeUnavailable without native code, SACError for a precision or path
     that this CPU lacks.
     """
+
+    starts = True
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class NativeEngine(Engine):
         self.name = f"native {self.path} {config.precision}"
         self._lock = threading.Lock()  # one update at a time; the interpreter's is given up meanwhile
         _engines.add(self)
+        self._started: tuple[int, SACState, ReplayBuffer, abi.UpdateCall] | None = None
         self._update: int | None = None
         self._free: weakref.finalize | None = None
         self._shape: tuple | None = None
@@ -114,6 +119,35 @@ class NativeEngine(Engine):
         return self._run(state, _transitions(*fields), len(batch.reward), 1, noise)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
+        return self._run(state, self._drawn(state, buffer, batch_size, updates), batch_size, updates, None)
+
+    def start(
+        self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
+    ) -> Callable[[], Metrics]:
+        transitions = self._drawn(state, buffer, batch_size, updates)
+        self._enter()
+        try:
+            handle, call = self._prepare(state, transitions, batch_size, updates)
+            if self._library.sacfast_update_start(handle, ctypes.byref(call)) < 0:
+                raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
+        except BaseException:
+            self._lock.release()
+            raise
+        # What the other thread works on must not go, whatever becomes of the function returned.
+        self._started = threading.get_ident(), state, buffer, call
+        return partial(self._finish, handle, state, call)
+
+    def _finish(self, handle: int, state: SACState, call: abi.UpdateCall) -> Metrics:
+        """The end of what `start` began."""
+        try:
+            self._apply(state, call, lambda: self._library.sacfast_update_wait(handle))
+            return Metrics(self._metrics.clone())
+        finally:
+            self._started = None
+            self._lock.release()
+
+    def _drawn(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int) -> abi.Transitions:
+        """The replay memory that batches are drawn from, once it is known to fit."""
         self._check_device(state)
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
@@ -125,7 +159,7 @@ class NativeEngine(Engine):
                 f"the buffer holds observations [{buffer.obs_dim}] and actions [{buffer.action_dim}]; "
                 f"this agent needs [{state.obs_dim}] and [{state.action_dim}]"
             )
-        transitions = _transitions(
+        return _transitions(
             ring.obs,
             ring.action,
             ring.reward,
@@ -135,7 +169,6 @@ class NativeEngine(Engine):
             capacity=ring.capacity,
             obs_type=list(OBS_TYPES.values()).index(ring.obs_dtype),
         )
-        return self._run(state, transitions, batch_size, updates, None)
 
     def sync(self) -> None:
         """Take the weights anew before the next update: for writes that bypass torch's version counters."""
@@ -168,28 +201,52 @@ class NativeEngine(Engine):
         updates: int,
         noise: Noise | None,
     ) -> Metrics:
-        with self._lock:
-            handle = self._handle(state)
-            _check_memory(state)
-            call = abi.UpdateCall(
-                state=_pointers(state),
-                transitions=transitions,
-                batch_size=batch_size,
-                updates=updates,
-                next_noise=noise and noise.next_action.data_ptr(),
-                noise=noise and noise.action.data_ptr(),
-                metrics=self._metrics.data_ptr(),
-            )
-            self._apply(handle, state, call)
-            return Metrics(self._metrics.clone())
-
-    def _apply(self, handle: int, state: SACState, call: abi.UpdateCall) -> None:
-        """Make the updates of `call`, and take over the counters that it returns."""
-        first, result = state.step, -1
-        call.repack = self._stale(state)
-        self._packed = None
+        self._enter()
         try:
-            result = self._library.sacfast_update_run(handle, ctypes.byref(call))
+            handle, call = self._prepare(state, transitions, batch_size, updates, noise)
+            self._apply(state, call, lambda: self._execute(handle, call))
+            return Metrics(self._metrics.clone())
+        finally:
+            self._lock.release()
+
+    def _enter(self) -> None:
+        """Wait for the engine's turn. Raises SACError where that would be for ever."""
+        if self._started is not None and self._started[0] == threading.get_ident():
+            raise SACError("updates that were started are under way; first call what start returned")
+        self._lock.acquire()
+
+    def _prepare(
+        self,
+        state: SACState,
+        transitions: abi.Transitions,
+        batch_size: int,
+        updates: int,
+        noise: Noise | None = None,
+    ) -> tuple[int, abi.UpdateCall]:
+        """The native object and the call to make. From here on the packed weights are whatever the call leaves."""
+        handle = self._handle(state)
+        _check_memory(state)
+        call = abi.UpdateCall(
+            state=_pointers(state),
+            transitions=transitions,
+            batch_size=batch_size,
+            updates=updates,
+            next_noise=noise and noise.next_action.data_ptr(),
+            noise=noise and noise.action.data_ptr(),
+            metrics=self._metrics.data_ptr(),
+            repack=self._stale(state),
+        )
+        self._packed = None
+        return handle, call
+
+    def _execute(self, handle: int, call: abi.UpdateCall) -> int:
+        return self._library.sacfast_update_run(handle, ctypes.byref(call))
+
+    def _apply(self, state: SACState, call: abi.UpdateCall, execute: Callable[[], int]) -> None:
+        """Let `execute` make the updates of `call`, and take over the counters that it returns."""
+        first, result = state.step, -1
+        try:
+            result = execute()
         finally:  # Ctrl-C arrives as the call returns, with the weights already ahead
             _take_counters(state, call.state)
             state.written()

@@ -302,6 +302,16 @@ class ReplayBuffer:
         """Whether the buffer holds at least batch_size transitions."""
         return self.size >= batch_size
 
+    def newest_actions(self, n: int) -> Tensor:
+        """The actions [n, A] of the last n transitions, or of all where there are fewer, in units of [-1, 1] where
+        the buffer knows bounds.
+        """
+        ring = self._ring
+        if ring is None:
+            return torch.empty(0, self.action_dim or 0)
+        rows = torch.arange(ring.position - min(n, ring.size), ring.position, device=ring.device)
+        return ring.action[rows % ring.capacity]
+
     def segment(self, since: int = 0) -> dict[str, Tensor]:
         """The transitions from number `since` on, of those still held, oldest first: CPU tensors that stand alone.
 

@@ -1,0 +1,58 @@
+"""The display: a terminal and a pipe show what they are told."""
+
+import io
+
+from rich.console import Console
+from test_logger import EVALUATION, ROW
+
+from sacfast.display import Display, LiveDisplay, duration, make_display
+
+
+def test_the_live_display_shows_every_number_in_eighty_columns():
+    output = io.StringIO()
+    display = LiveDisplay("Toy[v1]", 1000, Console(file=output, force_terminal=True, width=80))
+    display.start(0)
+    display.phase("training")
+    display.row({**ROW, "alpha": 0.1234})
+    display.evaluation(EVALUATION, False)
+    display.step(500)
+    display._next = 0.0
+    display.step(501)
+    display.close()
+    display.close()
+    display.message("x" * 100)
+    text = output.getvalue()
+    for piece in (
+        "Toy[v1]",
+        "501/1,000",
+        "training",
+        "10 steps/s",
+        "9 updates/s",
+        "return -3.25",
+        "eval -1.50",
+    ):
+        assert piece in text
+    assert "alpha 0.1234" in text
+    assert " left" in text
+    assert "x" * 100 in text  # a message is never broken into lines
+
+
+def test_time_left_follows_the_pace_and_leaves_pauses_out(monkeypatch):
+    clock = iter([0.0, 10.0, 110.0])
+    monkeypatch.setattr("sacfast.display.perf_counter", lambda: next(clock))
+    display = Display("Toy", 1000, Console(file=io.StringIO()))
+    display.start(0)
+    assert display.time_left() == ""
+    display.row({"step": 100})
+    assert display.time_left() == "1:30 left"
+    display.pause(90.0)
+    display.row({"step": 200})
+    assert display.time_left() == "1:20 left"
+
+
+def test_a_pipe_gets_plain_lines():
+    assert type(make_display("Toy", 10)) is Display  # pytest captures the output
+
+
+def test_duration():
+    assert [duration(s) for s in (0.4, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
