@@ -58,7 +58,13 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"left out because they are not installed: {missing}")
     for result in race.finished:
         terminalreporter.write_line(f"\n{result['group']}")
-        for role, summary in result["contestants"].items():
+        for role, loop in result.get("loops", {}).items():
+            line = (
+                f"  {role:<10} {loop['steps_per_s'][1]:>8.1f} steps/s, {loop['of_ideal'][1]:.0%} of the ideal"
+            )
+            shares = (f"{stage} {share:.1%}" for stage, share in loop.get("stages", {}).items())
+            terminalreporter.write_line(f"{line}, overlap is {loop['ratio'][1]:.2f}x  {', '.join(shares)}")
+        for role, summary in result.get("contestants", {}).items():
             q1, median, q3 = summary["us"]
             line = f"  {role:<10} {median:>10.4g} us ({q1:.4g} to {q3:.4g})"
             if "ratio" in summary:

@@ -146,11 +146,11 @@ def _time(call: Callable, iterations: int) -> float:
 
 
 def _summary(role: str, samples: dict[str, list[float]], case: Case) -> dict[str, Any]:
-    summary: dict[str, Any] = {"us": _quartiles([t * 1e6 for t in samples[role]])}
+    summary: dict[str, Any] = {"us": quartiles([t * 1e6 for t in samples[role]])}
     moved_bytes = 3 * 4 * STREAM_NUMEL if role == STREAM else case.moved_bytes  # reads two, writes one
     if role not in (OURS, STREAM):
         ratios = [theirs / ours for theirs, ours in zip(samples[role], samples[OURS], strict=True)]
-        summary["ratio"] = _quartiles(ratios)
+        summary["ratio"] = quartiles(ratios)
     if case.flop is not None:
         summary["gflop_per_s"] = case.flop / statistics.median(samples[role]) / 1e9
     if moved_bytes is not None:
@@ -158,7 +158,7 @@ def _summary(role: str, samples: dict[str, list[float]], case: Case) -> dict[str
     return summary
 
 
-def _quartiles(values: list[float]) -> list[float]:
+def quartiles(values: list[float]) -> list[float]:
     """First quartile, median, third quartile."""
     return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
 

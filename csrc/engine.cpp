@@ -27,12 +27,12 @@ SACFAST_EXPORT void sacfast_update_delete(SacUpdate* update) { delete update; }
 SACFAST_EXPORT int sacfast_update_run(SacUpdate* update, sacfast::UpdateCall* call) {
   return guarded(-1, [&] { return static_cast<int>(update->run(*call)); });
 }
-// The same beside the caller: 0 or -1 at once, SacUpdate::Result or -1 from the wait that must follow.
+// The same in two, 0 or -1 from the first; between them the update's other threads work.
 SACFAST_EXPORT int sacfast_update_start(SacUpdate* update, sacfast::UpdateCall* call) {
   return guarded(-1, [&] { return update->start(*call), 0; });
 }
-SACFAST_EXPORT int sacfast_update_wait(SacUpdate* update) {
-  return guarded(-1, [&] { return static_cast<int>(update->wait()); });
+SACFAST_EXPORT int sacfast_update_finish(SacUpdate* update) {
+  return guarded(-1, [&] { return static_cast<int>(update->finish()); });
 }
 SACFAST_EXPORT void sacfast_update_set_profiling(SacUpdate* update, int on) {
   update->set_profiling(on != 0);

@@ -139,6 +139,11 @@ class SACState:
         """
         return sum([tensor._version for tensor in self._watched])
 
+    @property
+    def writes(self) -> int:
+        """By how much `written` raises `version`."""
+        return len(self._watched)
+
     def written(self) -> None:
         """For native code, to call once it has written to weights: what torch does itself for its own operations.
 

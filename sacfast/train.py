@@ -117,10 +117,9 @@ def _make_trainer(
     if note is not None:
         print(f"{config.env}: {note}")
     if config.schedule == "overlap" and (agent.normalizer is not None or not agent.engine.starts):
-        what = "normalize_obs" if agent.normalizer is not None else f"engine {agent.engine.name}"
-        print(
-            f"overlap: with {what} updates cannot run beside the environments; the run is no faster than strict"
-        )
+        engine = f"engine {agent.engine.name} on {agent.engine.threads} thread(s)"
+        what = engine if agent.normalizer is None else "normalize_obs"
+        print(f"overlap: {what} cannot work beside the environments; the run is no faster than strict")
     count = getattr(env, "num_envs", 1)
     times = f" x {count}" if count > 1 else ""
     print(

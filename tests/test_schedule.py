@@ -111,13 +111,13 @@ def test_an_environment_that_fails_meanwhile_costs_no_update(tmp_path, engine):
 @pytest.mark.parametrize(
     ("sac", "said"),
     [
-        (SMALL, "with engine reference"),
-        (dataclasses.replace(SMALL, normalize_obs=True), "with normalize_obs"),
+        (SMALL, "engine reference on 1 thread(s)"),
+        (dataclasses.replace(SMALL, normalize_obs=True), "normalize_obs"),
     ],
 )
 def test_where_nothing_can_overlap_a_line_says_so(tmp_path, capsys, sac, said):
     train(small(tmp_path, steps=60, schedule="overlap", sac=sac))
-    assert f"overlap: {said} updates cannot run beside the environments" in capsys.readouterr().out
+    assert f"overlap: {said} cannot work beside the environments" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -136,7 +136,7 @@ def test_starting_is_training(engine):
 
 @pytest.mark.native
 def test_the_native_engine_works_while_the_caller_does_something_else():
-    agent = make_agent((17, 6, (256, 256), 256), engine="native", threads=1)
+    agent = make_agent((17, 6, (256, 256), 256), engine="native", threads=2)
     finish = agent.start(300, 256)  # of a millisecond or more each
     before = agent.state.actor_params.clone()
     deadline = threading.Event()

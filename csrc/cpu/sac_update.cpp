@@ -1,5 +1,5 @@
 // One SAC update (arXiv:1812.05905, algorithm 1; sacfast/engines/reference.py is the readable version), in
-// eight phases between which the threads meet:
+// eight phases, each of which begins when the one before has ended:
 //
 //   gather_and_act            batch;  a' ~ pi(s'), a ~ pi(s)
 //   evaluate_critics          Qbar_i(s', a') and Q_i(s, a_batch)
@@ -11,10 +11,10 @@
 //   actor_gradients           through tanh and the Gaussian, and back through the layers' inputs
 //   actor_step                weight gradients, Adam, packing; the temperature
 //
-// Split: rows over threads where a phase is about the policy, (critic, row) over threads where it is about
-// the critics, so that two threads have a critic each and its weights stay in their caches; weight gradients
-// by panels of outputs, which need no reduction. Sums run in a fixed order: the same number of threads gives
-// the same bytes.
+// A phase is cut into pieces: chunks of rows, of (critic, row) where it is about the critics, so that two
+// threads have a critic each and its weights stay in their caches; panels of outputs for weight gradients,
+// which need no reduction. No piece adds to what another has written and sums run in a fixed order, so it
+// does not matter who does which piece: the same seed gives the same bytes on any number of threads.
 //
 // The policy does not change between its two uses of an update, so both are taken from one pass; what a pass
 // needs only for itself stays in a chunk of rows per thread.
@@ -32,6 +32,11 @@
 namespace sacfast::cpu {
 namespace {
 
+// Rows of a piece: few enough for others to take over what a thread that is late leaves, enough for its
+// weights to be read from cache once for many.
+constexpr int64_t kPieceRows = 64;
+static_assert(kPieceRows <= kChunkRows);
+
 // The part of [0, total) that belongs to `thread` of `threads`.
 struct Range {
   int64_t begin, end;
@@ -41,27 +46,10 @@ Range share(int64_t total, int64_t thread, int64_t threads) {
   return {total * thread / threads, total * (thread + 1) / threads};
 }
 
-// body(begin, count) over [begin, end) by chunks.
-template <typename F>
-void chunks(int64_t begin, int64_t end, F body) {
-  for (; begin < end; begin += kChunkRows) body(begin, std::min(kChunkRows, end - begin));
-}
-
 double sum(const float* values, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; ++i) total += values[i];
   return total;
-}
-
-// The tasks of one thread: those whose middle lies in its share of the total cost.
-template <typename F>
-void for_tasks(const std::vector<Task>& tasks, int64_t thread, int64_t threads, F body) {
-  int64_t total = 0, before = 0;
-  for (const Task& task : tasks) total += task.cost;
-  for (const Task& task : tasks) {
-    if ((2 * before + task.cost) * threads / (2 * total) == thread) body(task);
-    before += task.cost;
-  }
 }
 
 void add_tasks(std::vector<Task>& tasks, int64_t network, int64_t layer, int64_t outputs, int64_t inputs) {
@@ -73,7 +61,7 @@ void add_tasks(std::vector<Task>& tasks, int64_t network, int64_t layer, int64_t
 
 }  // namespace
 
-// Attributes the time since the last mark to a phase; costs nothing while profiling is off.
+// Attributes the time since the last mark, in one piece, to a phase; costs nothing while profiling is off.
 struct SacUpdate::Lap {
   double* seconds;
   std::chrono::steady_clock::time_point last{};
@@ -110,84 +98,105 @@ SacUpdate::SacUpdate(const UpdateSpec& spec, const Arithmetic& arithmetic)
   add_tasks(actor_tasks_, 0, L, 2 * spec.action_dim, spec.actor[L].inputs);
 }
 
-SacUpdate::Result SacUpdate::run(UpdateCall& call) {
-  if (!workspace_ || workspace_->B != call.batch_size) {
-    workspace_.reset();
-    workspace_ = std::make_unique<Workspace>(spec_, math_, call.batch_size);
-  }
+void SacUpdate::start(UpdateCall& call) {
+  if (!workspace_ || workspace_->B != call.batch_size) make_room(call.batch_size);
   call_ = &call;
+  step_ = (call.repack ? 0 : kUpdate) - 1;
+  updates_ = 0;
   finite_ = true;
-  pool_.run([](void* self, int thread) { static_cast<SacUpdate*>(self)->work(thread); }, this);
-  call_ = nullptr;
-  return finite_ ? kApplied : kNotFinite;
+  begin_ = std::chrono::steady_clock::now();
+  pool_.start(*this);
 }
 
-void SacUpdate::start(UpdateCall& call) {
-  running_ = std::async(std::launch::async, [this, &call] { return run(call); });
+SacUpdate::Result SacUpdate::finish() {
+  pool_.finish();
+  const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin_;
+  if (profiling_) all_seconds_ += static_cast<double>(spec_.threads) * passed.count();
+  call_ = nullptr;
+  return finite_ ? kApplied : kNotFinite;
 }
 
 void SacUpdate::take_profile(double* seconds) {
   std::fill_n(seconds, kPhases, 0.0);
   for (size_t i = 0; i < seconds_.size(); ++i) seconds[i % kPhases] += std::exchange(seconds_[i], 0.0);
+  const double working = std::accumulate(seconds, seconds + kPhases, 0.0);
+  seconds[kWaiting] = std::max(0.0, std::exchange(all_seconds_, 0.0) - working);
 }
 
-void SacUpdate::work(int thread) noexcept {
-  Lap lap(profiling_ ? &seconds_[thread * kPhases] : nullptr);
-  if (call_->repack) {
-    repack(thread);
-    lap.mark(kAdam);
-    pool_.barrier();
-    lap.mark(kWaiting);
-  }
-  for (int64_t u = 0; u < call_->updates; ++u) {
-    if (thread == 0) last_ = u + 1 == call_->updates;
-    if (!update(thread, lap)) return;
-  }
-}
+// ---------------------------------------------------------------------------------------------- phases
 
-// Whether the batch was finite. That is asked between the first two meetings alone, where all threads see the
-// same answer; later, a thread that is ahead may already have found the next batch to be bad.
-bool SacUpdate::update(int thread, Lap& lap) noexcept {
-  const auto phase = [&](void (SacUpdate::*run)(int, Lap&)) {
-    (this->*run)(thread, lap);
-    pool_.barrier();
-    lap.mark(kWaiting);
-  };
-  const bool actor_turn = call_->state.step % spec_.actor_update_period == 0;
-  phase(&SacUpdate::gather_and_act);
-  if (!finite_.load(std::memory_order_relaxed)) return false;
-  phase(&SacUpdate::evaluate_critics);
-  phase(&SacUpdate::critic_gradients);
-  phase(&SacUpdate::critic_step);
-  if (actor_turn) {
-    phase(&SacUpdate::evaluate_policy_actions);
-    phase(&SacUpdate::action_gradients);
-    phase(&SacUpdate::actor_gradients);
-    phase(&SacUpdate::actor_step);
+const SacUpdate::Step SacUpdate::kSteps[] = {
+    {kCriticTasks, &SacUpdate::pack_critic},  // once, if the call asks for it
+    {kActorTasks, &SacUpdate::pack_actor},
+    {kRows, &SacUpdate::gather_and_act},  // kUpdate: every update
+    {kCriticRows, &SacUpdate::evaluate_critics},
+    {kCriticRows, &SacUpdate::critic_gradients},
+    {kCriticTasks, &SacUpdate::critic_step},
+    {kCriticRows, &SacUpdate::evaluate_policy_actions},  // kActor: where it is the actor's turn
+    {kChosenRows, &SacUpdate::action_gradients},
+    {kRows, &SacUpdate::actor_gradients},
+    {kActorTasks, &SacUpdate::actor_step},
+};
+
+bool SacUpdate::next(int64_t* counts) noexcept {
+  ++step_;
+  if (step_ == kUpdate + 1 && !finite_.load(std::memory_order_relaxed)) return false;
+  if (step_ == kEnd || (step_ == kActor && !actor_turn())) {
+    end_update(updates_ + 1 == call_->updates);
+    if (++updates_ == call_->updates) return false;
+    step_ = kUpdate;
   }
-  if (thread == 0) finish(actor_turn);
-  lap.mark(kAdam);
-  pool_.barrier();
-  lap.mark(kWaiting);
+  const Cut cut = kSteps[step_].cut;
+  if (cut == kChosenRows) choose_rows();
+  for (int64_t t = 0; t < spec_.threads; ++t) counts[t] = static_cast<int64_t>(pieces_[cut][t].size());
   return true;
 }
 
-// The rows of `thread`, by chunks.
-template <typename F>
-void SacUpdate::for_rows(int thread, F body) const {
-  const int64_t unit = math_.row_unit;
-  const Range units = share(workspace_->rows / unit, thread, spec_.threads);
-  chunks(units.begin * unit, units.end * unit, body);
+void SacUpdate::piece(int thread, int owner, int64_t index) noexcept {
+  Lap lap(profiling_ ? &seconds_[thread * kPhases] : nullptr);
+  const Step& step = kSteps[step_];
+  (this->*step.run)(pieces_[step.cut][owner][index], workspace_->threads[thread], lap);
 }
 
-// The (critic, rows) of `thread`, by chunks.
-template <typename F>
-void SacUpdate::for_critic_rows(int thread, F body) const {
-  const int64_t unit = math_.row_unit, each = workspace_->rows / unit;
-  const Range units = share(2 * each, thread, spec_.threads);
-  for (int64_t c = 0; c < 2; ++c) {
-    chunks(std::max(units.begin - c * each, int64_t{0}) * unit, std::min(units.end - c * each, each) * unit,
-           [&](int64_t row, int64_t count) { body(c, row, count); });
+void SacUpdate::make_room(int64_t batch_size) {
+  workspace_.reset();
+  auto workspace = std::make_unique<Workspace>(spec_, math_, batch_size);
+  const int64_t rows = workspace->rows;
+  for (auto& cut : pieces_) cut.resize(spec_.threads);
+  cut_rows(kRows, {rows, 0});
+  cut_rows(kCriticRows, {rows, rows});
+  cut_rows(kChosenRows, {rows, rows});  // more than there ever are, so that choosing them allocates nothing
+  cut_tasks(kCriticTasks, critic_tasks_);
+  cut_tasks(kActorTasks, actor_tasks_);
+  workspace_ = std::move(workspace);
+}
+
+// Each thread's share of rows[0] rows of the first critic and rows[1] of the second, by chunks.
+void SacUpdate::cut_rows(Cut cut, const int64_t (&rows)[2]) {
+  const int64_t unit = math_.row_unit, units[] = {rows[0] / unit, rows[1] / unit};
+  for (int64_t t = 0; t < spec_.threads; ++t) {
+    std::vector<Piece>& pieces = pieces_[cut][t];
+    pieces.clear();
+    const Range mine = share(units[0] + units[1], t, spec_.threads);
+    for (int64_t c = 0; c < 2; ++c) {
+      const int64_t before = c == 0 ? 0 : units[0];
+      const int64_t end = std::min(mine.end - before, units[c]) * unit;
+      for (int64_t row = std::max(mine.begin - before, int64_t{0}) * unit; row < end; row += kPieceRows) {
+        pieces.push_back({c, {row, std::min(kPieceRows, end - row)}, nullptr});
+      }
+    }
+  }
+}
+
+// A task is of the thread in whose share of the total cost its middle lies.
+void SacUpdate::cut_tasks(Cut cut, const std::vector<Task>& tasks) {
+  int64_t total = 0, before = 0;
+  for (const Task& task : tasks) total += task.cost;
+  for (auto& pieces : pieces_[cut]) pieces.clear();
+  for (const Task& task : tasks) {
+    const int64_t thread = (2 * before + task.cost) * spec_.threads / (2 * total);
+    pieces_[cut][thread].push_back({task.network, {}, &task});
+    before += task.cost;
   }
 }
 
@@ -256,37 +265,33 @@ void SacUpdate::act(int64_t row, int64_t count, Operand input, int64_t input_row
                            A, 0, n);
 }
 
-void SacUpdate::gather_and_act(int thread, Lap& lap) {
+void SacUpdate::gather_and_act(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
-  Scratch& scratch = w.threads[thread];
+  const auto [row, count] = piece.rows;
   const int64_t O = spec_.obs_dim, A = spec_.action_dim, I = O + A;
-  const bool actor_turn = call_->state.step % spec_.actor_update_period == 0;
-  const int64_t key[] = {call_->state.seed, kBatch, call_->state.step};
-  const PhiloxKey philox = philox_key(key);
-  for_rows(thread, [&](int64_t row, int64_t count) {
-    if (call_->transitions.link != nullptr) {
-      draw_indices(philox, row, row + count, call_->transitions.size, w.indices + row);
-    }
-    gather(row, count, scratch);
-    const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
-    const auto place_action = [&](float* pairs) {
-      for (int64_t i = 0; i < n; ++i) memcpy(pairs + i * I + O, scratch.action + i * A, A * sizeof(float));
-    };
-    math_.store_activation(scratch.pair, I, w.pair, row, count);
-    math_.store_activation(scratch.next_pair, I, scratch.obs, 0, count);
-    lap.mark(kGather);
+  if (call_->transitions.link != nullptr) {
+    const int64_t key[] = {call_->state.seed, kBatch, call_->state.step};
+    draw_indices(philox_key(key), row, row + count, call_->transitions.size, w.indices + row);
+  }
+  gather(row, count, scratch);
+  const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
+  const auto place_action = [&](float* pairs) {
+    for (int64_t i = 0; i < n; ++i) memcpy(pairs + i * I + O, scratch.action + i * A, A * sizeof(float));
+  };
+  math_.store_activation(scratch.pair, I, w.pair, row, count);
+  math_.store_activation(scratch.next_pair, I, scratch.obs, 0, count);
+  lap.mark(kGather);
 
-    act(row, count, scratch.obs, 0, true, scratch);
-    place_action(scratch.next_pair);
-    math_.store_activation(scratch.next_pair, I, w.next_pair, row, count);
-    if (actor_turn) {
-      math_.store_activation(scratch.pair, I, w.obs, row, count);
-      act(row, count, w.obs, row, false, scratch);
-      place_action(scratch.pair);
-      math_.store_activation(scratch.pair, I, w.policy_pair, row, count);
-    }
-    lap.mark(kActorForward);
-  });
+  act(row, count, scratch.obs, 0, true, scratch);
+  place_action(scratch.next_pair);
+  math_.store_activation(scratch.next_pair, I, w.next_pair, row, count);
+  if (actor_turn()) {
+    math_.store_activation(scratch.pair, I, w.obs, row, count);
+    act(row, count, w.obs, row, false, scratch);
+    place_action(scratch.pair);
+    math_.store_activation(scratch.pair, I, w.policy_pair, row, count);
+  }
+  lap.mark(kActorForward);
 }
 
 // --------------------------------------------------------------------------------------------- critics
@@ -304,79 +309,73 @@ void SacUpdate::evaluate(int64_t c, const float* params, char* const* forward, O
   math_.value(hidden[L - 1], first, count, params + layers[L].weight, params[layers[L].bias], q + row);
 }
 
-void SacUpdate::evaluate_critics(int thread, Lap& lap) {
+void SacUpdate::evaluate_critics(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
-  const Scratch& scratch = w.threads[thread];
-  for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
-    evaluate(c, call_->state.critic_target, networks_.target_forward[c], w.next_pair, scratch.hidden, 0, row,
-             count, w.q_target[c]);
-    lap.mark(kTarget);
-    evaluate(c, call_->state.critic, networks_.critic_forward[c], w.pair, w.critic[c], row, row, count,
-             w.q[c]);
-    lap.mark(kCriticForward);
-  });
+  const auto [row, count] = piece.rows;
+  const int64_t c = piece.critic;
+  evaluate(c, call_->state.critic_target, networks_.target_forward[c], w.next_pair, scratch.hidden, 0, row,
+           count, w.q_target[c]);
+  lap.mark(kTarget);
+  evaluate(c, call_->state.critic, networks_.critic_forward[c], w.pair, w.critic[c], row, row, count, w.q[c]);
+  lap.mark(kCriticForward);
 }
 
-void SacUpdate::critic_gradients(int thread, Lap& lap) {
+void SacUpdate::critic_gradients(const Piece& piece, Scratch&, Lap& lap) {
   Workspace& w = *workspace_;
-  const int64_t L = spec_.hidden_layers;
+  const auto [row, count] = piece.rows;
+  const int64_t c = piece.critic, L = spec_.hidden_layers;
   const float alpha = std::exp(*call_->state.log_alpha), gamma = static_cast<float>(spec_.gamma);
   const float scale = 2.0f / static_cast<float>(w.B);
-  for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
-    for (int64_t i = row; i < row + count; ++i) {
-      const float y = td_target(w.reward[i], w.not_terminated[i], w.q_target[0][i], w.q_target[1][i],
-                                w.next_log_prob[i], alpha, gamma);
-      if (c == 0) w.target[i] = y;
-      w.q_gradient[c][i] = i < w.B ? scale * (w.q[c][i] - y) : 0.0f;
-    }
-    const Operand* const hidden = w.critic[c];
-    const Operand* const gradient = w.critic_gradient[c];
-    math_.value_gradient(w.q_gradient[c] + row, call_->state.critic + spec_.critic[c][L].weight,
-                         hidden[L - 1], row, nullptr, gradient[L - 1], row, count);
-    for (int64_t l = L - 1; l > 0; --l) {
-      math_.hidden_gradient(gradient[l], row, networks_.critic_backward[c][l], hidden[l - 1], row, nullptr,
-                            gradient[l - 1], row, count);
-    }
-  });
+  for (int64_t i = row; i < row + count; ++i) {
+    const float y = td_target(w.reward[i], w.not_terminated[i], w.q_target[0][i], w.q_target[1][i],
+                              w.next_log_prob[i], alpha, gamma);
+    if (c == 0) w.target[i] = y;
+    w.q_gradient[c][i] = i < w.B ? scale * (w.q[c][i] - y) : 0.0f;
+  }
+  const Operand* const hidden = w.critic[c];
+  const Operand* const gradient = w.critic_gradient[c];
+  math_.value_gradient(w.q_gradient[c] + row, call_->state.critic + spec_.critic[c][L].weight, hidden[L - 1],
+                       row, nullptr, gradient[L - 1], row, count);
+  for (int64_t l = L - 1; l > 0; --l) {
+    math_.hidden_gradient(gradient[l], row, networks_.critic_backward[c][l], hidden[l - 1], row, nullptr,
+                          gradient[l - 1], row, count);
+  }
   lap.mark(kCriticBackward);
 }
 
-void SacUpdate::critic_step(int thread, Lap& lap) {
+void SacUpdate::critic_step(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
-  Scratch& scratch = w.threads[thread];
+  const Task& task = *piece.task;
   const StatePointers& state = call_->state;
   const AdamStep step = adam_step(spec_, state.critic_adam_step + 1);
   const float tau = static_cast<float>(spec_.tau);
-  const int64_t L = spec_.hidden_layers;
-  for_tasks(critic_tasks_, thread, spec_.threads, [&](const Task& task) {
-    const int64_t c = task.network, l = task.layer;
-    const Layer& layer = spec_.critic[c][l];
-    const auto apply = [&](const float* gradient, int64_t offset, int64_t n) {
-      math_.adam_polyak(state.critic + offset, state.critic_m + offset, state.critic_v + offset, gradient,
-                        state.critic_target + offset, n, step, tau);
-    };
-    if (l == L) {
-      math_.value_weight_gradient(w.q_gradient[c], w.critic[c][L - 1], task.begin, task.end, scratch.dw);
-      scratch.db[0] = static_cast<float>(sum(w.q_gradient[c], w.B));
-      lap.mark(kCriticBackward);
-      apply(scratch.dw, layer.weight, layer.inputs);
-      apply(scratch.db, layer.bias, 1);
-    } else {
-      math_.weight_gradient(w.critic_gradient[c][l], task.begin, task.end,
-                            l == 0 ? w.pair : w.critic[c][l - 1], scratch.dw, scratch.db, scratch.weights);
-      lap.mark(kCriticBackward);
-      apply(scratch.dw, layer.weight + task.begin * layer.inputs, (task.end - task.begin) * layer.inputs);
-      apply(scratch.db, layer.bias + task.begin, task.end - task.begin);
-      pack_critic(task);
-    }
-    lap.mark(kAdam);
-  });
+  const int64_t L = spec_.hidden_layers, c = task.network, l = task.layer;
+  const Layer& layer = spec_.critic[c][l];
+  const auto apply = [&](const float* gradient, int64_t offset, int64_t n) {
+    math_.adam_polyak(state.critic + offset, state.critic_m + offset, state.critic_v + offset, gradient,
+                      state.critic_target + offset, n, step, tau);
+  };
+  if (l == L) {
+    math_.value_weight_gradient(w.q_gradient[c], w.critic[c][L - 1], task.begin, task.end, scratch.dw);
+    scratch.db[0] = static_cast<float>(sum(w.q_gradient[c], w.B));
+    lap.mark(kCriticBackward);
+    apply(scratch.dw, layer.weight, layer.inputs);
+    apply(scratch.db, layer.bias, 1);
+  } else {
+    math_.weight_gradient(w.critic_gradient[c][l], task.begin, task.end, l == 0 ? w.pair : w.critic[c][l - 1],
+                          scratch.dw, scratch.db, scratch.weights);
+    lap.mark(kCriticBackward);
+    apply(scratch.dw, layer.weight + task.begin * layer.inputs, (task.end - task.begin) * layer.inputs);
+    apply(scratch.db, layer.bias + task.begin, task.end - task.begin);
+  }
+  pack_critic(piece, scratch, lap);
 }
 
-// Packs what `task` of a critic and of its target has just changed.
-void SacUpdate::pack_critic(const Task& task) {
+// Packs a task's weights of a critic and of its target; a value layer has no packed form.
+void SacUpdate::pack_critic(const Piece& piece, Scratch&, Lap& lap) {
+  const Task& task = *piece.task;
   const int64_t c = task.network, l = task.layer, O = spec_.obs_dim, A = spec_.action_dim;
-  if (l == spec_.hidden_layers) return;
+  if (l == spec_.hidden_layers) return lap.mark(kAdam);
   const Layer& layer = spec_.critic[c][l];
   const float* const weight = call_->state.critic + layer.weight;
   math_.pack_forward(weight, layer.inputs, layer.outputs, layer.inputs, task.begin, task.end,
@@ -385,137 +384,117 @@ void SacUpdate::pack_critic(const Task& task) {
                      task.begin, task.end, networks_.target_forward[c][l]);
   math_.pack_backward(weight + (l == 0 ? O : 0), layer.inputs, layer.outputs, l == 0 ? A : layer.inputs,
                       task.begin, task.end, networks_.critic_backward[c][l]);
+  lap.mark(kAdam);
 }
 
 // ----------------------------------------------------------------------------------------------- actor
 
-void SacUpdate::evaluate_policy_actions(int thread, Lap& lap) {
+void SacUpdate::evaluate_policy_actions(const Piece& piece, Scratch&, Lap& lap) {
   Workspace& w = *workspace_;
-  for_critic_rows(thread, [&](int64_t c, int64_t row, int64_t count) {
-    evaluate(c, call_->state.critic, networks_.critic_forward[c], w.policy_pair, w.critic[c], row, row, count,
-             w.q_policy[c]);
-  });
+  const auto [row, count] = piece.rows;
+  const int64_t c = piece.critic;
+  evaluate(c, call_->state.critic, networks_.critic_forward[c], w.policy_pair, w.critic[c], row, row, count,
+           w.q_policy[c]);
   lap.mark(kActorCritic);
 }
 
 // Lists the rows where each critic is the smaller (the first, where they are equal), each list padded to
-// whole units, with its length in counts.  Returns where the second list begins.
-int64_t SacUpdate::choose_rows(Scratch& scratch, int64_t counts[2]) const {
-  const Workspace& w = *workspace_;
+// whole units, the second behind the first; then cuts them.
+void SacUpdate::choose_rows() {
+  Workspace& w = *workspace_;
   const int64_t unit = math_.row_unit;
-  int64_t begin = 0;
+  int64_t padded[2];
   for (int c = 0; c < 2; ++c) {
-    int32_t* const list = scratch.rows + begin;
+    w.chosen[c] = c == 0 ? w.chosen_rows : w.chosen[0] + padded[0];
     int64_t n = 0;
     for (int64_t i = 0; i < w.B; ++i) {
-      list[n] = static_cast<int32_t>(i);
+      w.chosen[c][n] = static_cast<int32_t>(i);
       n += (w.q_policy[1][i] < w.q_policy[0][i]) == (c == 1);
     }
-    counts[c] = n;
-    const int64_t padded = (n + unit - 1) / unit * unit;
-    std::fill(list + n, list + padded, 0);
-    if (c == 0) begin = padded;
+    w.chosen_count[c] = n;
+    padded[c] = (n + unit - 1) / unit * unit;
+    std::fill(w.chosen[c] + n, w.chosen[c] + padded[c], 0);
   }
-  return begin;
+  cut_rows(kChosenRows, padded);
 }
 
-void SacUpdate::action_gradients(int thread, Lap& lap) {
+void SacUpdate::action_gradients(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
-  Scratch& scratch = w.threads[thread];
-  const int64_t L = spec_.hidden_layers, A = spec_.action_dim, stride = (A + 15) / 16 * 16;
-  const int64_t unit = math_.row_unit;
-  int64_t counts[2];
-  const int64_t second = choose_rows(scratch, counts);
-  const int64_t units[] = {second / unit, (counts[1] + unit - 1) / unit};
-  const Range mine = share(units[0] + units[1], thread, spec_.threads);
-  const float weight = -1.0f / static_cast<float>(w.B);
-  for (int64_t c = 0; c < 2; ++c) {
-    const int32_t* const list = scratch.rows + (c == 0 ? 0 : second);
-    const int64_t before = c == 0 ? 0 : units[0];
-    chunks(std::max(mine.begin - before, int64_t{0}) * unit, std::min(mine.end - before, units[c]) * unit,
-           [&](int64_t first, int64_t count) {
-             const int64_t n = std::clamp<int64_t>(counts[c] - first, 0, count);
-             const int32_t* const rows = list + first;
-             std::fill_n(scratch.value, n, weight);
-             std::fill(scratch.value + n, scratch.value + count, 0.0f);
-             math_.value_gradient(scratch.value, call_->state.critic + spec_.critic[c][L].weight,
-                                  w.critic[c][L - 1], 0, rows, scratch.gradient[L - 1], 0, count);
-             for (int64_t l = L - 1; l > 0; --l) {
-               math_.hidden_gradient(scratch.gradient[l], 0, networks_.critic_backward[c][l],
-                                     w.critic[c][l - 1], 0, rows, scratch.gradient[l - 1], 0, count);
-             }
-             math_.input_gradient(scratch.gradient[0], 0, count, networks_.critic_backward[c][0], A,
-                                  scratch.head, stride);
-             for (int64_t i = 0; i < n; ++i) {
-               memcpy(w.action_gradient + rows[i] * A, scratch.head + i * stride, A * sizeof(float));
-             }
-           });
+  const auto [first, count] = piece.rows;
+  const int64_t c = piece.critic, L = spec_.hidden_layers, A = spec_.action_dim, stride = (A + 15) / 16 * 16;
+  const int64_t n = std::clamp<int64_t>(w.chosen_count[c] - first, 0, count);
+  const int32_t* const rows = w.chosen[c] + first;
+  std::fill_n(scratch.value, n, -1.0f / static_cast<float>(w.B));
+  std::fill(scratch.value + n, scratch.value + count, 0.0f);
+  math_.value_gradient(scratch.value, call_->state.critic + spec_.critic[c][L].weight, w.critic[c][L - 1], 0,
+                       rows, scratch.gradient[L - 1], 0, count);
+  for (int64_t l = L - 1; l > 0; --l) {
+    math_.hidden_gradient(scratch.gradient[l], 0, networks_.critic_backward[c][l], w.critic[c][l - 1], 0,
+                          rows, scratch.gradient[l - 1], 0, count);
+  }
+  math_.input_gradient(scratch.gradient[0], 0, count, networks_.critic_backward[c][0], A, scratch.head,
+                       stride);
+  for (int64_t i = 0; i < n; ++i) {
+    memcpy(w.action_gradient + rows[i] * A, scratch.head + i * stride, A * sizeof(float));
   }
   lap.mark(kActorCritic);
 }
 
-void SacUpdate::actor_gradients(int thread, Lap& lap) {
+void SacUpdate::actor_gradients(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
-  Scratch& scratch = w.threads[thread];
+  const auto [row, count] = piece.rows;
   const int64_t L = spec_.hidden_layers, A = spec_.action_dim;
-  const float entropy_weight = std::exp(*call_->state.log_alpha) / static_cast<float>(w.B);
-  for_rows(thread, [&](int64_t row, int64_t count) {
-    const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
-    std::fill_n(scratch.value, n, entropy_weight);
-    float* const grad_mean = scratch.mean;
-    float* const grad_log_std = scratch.log_std;
-    squashed_gaussian_backward<float>(w.action_gradient + row * A, scratch.value, w.mean + row * A,
-                                      w.log_std + row * A, w.noise + row * A, grad_mean, grad_log_std, A, 0,
-                                      n);
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t a = 0; a < A; ++a) {
-        scratch.head[i * 2 * A + a] = grad_mean[i * A + a];
-        scratch.head[i * 2 * A + A + a] = grad_log_std[i * A + a] * w.inside[(row + i) * A + a];
-      }
+  const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
+  std::fill_n(scratch.value, n, std::exp(*call_->state.log_alpha) / static_cast<float>(w.B));
+  float* const grad_mean = scratch.mean;
+  float* const grad_log_std = scratch.log_std;
+  squashed_gaussian_backward<float>(w.action_gradient + row * A, scratch.value, w.mean + row * A,
+                                    w.log_std + row * A, w.noise + row * A, grad_mean, grad_log_std, A, 0, n);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t a = 0; a < A; ++a) {
+      scratch.head[i * 2 * A + a] = grad_mean[i * A + a];
+      scratch.head[i * 2 * A + A + a] = grad_log_std[i * A + a] * w.inside[(row + i) * A + a];
     }
-    std::fill(scratch.head + n * 2 * A, scratch.head + count * 2 * A, 0.0f);
-    math_.store_gradient(scratch.head, 2 * A, w.head_gradient, row, count);
-    for (int64_t l = L; l > 0; --l) {
-      math_.hidden_gradient(l == L ? w.head_gradient : w.actor_gradient[l], row, networks_.actor_backward[l],
-                            w.actor[l - 1], row, nullptr, w.actor_gradient[l - 1], row, count);
-    }
-  });
+  }
+  std::fill(scratch.head + n * 2 * A, scratch.head + count * 2 * A, 0.0f);
+  math_.store_gradient(scratch.head, 2 * A, w.head_gradient, row, count);
+  for (int64_t l = L; l > 0; --l) {
+    math_.hidden_gradient(l == L ? w.head_gradient : w.actor_gradient[l], row, networks_.actor_backward[l],
+                          w.actor[l - 1], row, nullptr, w.actor_gradient[l - 1], row, count);
+  }
   lap.mark(kActorBackward);
 }
 
-void SacUpdate::actor_step(int thread, Lap& lap) {
+void SacUpdate::actor_step(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
-  Scratch& scratch = w.threads[thread];
+  const Task& task = *piece.task;
   const StatePointers& state = call_->state;
   const AdamStep step = adam_step(spec_, state.actor_adam_step + 1);
-  const int64_t L = spec_.hidden_layers, A = spec_.action_dim;
-  for_tasks(actor_tasks_, thread, spec_.threads, [&](const Task& task) {
-    const int64_t l = task.layer;
-    math_.weight_gradient(l == L ? w.head_gradient : w.actor_gradient[l], task.begin, task.end,
-                          l == 0 ? w.obs : w.actor[l - 1], scratch.dw, scratch.db, scratch.weights);
-    lap.mark(kActorBackward);
-    // Outputs [begin, end) of the gradient belong to `layer` from its output `first` on.
-    const auto apply = [&](const Layer& layer, int64_t first, int64_t begin, int64_t end) {
-      if (begin >= end) return;
-      const auto pass = [&](const float* gradient, int64_t offset, int64_t n) {
-        math_.adam(state.actor + offset, state.actor_m + offset, state.actor_v + offset, gradient, n, step);
-      };
-      pass(scratch.dw + (begin - task.begin) * layer.inputs, layer.weight + first * layer.inputs,
-           (end - begin) * layer.inputs);
-      pass(scratch.db + (begin - task.begin), layer.bias + first, end - begin);
+  const int64_t l = task.layer, L = spec_.hidden_layers, A = spec_.action_dim;
+  math_.weight_gradient(l == L ? w.head_gradient : w.actor_gradient[l], task.begin, task.end,
+                        l == 0 ? w.obs : w.actor[l - 1], scratch.dw, scratch.db, scratch.weights);
+  lap.mark(kActorBackward);
+  // Outputs [begin, end) of the gradient belong to `layer` from its output `first` on.
+  const auto apply = [&](const Layer& layer, int64_t first, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const auto pass = [&](const float* gradient, int64_t offset, int64_t n) {
+      math_.adam(state.actor + offset, state.actor_m + offset, state.actor_v + offset, gradient, n, step);
     };
-    if (l < L) {
-      apply(spec_.actor[l], task.begin, task.begin, task.end);
-    } else {
-      apply(spec_.actor[L], task.begin, task.begin, std::min(task.end, A));
-      apply(spec_.actor[L + 1], std::max(task.begin - A, int64_t{0}), std::max(task.begin, A), task.end);
-    }
-    pack_actor(task);
-    lap.mark(kAdam);
-  });
+    pass(scratch.dw + (begin - task.begin) * layer.inputs, layer.weight + first * layer.inputs,
+         (end - begin) * layer.inputs);
+    pass(scratch.db + (begin - task.begin), layer.bias + first, end - begin);
+  };
+  if (l < L) {
+    apply(spec_.actor[l], task.begin, task.begin, task.end);
+  } else {
+    apply(spec_.actor[L], task.begin, task.begin, std::min(task.end, A));
+    apply(spec_.actor[L + 1], std::max(task.begin - A, int64_t{0}), std::max(task.begin, A), task.end);
+  }
+  pack_actor(piece, scratch, lap);
 }
 
-void SacUpdate::pack_actor(const Task& task) {
+void SacUpdate::pack_actor(const Piece& piece, Scratch&, Lap& lap) {
+  const Task& task = *piece.task;
   const int64_t l = task.layer, L = spec_.hidden_layers, A = spec_.action_dim;
   const float* const params = call_->state.actor;
   const Layer& layer = spec_.actor[l];
@@ -540,21 +519,16 @@ void SacUpdate::pack_actor(const Task& task) {
   }
 }
 
-void SacUpdate::repack(int thread) {
-  for_tasks(critic_tasks_, thread, spec_.threads, [&](const Task& task) { pack_critic(task); });
-  for_tasks(actor_tasks_, thread, spec_.threads, [&](const Task& task) { pack_actor(task); });
-}
-
 // ---------------------------------------------------------------------------- temperature and metrics
 
 // J(alpha) = -log alpha * mean [log pi(a|s) + target entropy]; then the counters, and the metrics if this is
-// the call's last update. One thread, while the others wait.
-void SacUpdate::finish(bool actor_turn) {
+// the call's last update. One thread, between phases.
+void SacUpdate::end_update(bool last) {
   Workspace& w = *workspace_;
   StatePointers& state = call_->state;
   float* const metrics = call_->metrics;
   const double n = static_cast<double>(w.B);
-  if (actor_turn) {
+  if (actor_turn()) {
     const double log_prob = sum(w.log_prob, w.B) / n;
     double value = 0;
     for (int64_t i = 0; i < w.B; ++i) value += std::min(w.q_policy[0][i], w.q_policy[1][i]);
@@ -569,7 +543,7 @@ void SacUpdate::finish(bool actor_turn) {
     }
     ++state.actor_adam_step;
   }
-  if (last_) {
+  if (last) {
     double squares = 0;
     for (int c = 0; c < 2; ++c) {
       for (int64_t i = 0; i < w.B; ++i) {

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <future>
 #include <memory>
 #include <vector>
 
@@ -29,21 +29,27 @@ enum Phase : int {
   kPhases
 };
 
-class SacUpdate {
+class SacUpdate final : Phases {
  public:
   enum Result { kApplied, kNotFinite };
 
   // Throws std::bad_alloc and std::system_error.
   SacUpdate(const UpdateSpec& spec, const Arithmetic& arithmetic);
+  ~SacUpdate() {
+    if (call_ != nullptr) finish();
+  }
 
   // One caller at a time. Advances call.state. kNotFinite: a transition of the batch at state.step holds a
   // NaN or an infinity; the updates before it were applied, it was not. Throws std::bad_alloc.
-  Result run(UpdateCall& call);
+  Result run(UpdateCall& call) {
+    start(call);
+    return finish();
+  }
 
-  // The same on a thread of its own, while the caller does something else; `wait` returns the result, or
-  // throws what `run` would. `call` and what it points to must live until then. Throws std::system_error.
+  // The same in two: between them the other threads work, while the caller does something else. `call` and
+  // what it points to must live until `finish` has returned.
   void start(UpdateCall& call);
-  Result wait() { return running_.get(); }
+  Result finish();
 
   // Seconds per Phase since this was last called, summed over threads; zeros unless profiling is on.
   void take_profile(double* seconds);
@@ -51,33 +57,52 @@ class SacUpdate {
 
  private:
   struct Lap;
-  void work(int thread) noexcept;
-  bool update(int thread, Lap& lap) noexcept;
 
-  // The phases, in order; all threads meet after each.
-  void gather_and_act(int thread, Lap& lap);
-  void evaluate_critics(int thread, Lap& lap);
-  void critic_gradients(int thread, Lap& lap);
-  void critic_step(int thread, Lap& lap);
-  void evaluate_policy_actions(int thread, Lap& lap);
-  void action_gradients(int thread, Lap& lap);
-  void actor_gradients(int thread, Lap& lap);
-  void actor_step(int thread, Lap& lap);
-  void finish(bool actor_turn);
+  // What one call of a phase's function does: a chunk of rows (of one critic, where it is about critics), or
+  // the weights of one task.
+  struct Rows {
+    int64_t first, count;
+  };
+  struct Piece {
+    int64_t critic;
+    Rows rows;
+    const Task* task;
+  };
+  // How a phase is cut into pieces.
+  enum Cut : int { kRows, kCriticRows, kChosenRows, kCriticTasks, kActorTasks, kCuts };
+  struct Step {
+    Cut cut;
+    void (SacUpdate::*run)(const Piece& piece, Scratch& scratch, Lap& lap);
+  };
+  enum : int { kUpdate = 2, kActor = 6, kEnd = 10 };
+  static const Step kSteps[kEnd];
+
+  bool next(int64_t* counts) noexcept override;
+  void piece(int thread, int owner, int64_t index) noexcept override;
+
+  // The phases, in order; each begins when the one before has ended.
+  void gather_and_act(const Piece& piece, Scratch& scratch, Lap& lap);
+  void evaluate_critics(const Piece& piece, Scratch& scratch, Lap& lap);
+  void critic_gradients(const Piece& piece, Scratch& scratch, Lap& lap);
+  void critic_step(const Piece& piece, Scratch& scratch, Lap& lap);
+  void evaluate_policy_actions(const Piece& piece, Scratch& scratch, Lap& lap);
+  void action_gradients(const Piece& piece, Scratch& scratch, Lap& lap);
+  void actor_gradients(const Piece& piece, Scratch& scratch, Lap& lap);
+  void actor_step(const Piece& piece, Scratch& scratch, Lap& lap);
+  void end_update(bool last);
 
   void gather(int64_t row, int64_t count, Scratch& scratch);
   void act(int64_t row, int64_t count, Operand input, int64_t input_row, bool next, Scratch& scratch);
   void evaluate(int64_t c, const float* params, char* const* forward, Operand input, const Operand* hidden,
                 int64_t first, int64_t row, int64_t count, float* q) const;
-  int64_t choose_rows(Scratch& scratch, int64_t counts[2]) const;
-  void pack_critic(const Task& task);
-  void pack_actor(const Task& task);
-  void repack(int thread);
+  void pack_critic(const Piece& piece, Scratch& scratch, Lap& lap);
+  void pack_actor(const Piece& piece, Scratch& scratch, Lap& lap);
 
-  template <typename F>
-  void for_rows(int thread, F body) const;
-  template <typename F>
-  void for_critic_rows(int thread, F body) const;
+  bool actor_turn() const { return call_->state.step % spec_.actor_update_period == 0; }
+  void make_room(int64_t batch_size);
+  void choose_rows();
+  void cut_rows(Cut cut, const int64_t (&rows)[2]);
+  void cut_tasks(Cut cut, const std::vector<Task>& tasks);
 
   const UpdateSpec spec_;
   const Arithmetic& math_;
@@ -85,16 +110,18 @@ class SacUpdate {
   Networks networks_;
   std::unique_ptr<Workspace> workspace_;
   std::vector<Task> critic_tasks_, actor_tasks_;
+  std::vector<std::vector<Piece>> pieces_[kCuts];  // [cut][thread]: its own
 
   // Of the call in progress.
   UpdateCall* call_ = nullptr;
-  bool last_ = false;
+  int step_ = 0;         // the phase under way
+  int64_t updates_ = 0;  // done
   std::atomic<bool> finite_{true};
 
   bool profiling_ = false;
-  std::vector<double> seconds_;  // [threads][kPhases]
-
-  std::future<Result> running_;  // last, and so the first to go: its destructor waits
+  std::vector<double> seconds_;  // [threads][kPhases], but for kWaiting
+  double all_seconds_ = 0;       // of all threads
+  std::chrono::steady_clock::time_point begin_{};
 };
 
 }  // namespace sacfast::cpu

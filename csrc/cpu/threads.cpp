@@ -59,18 +59,37 @@ class FlushDenormals {
 #endif
 };
 
+// The next piece of `share`, or -1. That another phase may have begun since it was looked at does no harm:
+// the piece is then one of that phase.
+int64_t take(std::atomic<uint64_t>& share) {
+  uint64_t seen = share.load(std::memory_order_acquire);
+  while ((seen & UINT32_MAX) < seen >> 32) {
+    if (share.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire)) return seen & UINT32_MAX;
+  }
+  return -1;
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : size_(threads) { start(); }
+ThreadPool::ThreadPool(int threads) : size_(threads) { start_threads(); }
 
-void ThreadPool::start() {
-  shared_ = new Shared;
+void ThreadPool::start_threads() {
+  shared_ = new Shared(size_);
   process_ = getpid();
+  const auto work = [this, shared = shared_](int thread) {
+    const FlushDenormals mode;
+    for (;;) {
+      const uint32_t phase = shared->phase.load(std::memory_order_acquire);
+      if (shared->stop) return;
+      do_pieces(*shared, thread);
+      wait_while(shared->phase, phase);
+    }
+  };
   try {
-    for (int thread = 1; thread < size_; ++thread) shared_->workers.emplace_back(work, this, shared_, thread);
+    for (int thread = 1; thread < size_; ++thread) shared_->workers.emplace_back(work, thread);
   } catch (...) {
     shared_->stop = true;
-    advance(shared_->generation);
+    advance(shared_->phase);
     for (std::thread& worker : shared_->workers) worker.join();
     delete shared_;
     shared_ = nullptr;
@@ -81,42 +100,58 @@ void ThreadPool::start() {
 ThreadPool::~ThreadPool() {
   if (shared_ == nullptr || process_ != getpid()) return;  // a forked child has no threads to join
   shared_->stop = true;
-  advance(shared_->generation);
+  advance(shared_->phase);
   for (std::thread& worker : shared_->workers) worker.join();
   delete shared_;
 }
 
-void ThreadPool::run(Body body, void* context) {
+void ThreadPool::start(Phases& work) {
   const FlushDenormals mode;
-  if (size_ > 1) {
-    if (shared_ == nullptr || process_ != getpid()) start();
-    shared_->body = body;
-    shared_->context = context;
-    advance(shared_->generation);
-  }
-  body(context, 0);
-  barrier();
+  if (shared_ == nullptr || process_ != getpid()) start_threads();
+  Shared& shared = *shared_;
+  shared.work = &work;
+  shared.finished.store(false, std::memory_order_relaxed);
+  open_phase(shared);
 }
 
-void ThreadPool::barrier() {
-  if (size_ == 1) return;
+void ThreadPool::finish() {
+  const FlushDenormals mode;
   Shared& shared = *shared_;
-  const uint32_t phase = shared.phase.load(std::memory_order_relaxed);
-  if (shared.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(size_)) {
-    shared.arrived.store(0, std::memory_order_relaxed);
-    advance(shared.phase);
-  } else {
+  for (;;) {
+    const uint32_t phase = shared.phase.load(std::memory_order_acquire);
+    do_pieces(shared, 0);
+    if (shared.finished.load(std::memory_order_acquire)) return;
     wait_while(shared.phase, phase);
   }
 }
 
-void ThreadPool::work(ThreadPool* pool, Shared* shared, int thread) {
-  const FlushDenormals mode;
-  for (uint32_t seen = 0;; ++seen) {
-    wait_while(shared->generation, seen);
-    if (shared->stop) return;
-    shared->body(shared->context, thread);
-    pool->barrier();
+// By one thread, while there is no piece left for any other.
+void ThreadPool::open_phase(Shared& shared) const {
+  if (shared.work->next(shared.counts.data())) {
+    int64_t total = 0;
+    for (const int64_t count : shared.counts) total += count;
+    shared.left.store(total, std::memory_order_relaxed);
+    for (int t = 0; t < size_; ++t) {
+      shared.shares[t].word.store(static_cast<uint64_t>(shared.counts[t]) << 32, std::memory_order_release);
+    }
+  } else {
+    shared.finished.store(true, std::memory_order_release);
+  }
+  if (size_ > 1) advance(shared.phase);
+}
+
+// Until there is none to begin; the thread that ends a phase opens the next one.
+void ThreadPool::do_pieces(Shared& shared, int thread) const {
+  for (;;) {
+    int64_t index = -1;
+    int owner = thread;
+    for (int i = 0; i < size_ && index < 0; ++i) {
+      owner = (thread + i) % size_;
+      index = take(shared.shares[owner].word);
+    }
+    if (index < 0) return;
+    shared.work->piece(thread, owner, index);
+    if (shared.left.fetch_sub(1, std::memory_order_acq_rel) == 1) open_phase(shared);
   }
 }
 

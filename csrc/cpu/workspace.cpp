@@ -73,8 +73,7 @@ Networks::Networks(const UpdateSpec& spec, const Arithmetic& math) {
 
 namespace {
 
-void take_scratch(Arena& arena, const UpdateSpec& spec, const Arithmetic& math, int64_t rows,
-                  Scratch& scratch) {
+void take_scratch(Arena& arena, const UpdateSpec& spec, const Arithmetic& math, Scratch& scratch) {
   const int64_t L = spec.hidden_layers, O = spec.obs_dim, A = spec.action_dim;
   int64_t widest = O + A;
   take_activation(arena, math, scratch.obs, kChunkRows, O);
@@ -93,7 +92,6 @@ void take_scratch(Arena& arena, const UpdateSpec& spec, const Arithmetic& math, 
   arena.take(scratch.dw, kPanel * widest);
   arena.take(scratch.db, kPanel);
   arena.take(scratch.weights, math.weight_scratch_bytes(widest));
-  arena.take(scratch.rows, 2 * rows);
 }
 
 }  // namespace
@@ -103,6 +101,7 @@ Workspace::Workspace(const UpdateSpec& spec, const Arithmetic& math, int64_t bat
   const int64_t L = spec.hidden_layers, O = spec.obs_dim, A = spec.action_dim;
   arena_.build([&](Arena& arena) {
     arena.take(indices, rows);
+    arena.take(chosen_rows, 2 * rows + math.row_unit);
     take_activation(arena, math, obs, rows, O);
     for (Operand* operand : {&pair, &next_pair, &policy_pair}) {
       take_activation(arena, math, *operand, rows, O + A);
@@ -124,7 +123,7 @@ Workspace::Workspace(const UpdateSpec& spec, const Arithmetic& math, int64_t bat
           &q_target[1], &q_policy[0], &q_policy[1], &q_gradient[0], &q_gradient[1]}) {
       arena.take(*piece, rows);
     }
-    for (Scratch& scratch : threads) take_scratch(arena, spec, math, rows, scratch);
+    for (Scratch& scratch : threads) take_scratch(arena, spec, math, scratch);
   });
 }
 

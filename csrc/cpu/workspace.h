@@ -74,7 +74,6 @@ struct Scratch {
   float* value;                                           // [kChunkRows]
   float *dw, *db;                                         // one task's gradient
   char* weights;
-  int32_t* rows;  // [2 B padded]
 };
 
 struct Workspace {
@@ -91,6 +90,8 @@ struct Workspace {
   float *log_prob, *next_log_prob;                          // [rows]
   float *reward, *not_terminated, *target;                  // [rows]
   float *q[2], *q_target[2], *q_policy[2], *q_gradient[2];  // [rows]
+  int32_t *chosen_rows, *chosen[2];  // [2 rows]; in it, the rows where each critic is the smaller, padded
+  int64_t chosen_count[2];
   std::vector<Scratch> threads;
 
  private:

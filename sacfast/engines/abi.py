@@ -80,7 +80,7 @@ SIGNATURES = {
     "sacfast_update_delete": (None, c_void_p),
     "sacfast_update_run": (c_int, c_void_p, c_void_p),
     "sacfast_update_start": (c_int, c_void_p, c_void_p),
-    "sacfast_update_wait": (c_int, c_void_p),
+    "sacfast_update_finish": (c_int, c_void_p),
     "sacfast_update_set_profiling": (None, c_void_p, c_int),
     "sacfast_update_take_profile": (None, c_void_p, c_void_p),
     "sacfast_policy_new": (c_void_p, c_void_p, c_void_p),

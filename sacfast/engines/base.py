@@ -79,13 +79,11 @@ class Engine(ABC):
     config: the hyper-parameters, with target_entropy resolved to a number.
     threads: how many the engine may use, where the threads are its own; None and 0 mean one per physical core.
     name: what a person is told about the engine in use.
-    starts: whether `start` lets updates run while the caller does something else.
 
     A copy, by `clone`, copy.deepcopy or pickle, is a new engine of the same settings with resources of its own.
     """
 
     name: str
-    starts = False
 
     def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
@@ -124,10 +122,15 @@ class Engine(ABC):
     ) -> Callable[[], Metrics]:
         """Begin `train`; the function returned waits for its end and returns what `train` would.
 
-        Until then nothing may touch `state`, `buffer` or this engine. An engine that cannot work meanwhile does it all
-        when that function is called.
+        Until then nothing may touch `state`, `buffer` or this engine. An engine that cannot work meanwhile (`starts` says
+        so) does it all when that function is called.
         """
         return partial(self.train, state, buffer, batch_size, updates)
+
+    @property
+    def starts(self) -> bool:
+        """Whether `start` lets updates run while the caller does something else."""
+        return False
 
     def settle(self, state: SACState) -> None:  # noqa: B027 (most engines have nothing to wait for)
         """Wait until the updates of `state` so far have happened; raises SACError for what they met."""

@@ -69,6 +69,10 @@ class CudaEngine(NativeEngine):
         self._profiling = native.profiling()
         self._phase_ms = np.zeros(0)
 
+    @property
+    def starts(self) -> bool:
+        return True
+
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
         return self.start(state, buffer, batch_size, updates)()
 

@@ -72,7 +72,9 @@ class NativeEngine(Engine):
     that this CPU lacks.
     """
 
-    starts = True
+    @property
+    def starts(self) -> bool:
+        return self.threads > 1  # one is the caller's own
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class NativeEngine(Engine):
         self._shape: tuple | None = None
         # The state, and its version, that the packed weights are of.
         self._packed: tuple[weakref.ref, int] | None = None
+        self._next: tuple[weakref.ref, int] | None = None  # what that will be after the update under way
         self._metrics = torch.full((len(Metrics.names),), torch.nan)
         self._profiling = native.profiling()
 
@@ -133,14 +136,14 @@ class NativeEngine(Engine):
         except BaseException:
             self._lock.release()
             raise
-        # What the other thread works on must not go, whatever becomes of the function returned.
+        # What the other threads work on must not go, whatever becomes of the function returned.
         self._started = threading.get_ident(), state, buffer, call
         return partial(self._finish, handle, state, call)
 
     def _finish(self, handle: int, state: SACState, call: abi.UpdateCall) -> Metrics:
         """The end of what `start` began."""
         try:
-            self._apply(state, call, lambda: self._library.sacfast_update_wait(handle))
+            self._apply(state, call, lambda: self._library.sacfast_update_finish(handle))
             return Metrics(self._metrics.clone())
         finally:
             self._started = None
@@ -224,7 +227,7 @@ class NativeEngine(Engine):
         noise: Noise | None = None,
     ) -> tuple[int, abi.UpdateCall]:
         """The native object and the call to make. From here on the packed weights are whatever the call leaves."""
-        handle = self._handle(state)
+        handle, version = self._handle(state), state.version()
         _check_memory(state)
         call = abi.UpdateCall(
             state=_pointers(state),
@@ -234,9 +237,10 @@ class NativeEngine(Engine):
             next_noise=noise and noise.next_action.data_ptr(),
             noise=noise and noise.action.data_ptr(),
             metrics=self._metrics.data_ptr(),
-            repack=self._stale(state),
+            repack=self._packed is None or self._packed[0]() is not state or self._packed[1] != version,
         )
-        self._packed = None
+        # What was written to the weights meanwhile shows as a higher version.
+        self._next, self._packed = (weakref.ref(state), version + state.writes), None
         return handle, call
 
     def _execute(self, handle: int, call: abi.UpdateCall) -> int:
@@ -252,18 +256,12 @@ class NativeEngine(Engine):
             state.written()
         if result < 0:
             raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
-        self._packed = (weakref.ref(state), state.version())
+        self._packed = self._next
         if result > 0:
             raise SACError(
                 f"the batch of update {state.step} holds a NaN or an infinity, so the update was not applied "
                 f"({state.step - first} of {call.updates} before it were); check what was pushed"
             )
-
-    def _stale(self, state: SACState) -> bool:
-        if self._packed is None:
-            return True
-        packed, version = self._packed
-        return packed() is not state or version != state.version()
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
@@ -436,7 +434,7 @@ def _take_counters(state: SACState, done: abi.StatePointers) -> None:
 def _check_memory(state: SACState) -> None:
     """Raise SACError unless each network's parameters are float32 and lie in the flat buffer that is trained."""
     for name in ("actor", "critic", "critic_target"):
-        flat, first = getattr(state, f"{name}_params"), next(getattr(state, name).parameters())
+        flat, first = getattr(state, f"{name}_params"), getattr(state, name).fc1.weight
         if flat.dtype != torch.float32 or first.data_ptr() != flat.data_ptr():
             raise SACError(
                 f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to() or "

@@ -1,0 +1,83 @@
+"""Whole training loops, one update per step: ours strict and overlapped, Stable-Baselines3 and SBX.
+
+Each in a process of its own, in turn; ratios are taken within a round. The ideal is a loop that costs no more than the
+longer of the environment's step and the update, each as long as in the strict loop of the same round.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import loops
+import peers
+import pytest
+from race import describe_machine, finished, not_installed, quartiles
+
+ENVS = ("HalfCheetah-v5", "Pusher-v5")
+THREADS, STEPS, ROUNDS = 2, 4000, 7
+CHECK_STEPS = loops.WARM_UP + 500  # under --benchmark-disable: each of ours once, and briefly
+
+
+def run(role: str, env: str, steps: int) -> dict:
+    """One loop in a process of its own: what loops.py prints last."""
+    command = [sys.executable, "-W", "ignore", str(Path(loops.__file__)), role, env, str(steps), str(THREADS)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def ideal(strict: dict) -> float:
+    """Seconds per step if only the longer of the two took time."""
+    return max(strict["stages"]["env"], strict["stages"]["update"])
+
+
+def summary(results: list[dict], rounds: list[dict[str, dict]]) -> dict:
+    """Of one role, over the rounds."""
+    seconds = [result["seconds_per_step"] for result in results]
+    best = [each["overlap"]["seconds_per_step"] for each in rounds]
+    found = {
+        "steps_per_s": quartiles([1 / each for each in seconds]),
+        "ratio": quartiles([theirs / ours for theirs, ours in zip(seconds, best, strict=True)]),
+        "of_ideal": quartiles([ideal(r["strict"]) / each for r, each in zip(rounds, seconds, strict=True)]),
+    }
+    if "stages" in results[0]:
+        found["stages"] = {
+            stage: statistics.median(r["stages"][stage] / r["seconds_per_step"] for r in results)
+            for stage in loops.STAGES
+        }
+    return found
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_training_loop(benchmark, env):
+    roles = list(loops.SCHEDULES)
+    for role in peers.PACKAGES:
+        if peers.installed(role):
+            roles.append(role)
+        else:
+            not_installed.add(role)
+    if benchmark.disabled:
+        if env != ENVS[0]:
+            pytest.skip("one environment is enough to see that it runs")
+        results = {role: run(role, env, CHECK_STEPS) for role in loops.SCHEDULES}
+        benchmark(lambda: None)
+        assert all(
+            sum(r["stages"].values()) == pytest.approx(r["seconds_per_step"]) for r in results.values()
+        )
+        return
+    rounds: list[dict[str, dict]] = []
+    benchmark.pedantic(lambda: rounds.append({role: run(role, env, STEPS) for role in roles}), rounds=ROUNDS)
+    benchmark.group = f"training loop: {env}"
+    benchmark.extra_info.update(
+        table="loop",
+        operation="training loop",
+        shape=env,
+        threads=THREADS,
+        steps=STEPS - loops.WARM_UP,
+        rounds=len(rounds),
+        loops={role: summary([each[role] for each in rounds], rounds) for role in roles},
+        machine=describe_machine(),
+    )
+    finished.append({"group": benchmark.group, **benchmark.extra_info})
