@@ -146,8 +146,8 @@ class ReplayBuffer:
                 record[reward_at] *= np.float32(self.reward_scale)
         except (TypeError, ValueError):
             return False
-        if not (np.isfinite(record).all() and np.isfinite(following).all() and np.isfinite(action).all()):
-            return False
+        if not all(math.isfinite(np.vdot(row, row)) for row in (record, following, action)):
+            return False  # or too large to be squared, which `push` looks at more closely
         ring.append(record, following, bool(done))
         if self.on_push is not None:
             self.on_push(record[None, :width])

@@ -81,6 +81,7 @@ class Ring:
         self.obs, self.action, self.reward, self.link = self._columns(self.records)
         self.side = self._new((LEAST_SLOTS, obs_dim), obs_dtype)
         self._owner = torch.zeros(LEAST_SLOTS, dtype=torch.int32, device=device)  # row of each slot's record
+        self._arrays: tuple[np.ndarray, ...] | None = None  # what `append` writes to
         self._slots = 0  # handed out
         self.appends = device.type == "cpu" and obs_dtype == torch.float32  # whether `append` may be used
         self.pushed = self.size = self.position = 0
@@ -103,6 +104,10 @@ class Ring:
     def tensors(self) -> tuple[Tensor, ...]:
         """All the memory that the ring occupies."""
         return self.records, self.side, self._owner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without the arrays, which are views of this ring's tensors."""
+        return {**self.__dict__, "_arrays": None}
 
     def clear(self, pushed: int = 0, position: int = 0) -> None:
         """Forget all transitions; the next is number `pushed` and goes to row `position`."""
@@ -151,7 +156,9 @@ class Ring:
         """
         number, row, N = self.pushed, self.position, self.capacity
         slot = self._reserve(1)
-        link = self.link.numpy()
+        if self._arrays is None:
+            self._arrays = tuple(each.numpy() for each in (self.records, self.link, self.side, self._owner))
+        records, link, side, owner = self._arrays
         key = next_obs.tobytes()
         continued = self._open.pop(record[: self.obs_dim].tobytes(), -1)
         if continued >= max(number + 1 - N, 0):
@@ -160,9 +167,7 @@ class Ring:
         self._open.pop(key, None)
         self._open[key] = number
         self._forget_unfinished(number + 1)
-        self.side.numpy()[slot] = next_obs
-        self._owner.numpy()[slot] = row
-        self.records.numpy()[row] = record
+        side[slot], owner[slot], records[row] = next_obs, row, record
         link[row] = ~(N + slot) if terminated else N + slot
         self._advance(1)
         self._previous = None
@@ -253,6 +258,7 @@ class Ring:
             obs, owner, wanted = self.side[used], self._owner[used], len(used) + n
             if wanted > len(self.side) * 7 // 8:  # fuller, and this would come round too often
                 slots = wanted + wanted // 4
+                self._arrays = None
                 self.side = self._new((slots, self.obs_dim), self.obs_dtype)
                 self._owner = torch.zeros(slots, dtype=torch.int32, device=self.device)
             self.side[: len(used)], self._owner[: len(used)] = obs, owner
