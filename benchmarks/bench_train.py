@@ -16,7 +16,7 @@ import pytest
 from race import describe_machine, finished, not_installed, quartiles
 
 ENVS = ("HalfCheetah-v5", "Pusher-v5")
-THREADS, STEPS, ROUNDS = 2, 4000, 7
+THREADS, STEPS, ROUNDS = 2, 3000, 4
 CHECK_STEPS = loops.WARM_UP + 500  # under --benchmark-disable: each of ours once, and briefly
 
 

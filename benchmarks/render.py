@@ -1,6 +1,7 @@
 """Renders README's tables from the JSON of a benchmark run.
 
     pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
+    pytest benchmarks/bench_train.py benchmarks/bench_checkpoint.py --benchmark-json=benchmarks/results/train.json
     python benchmarks/training.py RUN...   # results/training.json, from finished training runs
     python benchmarks/accuracy.py          # results/accuracy.json
     python benchmarks/render.py            # rewrites the tables between README's markers
@@ -139,6 +140,36 @@ def action_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
+def loop_table(entries: list[Entry]) -> list[str]:
+    """One line per environment and loop: its pace, how near that is to the ideal, and where its time goes."""
+    stages = list(entries[0]["loops"]["strict"]["stages"])
+    lines = [
+        f"| training loop | steps/s | of the ideal | overlap is | {' | '.join(stages)} |",
+        "|---|---:|---:|---:|" + "---:|" * len(stages),
+    ]
+    for entry in entries:
+        for role, loop in entry["loops"].items():
+            name = ROLES.get(role, f"**sacfast, {role}**")
+            cells = [
+                f"{entry['shape']}, {name}",
+                with_range(loop["steps_per_s"]),
+                f"{loop['of_ideal'][1]:.0%}",
+            ]
+            cells.append(f"{number(loop['ratio'][1])}x")
+            cells += [f"{loop['stages'][stage]:.1%}" if "stages" in loop else NONE for stage in stages]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def checkpoint_table(entries: list[Entry]) -> list[str]:
+    """One line per size of the replay buffer."""
+    lines = ["| ms per checkpoint | what is new | everything, in one file |", "|---|---:|---:|"]
+    for entry in entries:
+        cells = [_time_and_ratio(entry["contestants"][role], 1e-3) for role in (OURS, "whole")]
+        lines.append(f"| {entry['shape']} | {' | '.join(cells)} |")
+    return lines
+
+
 def training_table(entries: list[Entry]) -> list[str]:
     """One line per environment and engine, with the score of each seed; then what other actions score there."""
     seeds = [run["seed"] for run in entries[0]["runs"]]
@@ -177,11 +208,14 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "update": update_table,
     "phases": phases_table,
     "action": action_table,
+    "loop": loop_table,
+    "checkpoint": checkpoint_table,
     "training": training_table,
     "precision": precision_table,
 }
 SOURCES = {
     "cpu.json": ("operators", "update", "phases", "action"),
+    "train.json": ("loop", "checkpoint"),
     "training.json": ("training",),
     "accuracy.json": ("precision",),
 }
@@ -211,6 +245,17 @@ LEGENDS = {
         "select_action of one Pusher-v5 observation, sampled, NumPy in and out; two hidden layers of 256. Median "
         "(first to third quartile); for others, how many times longer than sacfast's it takes."
     ),
+    "loop": (
+        "Whole training loops, one update per step, batch 256, two hidden layers of 256, {threads} threads, each in a "
+        "process of its own, {steps:,} steps of it timed; {rounds} rounds. The ideal takes no longer than the longer of "
+        "the environment's step and the update, as they are in the strict loop of the same round; `overlap is` so many "
+        "times as fast as the loop named. Shares of the wall clock; overlapped, `update` is what is left to wait for. "
+        "SB3: Stable-Baselines3, SBX its JAX sibling, as they come."
+    ),
+    "checkpoint": (
+        "A run folder's checkpoint, which appends what is new, against `SACAgent.save`, which writes the buffer whole; "
+        "median (first to third quartile), and how many times longer the latter takes."
+    ),
     "training": (
         "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
         "the same for the baselines; minutes of training are the median over seeds. `native` is what `--engine auto` "
@@ -231,6 +276,8 @@ def caption(name: str, entries: list[Entry], date: str) -> str:
         legend = LEGENDS[name].format(episodes=entries[0]["runs"][0]["episodes"])
     elif name == "precision":
         legend = LEGENDS[name].format(updates=entries[0]["updates"])
+    elif name == "loop":
+        legend = LEGENDS[name].format(**entries[0]) + INTERLEAVED
     else:
         legend = LEGENDS[name].format(threads=max(entry["threads"] for entry in entries)) + INTERLEAVED
     machine = (

@@ -100,7 +100,8 @@ class RunFolder:
             lock.release()
 
     def save(self, agent: SACAgent, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint of `agent` and of `state` (plain values and arrays, see `pack`), then drop the old ones.
+        """Write a checkpoint of `agent` and of `state`, then drop the old ones. `state` is plain values and arrays (see
+        `pack`); its "counters" go into the agent's file too.
 
         Of the replay buffer only what the last checkpoint had not is written. Raises CheckpointError; the earlier
         checkpoints are then as they were.

@@ -138,6 +138,45 @@ ACCURACY = {
     ],
 }
 
+LOOP = {
+    "steps_per_s": [120.0, 125.5, 130.0],
+    "ratio": [1.01, 1.04, 1.1],
+    "of_ideal": [0.8, 0.87, 0.9],
+    "stages": {"act": 0.021, "update": 0.8},
+}
+TRAIN = {
+    "datetime": "2025-11-22T18:00:00+00:00",
+    "benchmarks": [
+        {
+            "extra_info": {
+                "table": "loop",
+                "shape": "HalfCheetah-v5",
+                "machine": MACHINE,
+                "threads": 2,
+                "steps": 1500,
+                "rounds": 4,
+                "loops": {
+                    "strict": LOOP,
+                    "sb3": {
+                        "steps_per_s": [20.0, 21.0, 22.0],
+                        "ratio": [5.9, 6.0, 6.2],
+                        "of_ideal": [0.1, 0.15, 0.2],
+                    },
+                },
+            }
+        },
+        entry(
+            "checkpoint",
+            "checkpoint",
+            "100 transitions",
+            {
+                "sacfast": {"us": [15_000.0, 16_000.0, 17_000.0]},
+                "whole": {"us": [300_000.0, 320_000.0, 340_000.0], "ratio": [18.0, 20.0, 22.0]},
+            },
+        ),
+    ],
+}
+
 README = """# Title
 
 <!-- BEGIN table:operators -->
@@ -150,6 +189,10 @@ between
 <!-- END table:phases -->
 <!-- BEGIN table:action -->
 <!-- END table:action -->
+<!-- BEGIN table:loop -->
+<!-- END table:loop -->
+<!-- BEGIN table:checkpoint -->
+<!-- END table:checkpoint -->
 <!-- BEGIN table:training -->
 <!-- END table:training -->
 <!-- BEGIN table:precision -->
@@ -162,6 +205,7 @@ the end
 def files(tmp_path) -> list[str]:
     """The arguments that name results and a README in a folder of their own."""
     (tmp_path / "cpu.json").write_text(json.dumps(RUN))
+    (tmp_path / "train.json").write_text(json.dumps(TRAIN))
     (tmp_path / "training.json").write_text(json.dumps(TRAINING))
     (tmp_path / "accuracy.json").write_text(json.dumps(ACCURACY))
     (tmp_path / "README.md").write_text(README)
@@ -184,12 +228,16 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 1024 | 500 (10%) | 4,500 (90%) |" in lines
     assert "| µs per action | again and again |" in lines
     assert "| by hand, eager | 62.0 (20.0x) |" in lines
+    assert "| training loop | steps/s | of the ideal | overlap is | act | update |" in lines
+    assert "| HalfCheetah-v5, **sacfast, strict** | 126 (120 to 130) | 87% | 1.04x | 2.1% | 80.0% |" in lines
+    assert "| HalfCheetah-v5, SB3 | 21.0 (20.0 to 22.0) | 15% | 6.00x | - | - |" in lines
+    assert "| 100 transitions | 16.0 (15.0 to 17.0) | 320 (20.0x) |" in lines
     task = "Pusher-v5, 50,000 steps (random actions -150.3, zero actions -54.2)"
     assert f"| {task} | `native` | -38.2 ± 4.5 | -38.2 ± 4.5 | 4.2 |" in lines
     assert f"| {task} | `reference` | -39.0 ± 4.5 | -39.0 ± 4.5 | 8.0 |" in lines
     assert "| `bf16` | amx | 8e-02 | 2e-01 | 0.9971 | 0.9800 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 6
+    assert len(captions) == 8
     for part in (
         "2025-11-22",
         "Test CPU, 2 cores",
