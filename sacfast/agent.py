@@ -37,6 +37,7 @@ class SACAgent:
     action_low, action_high    bounds [A] of the environment's actions: select_action returns, and
                     replay_buffer takes, actions in these units; without them, actions in [-1, 1]
     target_entropy  in nats; None means -A
+    initialization  of the networks' weights: "orthogonal", or "pytorch" for nn.Linear's own
     actor_update_period    updates per update of the actor and the temperature
     precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
     obs_dtype       how the replay buffer stores observations: "float32", "float16" or "bfloat16"
@@ -70,6 +71,7 @@ class SACAgent:
         target_entropy: float | None = None,
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
+        initialization: str = "orthogonal",
         actor_update_period: int = 1,
         precision: str = "float32",
         obs_dtype: str = "float32",
@@ -92,6 +94,7 @@ class SACAgent:
             buffer_capacity=buffer_capacity,
             log_std_min=log_std_min,
             log_std_max=log_std_max,
+            initialization=initialization,
             actor_update_period=actor_update_period,
             precision=precision,
             obs_dtype=obs_dtype,
@@ -206,10 +209,9 @@ class SACAgent:
 
     def _draw_state(self, seed: int) -> SACState:
         config = self.config
-        actor = ActorNetwork(
-            self.state_dim, self.action_dim, config.widths, config.log_std_min, config.log_std_max
-        )
-        critic = CriticNetwork(self.state_dim, self.action_dim, config.widths)
+        dims = self.state_dim, self.action_dim, config.widths
+        actor = ActorNetwork(*dims, config.log_std_min, config.log_std_max, config.initialization)
+        critic = CriticNetwork(*dims, config.initialization)
         log_alpha = torch.zeros(1) if config.automatic_entropy_tuning else torch.tensor([config.alpha]).log()
         return SACState(actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed)
 

@@ -28,6 +28,7 @@ PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 OBS_DTYPES = ("float32", "float16", "bfloat16")
 STORAGES = ("device", "host")
 SCHEDULES = ("strict", "overlap")
+INITIALIZATIONS = ("orthogonal", "pytorch")
 MOST_HIDDEN_LAYERS = 4
 MOST_UPDATES_PER_STEP = 1e6
 
@@ -225,6 +226,10 @@ class SACConfig:
     log_std_max: float = 2.0
     """Upper clamp of the policy's log standard deviation."""
 
+    initialization: str = "orthogonal"
+    """First weights of the networks: orthogonal (zero biases, and a small last layer of the policy), or pytorch
+    (nn.Linear's own, uniform in plus or minus one over the root of the inputs)."""
+
     actor_update_period: int = 1
     """Updates per update of the actor and the temperature; critics and targets are updated every time. CleanRL's
     policy_frequency, without its repetition of the skipped updates."""
@@ -264,6 +269,10 @@ class SACConfig:
                 f"log_std_min={self.log_std_min:g} must be below log_std_max={self.log_std_max:g}; "
                 "the defaults are -20 and 2."
             )
+        if self.initialization not in INITIALIZATIONS:
+            raise SACError(
+                f"initialization={self.initialization!r} must be one of {', '.join(INITIALIZATIONS)}."
+            )
         _require_integer(self, "actor_update_period", 1)
         _require_bool(self, "normalize_obs")
         _require_number(self, "reward_scale", 0.0, open_low=True)
@@ -271,6 +280,27 @@ class SACConfig:
             raise SACError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
         if self.obs_dtype not in OBS_DTYPES:
             raise SACError(f"obs_dtype={self.obs_dtype!r} must be one of {', '.join(OBS_DTYPES)}.")
+
+    @classmethod
+    def notebook(cls) -> SACConfig:
+        """The choices of the notebook that sacfast began as, kept whatever the defaults become."""
+        return cls(
+            hidden_dim=256,
+            lr=3e-4,
+            gamma=0.99,
+            tau=0.005,
+            alpha=0.2,
+            automatic_entropy_tuning=True,
+            target_entropy=None,
+            buffer_capacity=1_000_000,
+            batch_size=256,
+            log_std_min=-20.0,
+            log_std_max=2.0,
+            initialization="orthogonal",
+            actor_update_period=1,
+            normalize_obs=False,
+            reward_scale=1.0,
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """The policy and the twin critics: ReLU networks of one to four hidden layers, named as in the notebook.
 
-`hidden_dim` is the width of both hidden layers, or a sequence of widths, one per hidden layer.
+`hidden_dim` is the width of both hidden layers, or a sequence of widths, one per hidden layer. `initialization` is
+"orthogonal" (`initialize_weights`) or "pytorch", what nn.Linear starts with.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,6 +50,7 @@ class ActorNetwork(nn.Module):
         hidden_dim: int | Sequence[int] = 256,
         log_std_min: float = -20,
         log_std_max: float = 2,
+        initialization: str = "orthogonal",
     ):
         super().__init__()
         self.state_dim, self.action_dim = state_dim, action_dim
@@ -58,10 +60,11 @@ class ActorNetwork(nn.Module):
         self._hidden_names = _add_hidden(self, state_dim, widths)
         self.mean = nn.Linear(widths[-1], action_dim)
         self.log_std = nn.Linear(widths[-1], action_dim)
-        self.apply(lambda layer: initialize_weights(layer, gain=np.sqrt(2)))
-        # A small head starts the policy near zero mean and unit standard deviation, whatever the observation.
-        initialize_weights(self.mean, gain=0.01)
-        initialize_weights(self.log_std, gain=0.01)
+        if initialization == "orthogonal":
+            self.apply(lambda layer: initialize_weights(layer, gain=np.sqrt(2)))
+            # A small head starts the policy near zero mean and unit standard deviation, whatever the observation.
+            initialize_weights(self.mean, gain=0.01)
+            initialize_weights(self.log_std, gain=0.01)
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """obs [..., O] -> (mean [..., A], clamped log_std [..., A])."""
@@ -91,7 +94,13 @@ class CriticNetwork(nn.Module):
     fc1, ..., fcL, q1 and fc{L+1}, ..., fc{2L}, q2.
     """
 
-    def __init__(self, state_dim: int, action_dim: int, hidden_dim: int | Sequence[int] = 256):
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden_dim: int | Sequence[int] = 256,
+        initialization: str = "orthogonal",
+    ):
         super().__init__()
         self.state_dim, self.action_dim = state_dim, action_dim
         widths = hidden_widths(hidden_dim)
@@ -99,7 +108,8 @@ class CriticNetwork(nn.Module):
         self.q1 = nn.Linear(widths[-1], 1)
         self._hidden_names_2 = _add_hidden(self, state_dim + action_dim, widths, first=len(widths) + 1)
         self.q2 = nn.Linear(widths[-1], 1)
-        self.apply(lambda layer: initialize_weights(layer, gain=np.sqrt(2)))
+        if initialization == "orthogonal":
+            self.apply(lambda layer: initialize_weights(layer, gain=np.sqrt(2)))
 
     def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """obs [B, O], action [B, A] -> (q1 [B, 1], q2 [B, 1])."""

@@ -34,6 +34,8 @@ BAD_SAC = [
     ("buffer_capacity", -5),
     ("batch_size", 0),
     ("log_std_min", float("-inf")),
+    ("initialization", "xavier"),
+    ("initialization", None),
     ("actor_update_period", 0),
     ("actor_update_period", 1.5),
     ("precision", "float16"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sacfast import ActorNetwork, CriticNetwork, SACError
+from sacfast import ActorNetwork, CriticNetwork, SACAgent, SACError
 
 WIDTHS = [(5,), (7, 3), (6, 4, 5), (2, 9, 3, 4)]
 
@@ -58,3 +58,32 @@ def test_bad_widths_are_named(bad):
     for network in (ActorNetwork, CriticNetwork):
         with pytest.raises(SACError, match="hidden_dim="):
             network(4, 2, bad)
+
+
+def test_pytorchs_initialisation_is_that_of_linear_layers():
+    """The same generator gives the same weights as layers made in the same order."""
+    torch.manual_seed(7)
+    actor = ActorNetwork(4, 2, (6, 5), initialization="pytorch")
+    torch.manual_seed(7)
+    for name, (inputs, outputs) in {"fc1": (4, 6), "fc2": (6, 5), "mean": (5, 2), "log_std": (5, 2)}.items():
+        layer = torch.nn.Linear(inputs, outputs)
+        assert torch.equal(getattr(actor, name).weight, layer.weight)
+        assert torch.equal(getattr(actor, name).bias, layer.bias)
+    critic = CriticNetwork(4, 2, (6, 5), initialization="pytorch")
+    assert all(bias.any() for name, bias in critic.named_parameters() if name.endswith("bias"))
+
+
+def test_orthogonal_initialisation_starts_with_a_small_policy():
+    actor = ActorNetwork(4, 2, (6, 5))
+    identity = torch.eye(2)
+    torch.testing.assert_close(actor.mean.weight @ actor.mean.weight.T, 1e-4 * identity)
+    torch.testing.assert_close(actor.fc1.weight.T @ actor.fc1.weight, 2 * torch.eye(4))
+    assert not any(bias.any() for name, bias in actor.named_parameters() if name.endswith("bias"))
+
+
+def test_an_agents_initialisation_is_its_setting():
+    first, second = (SACAgent(4, 2, 8, seed=0, initialization=name) for name in ("orthogonal", "pytorch"))
+    for network in ("actor", "critic"):
+        assert not getattr(first, network).fc1.bias.any()
+        assert getattr(second, network).fc1.bias.any()
+    assert torch.equal(second.critic.q2.bias, second.critic_target.q2.bias)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sacfast
-from sacfast import Batch, CheckpointError, Noise, SACAgent
+from sacfast import Batch, CheckpointError, Noise, SACAgent, SACConfig
 
 HERE = Path(__file__).parent / "notebook"
 DIMS = {"state_dim": 5, "action_dim": 3, "hidden_dim": 32}
@@ -37,6 +37,35 @@ def test_same_keys_and_same_initial_weights(notebook, name, args):
     assert list(ours) == list(theirs)
     for key in theirs:
         assert torch.equal(ours[key], theirs[key])
+
+
+def test_the_notebooks_settings_are_kept(notebook):
+    """SACConfig.notebook() says what the notebook's agent has, down to its first weights."""
+    settings = SACConfig.notebook()
+    torch.manual_seed(3)
+    theirs = notebook["SACAgent"](5, 3)
+    ours = SACAgent(5, 3, seed=3, **settings.agent_kwargs())
+    groups = [
+        optimizer.param_groups[0]
+        for optimizer in (theirs.actor_optimizer, theirs.critic_optimizer, theirs.alpha_optimizer)
+    ]
+    assert {group["lr"] for group in groups} == {settings.lr}
+    assert {group["weight_decay"] for group in groups} == {0}
+    assert theirs.actor.fc1.out_features == theirs.actor.fc2.out_features == settings.hidden_dim
+    assert (theirs.actor.log_std_min, theirs.actor.log_std_max) == (
+        settings.log_std_min,
+        settings.log_std_max,
+    )
+    for name in ("gamma", "tau", "automatic_entropy_tuning"):
+        assert getattr(theirs, name) == getattr(settings, name)
+    assert notebook["SACAgent"](5, 3, automatic_entropy_tuning=False).alpha.item() == pytest.approx(
+        settings.alpha
+    )
+    assert ours.config.target_entropy == theirs.target_entropy
+    assert theirs.replay_buffer.buffer.maxlen == settings.buffer_capacity
+    for name in ("actor", "critic", "critic_target"):
+        for key, value in getattr(theirs, name).state_dict().items():
+            assert torch.equal(getattr(ours, name).state_dict()[key], value)
 
 
 def fill(theirs, ours, rows: int = 300) -> None:
