@@ -4,6 +4,7 @@
     pytest benchmarks/bench_train.py benchmarks/bench_checkpoint.py --benchmark-json=benchmarks/results/train.json
     python benchmarks/training.py RUN...   # results/training.json, from finished training runs
     python benchmarks/accuracy.py          # results/accuracy.json
+    python benchmarks/learning.py TABLE... # results/learning.json
     python benchmarks/render.py            # rewrites the tables between README's markers
     python benchmarks/render.py --check    # exits with 1 if README is not what the JSON gives
 
@@ -203,6 +204,88 @@ def precision_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
+def learning_table(entries: list[Entry]) -> list[str]:
+    """By environment: ours and Stable-Baselines3's with default settings, then what others have published."""
+    shown = [entry for entry in entries if entry["variant"] == "default"]
+    environments = list(dict.fromkeys(entry["env"] for entry in shown))
+    steps = {step for step in MILESTONES for entry in shown if _scores_at(entry, step)}
+    for env in environments:
+        steps |= {int(step) for _, scores in published(env) for step in scores}
+    columns = sorted(steps)
+    lines = [
+        "| return per episode | by | seeds | "
+        + " | ".join(f"{step:,} steps" for step in columns)
+        + " | minutes per 100,000 steps |",
+        "|---|---|---:|" + "---:|" * (len(columns) + 1),
+    ]
+    for env in environments:
+        for entry in (entry for entry in shown if entry["env"] == env):
+            paces = [run["evaluations"][-1][3] / run["evaluations"][-1][0] for run in entry["runs"]]
+            cells = [_mean_and_deviation(_scores_at(entry, step)) for step in columns]
+            cells.append(number(100_000 * statistics.median(paces)))
+            lines.append(f"| {env} | {_learner(entry)} | {len(entry['runs'])} | {' | '.join(cells)} |")
+        for reference, scores in published(env):
+            cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in columns]
+            lines.append(
+                f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | {NONE} |"
+            )
+    return lines
+
+
+def ablation_table(entries: list[Entry]) -> list[str]:
+    """One line per variant of the settings, one column per environment, after as many steps as all of them have."""
+    environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
+    ours = [entry for entry in entries if (entry["implementation"], entry["device"]) == ("sacfast", "cpu")]
+    cells: dict[str, dict[str, str]] = {}
+    steps = {}
+    for env in environments:
+        rivals = [entry for entry in ours if entry["env"] == env]
+        steps[env] = min(run["evaluations"][-1][0] for entry in rivals for run in entry["runs"])
+        for entry in rivals:
+            text = _mean_and_deviation(_scores_at(entry, steps[env]))
+            cells.setdefault(entry["variant"], {})[env] = f"{text} ({len(entry['runs'])})"
+    lines = [
+        "| settings | " + " | ".join(f"{env}, {steps[env]:,} steps" for env in environments) + " |",
+        "|---|" + "---:|" * len(environments),
+    ]
+    for variant, by_env in cells.items():
+        lines.append(f"| {variant} | {' | '.join(by_env.get(env, NONE) for env in environments)} |")
+    return lines
+
+
+MILESTONES = (100_000, 300_000, 1_000_000)
+
+
+def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
+    """Who has published scores of any version of `env`, and these, [mean, deviation] by step."""
+    name = env.rpartition("-v")[0]
+    references = json.loads((HERE / "published.json").read_text())
+    return [(reference, reference["scores"][name]) for reference in references if name in reference["scores"]]
+
+
+def _learner(entry: Entry) -> str:
+    if entry["implementation"] == "sb3":
+        return f"Stable-Baselines3 {entry['machine']['sb3']}"
+    return "**sacfast**" if entry["device"] == "cpu" else f"**sacfast**, {entry['machine']['gpu']}"
+
+
+def _scores_at(entry: Entry, step: int) -> list[float]:
+    """One score per seed, or none if a seed was not evaluated after this step."""
+    scores = [row[1] for run in entry["runs"] for row in run["evaluations"] if row[0] == step]
+    return scores if len(scores) == len(entry["runs"]) else []
+
+
+def _mean_and_deviation(scores: list[float]) -> str:
+    if not scores:
+        return NONE
+    return _score(statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else None)
+
+
+def _score(mean: float, deviation: float | None) -> str:
+    digits = 0 if abs(mean) >= 1000 else 1
+    return f"{mean:,.{digits}f}" + ("" if deviation is None else f" ± {deviation:,.{digits}f}")
+
+
 TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "operators": operators_table,
     "update": update_table,
@@ -212,6 +295,8 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "checkpoint": checkpoint_table,
     "training": training_table,
     "precision": precision_table,
+    "learning": learning_table,
+    "ablation": ablation_table,
 }
 SOURCES = {
     "cpu.json": ("operators", "update", "phases", "action"),
@@ -219,7 +304,8 @@ SOURCES = {
     "training.json": ("training",),
     "accuracy.json": ("precision",),
 }
-RUNS_OF = {"phases": "update"}  # a table of what another table's runs have measured besides
+# A table of what another table's runs have measured besides.
+RUNS_OF = {"phases": "update", "ablation": "learning"}
 
 LEGENDS = {
     "operators": (
@@ -266,6 +352,15 @@ LEGENDS = {
         "{updates:,} updates on random transitions. PyTorch is the reference engine. An emulated path computes what "
         "the instructions would, on a CPU without them."
     ),
+    "learning": (
+        "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: mean ± "
+        "standard deviation over seeds. Minutes are of training, {side_by_side} runs side by side on a thread each. "
+        "Others' scores are as published: {published}."
+    ),
+    "ablation": (
+        "sacfast with one setting changed: mean ± standard deviation over as many seeds as the brackets say, of the "
+        "deterministic policy over {episodes} episodes."
+    ),
 }
 INTERLEAVED = " Interleaved, ratios taken within a round."
 
@@ -278,13 +373,31 @@ def caption(name: str, entries: list[Entry], date: str) -> str:
         legend = LEGENDS[name].format(updates=entries[0]["updates"])
     elif name == "loop":
         legend = LEGENDS[name].format(**entries[0]) + INTERLEAVED
+    elif name in ("learning", "ablation"):
+        legend = LEGENDS[name].format(
+            episodes=entries[0]["episodes"],
+            side_by_side=entries[0]["machine"]["side_by_side"],
+            published=_sources(entries),
+        )
     else:
         legend = LEGENDS[name].format(threads=max(entry["threads"] for entry in entries)) + INTERLEAVED
-    machine = (
+    machines = dict.fromkeys(_machine(entry["machine"]) for entry in entries)
+    return f"<sub>{legend} Measured on {date}: {'; '.join(machines)}.</sub>"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    text = (
         "{cpu}, {cores} cores ({system}), torch {torch}, Python {python}, {compiler}, "
         "sacfast {sacfast} ({kernels})"
-    ).format(**entries[0]["machine"])
-    return f"<sub>{legend} Measured on {date}: {machine}.</sub>"
+    ).format(**machine)
+    return f"{machine['gpu']}, {text}" if "gpu" in machine else text
+
+
+def _sources(entries: list[Entry]) -> str:
+    """Where the published scores beside these entries are from, and how they were got."""
+    environments = dict.fromkeys(entry["env"] for entry in entries)
+    references = {reference["who"]: reference for env in environments for reference, _ in published(env)}
+    return "; ".join(f"{who} ({each['source']}): {each['protocol']}" for who, each in references.items())
 
 
 def load(path: Path) -> tuple[list[Entry], str]:

@@ -177,6 +177,47 @@ TRAIN = {
     ],
 }
 
+
+def learning_entry(env: str, runs: list[list[list[float]]], **details) -> dict:
+    info = {
+        "table": "learning",
+        "machine": MACHINE | {"side_by_side": 2, "sb3": "2.9.2"},
+        "env": env,
+        "implementation": "sacfast",
+        "variant": "default",
+        "device": "cpu",
+        "episodes": 10,
+        "runs": [{"seed": seed, "evaluations": rows} for seed, rows in enumerate(runs)],
+    }
+    return {"extra_info": info | details}
+
+
+# step, mean, deviation over episodes, minutes
+LEARNING = {
+    "datetime": "2025-11-22T18:00:00+00:00",
+    "benchmarks": [
+        learning_entry(
+            "HalfCheetah-v5",
+            [
+                [[50_000, 3000.0, 50.0, 6.0], [100_000, 6000.0, 50.0, 12.0], [300_000, 8000.0, 60.0, 36.0]],
+                [[50_000, 4000.0, 50.0, 7.0], [100_000, 7000.0, 50.0, 14.0]],
+            ],
+        ),
+        learning_entry("HalfCheetah-v5", [[[100_000, 5500.5, 50.0, 25.0]]], implementation="sb3"),
+        learning_entry(
+            "HalfCheetah-v5",
+            [[[1_000_000, 11000.0, 50.0, 50.0]]],
+            device="cuda",
+            machine=MACHINE | {"side_by_side": 1, "gpu": "Test GPU"},
+        ),
+        learning_entry("Pusher-v5", [[[50_000, -38.25, 5.0, 6.0]], [[50_000, -36.25, 5.0, 6.0]]]),
+        learning_entry(
+            "Pusher-v5", [[[50_000, -40.0, 5.0, 6.0]], [[50_000, -41.0, 5.0, 6.0]]], variant="tau 0.01"
+        ),
+        learning_entry("HalfCheetah-v5", [[[50_000, 2000.0, 5.0, 6.0]]], variant="tau 0.01"),
+    ],
+}
+
 README = """# Title
 
 <!-- BEGIN table:operators -->
@@ -247,6 +288,32 @@ def test_tables(script, files, tmp_path):
     ):
         assert all(part in caption for caption in captions)
     assert lines[0] == "# Title" and lines[-1] == "the end" and "between" in lines and "old" not in lines
+
+
+def test_tables_of_learning(script, files, tmp_path, monkeypatch):
+    """Scores over seeds where all of them got so far, beside what others have published; and the ablation."""
+    monkeypatch.setitem(script["SOURCES"], "learning.json", ("learning", "ablation"))
+    markers = "".join(
+        f"<!-- {edge} table:{name} -->\n" for name in ("learning", "ablation") for edge in ("BEGIN", "END")
+    )
+    (tmp_path / "README.md").write_text(README + markers)
+    (tmp_path / "learning.json").write_text(json.dumps(LEARNING))
+    assert script["main"](files) == 0
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    columns = "100,000 steps | 200,000 steps | 300,000 steps | 1,000,000 steps"
+    assert f"| return per episode | by | seeds | {columns} | minutes per 100,000 steps |" in lines
+    assert "| HalfCheetah-v5 | **sacfast** | 2 | 6,500 ± 707 | - | - | - | 13.0 |" in lines
+    assert "| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | 5,500 | - | - | - | 25.0 |" in lines
+    assert "| HalfCheetah-v5 | **sacfast**, Test GPU | 1 | - | - | - | 11,000 | 5.00 |" in lines
+    theirs = "6,156 ± 700 | - | 8,593 ± 964 | 11,321 ± 1,051"
+    assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - |" in lines
+    assert "| Pusher-v5 | SLM-Lab v5's SAC | - | - | - | - | -43.0 | - |" in lines
+    assert "| settings | Pusher-v5, 50,000 steps | HalfCheetah-v5, 50,000 steps |" in lines
+    assert "| default | -37.2 ± 1.4 (2) | 3,500 ± 707 (2) |" in lines
+    assert "| tau 0.01 | -40.5 ± 0.7 (2) | 2,000 (1) |" in lines
+    caption = next(line for line in lines if line.startswith("<sub>The deterministic policy after"))
+    for part in ("sac.csv", "-v4 environments, return of", "2 runs side by side", "; Test GPU, Test CPU"):
+        assert part in caption
 
 
 def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):

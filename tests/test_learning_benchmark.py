@@ -1,0 +1,176 @@
+"""benchmarks/learning.py: runs go on where they were stopped, and what was measured is gathered as it is."""
+
+import csv
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="benchmarks/ is not beside tests/")
+
+TINY = {
+    "sacfast": {"engine": "auto", "hidden_dim": 8, "batch_size": 8, "learning_starts": 50},
+    "sb3": {"policy_kwargs": {"net_arch": [8]}, "batch_size": 8, "learning_starts": 50},
+}
+
+
+@pytest.fixture(scope="module")
+def learning():
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("learning")
+    sys.path.remove(str(FOLDER))
+
+
+def entry(env: str, implementation: str, *runs: list[float]) -> dict:
+    pace = 2 if implementation == "sb3" else 1
+    return {
+        "machine": {"cpu": "Test CPU", "side_by_side": 2},
+        "env": env,
+        "implementation": implementation,
+        "variant": "default",
+        "device": "cpu",
+        "runs": [
+            {
+                "seed": seed,
+                "evaluations": [
+                    [(i + 1) * 1000, score, 1.0, pace * (i + 1)] for i, score in enumerate(scores)
+                ],
+            }
+            for seed, scores in enumerate(runs)
+        ],
+    }
+
+
+def test_every_run_of_the_tables_has_a_place_and_settings_that_exist(learning):
+    """Different runs have different folders, and a longer run of the same settings is the shorter one continued."""
+    jobs = [job for table in learning.TABLES.values() for job in table]
+    for job in jobs:
+        same = [other for other in jobs if other.name == job.name]
+        assert all(dataclasses.replace(other, steps=job.steps) == job for other in same)
+        if job.implementation == "sacfast":
+            importlib.import_module("learning_run").configuration(job, Path("out"))
+    once = {job.name: job.steps for job in learning.longest(jobs)}
+    assert once["Pusher-v5/sacfast/default/seed0"] == 300_000
+    assert once["HalfCheetah-v5/sacfast-cuda/default/seed4"] == 1_000_000
+    assert once["Pusher-v5/sacfast/target-entropy-A-2/seed1"] == 50_000
+
+
+@contextmanager
+def stopped_once(condition):
+    """Sends this process SIGTERM as soon as `condition()` holds within, where somebody is expected to handle it."""
+    over = threading.Event()
+
+    def wait() -> None:
+        while not over.wait(0.02):
+            if condition():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # should it come late
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "steps", "every"),
+    [
+        ("sacfast", 6000, 500),
+        pytest.param(
+            "sb3",
+            600,
+            100,
+            marks=pytest.mark.skipif(
+                find_spec("stable_baselines3") is None, reason="stable-baselines3 is not installed"
+            ),
+        ),
+    ],
+)
+def test_runs_stop_go_on_and_are_gathered(learning, tmp_path, capsys, implementation, steps, every):
+    job = learning.Job(
+        "InvertedPendulum-v5", steps, 0, implementation, "tiny", TINY[implementation], every=every
+    )
+    folder = tmp_path / job.name
+    with stopped_once(lambda: job.evaluations(folder)):
+        assert not learning.Scheduler(tmp_path, 2).run([job])
+    before = job.evaluations(folder)
+    assert 1 <= len(before) < steps // every
+    assert f"stopped   InvertedPendulum-v5/{implementation}/tiny/seed0" in capsys.readouterr().out
+
+    wrong = dataclasses.replace(job, env="NoSuch-v5")
+    assert not learning.Scheduler(tmp_path, 2).run([job, wrong])
+    printed = capsys.readouterr().out
+    assert f"finished  {job.name}" in printed and f"failed    {wrong.name}" in printed
+    assert "NoSuch" in (tmp_path / wrong.name / "log.txt").read_text()
+    rows = job.evaluations(folder)
+    assert rows[: len(before)] == before
+    assert [row[0] for row in rows] == list(range(every, steps + 1, every))
+    assert [row[3] for row in rows] == sorted({row[3] for row in rows})
+
+    assert learning.Scheduler(tmp_path, 2).run([job]) and capsys.readouterr().out == ""
+    (gathered,) = learning.gather([job, wrong], tmp_path)
+    assert gathered["runs"] == [{"seed": 0, "evaluations": rows}]
+    assert gathered["machine"]["side_by_side"] == 2 and gathered["settings"] == TINY[implementation]
+
+
+def test_results_are_written_row_by_row(learning, tmp_path):
+    entries = [entry("Pusher-v5", "sacfast", [-50.0, -40.0], [-51.0])]
+    learning.write(entries, tmp_path)
+    content = json.loads((tmp_path / "learning.json").read_text())
+    assert [each["extra_info"] for each in content["benchmarks"]] == entries
+    rows = list(csv.DictReader((tmp_path / "learning.csv").open()))
+    assert [(row["seed"], row["step"], row["mean"]) for row in rows] == [
+        ("0", "1000", "-50.000"),
+        ("0", "2000", "-40.000"),
+        ("1", "1000", "-51.000"),
+    ]
+    assert {(row["env"], row["cpu"], row["gpu"]) for row in rows} == {("Pusher-v5", "Test CPU", "")}
+
+
+def test_the_picture_has_a_curve_for_each_implementation(learning, tmp_path, monkeypatch):
+    """By step and by minute, in environments with several implementations, up to the step that all seeds reached."""
+    figures = []
+    monkeypatch.setattr(learning, "render", lambda fill, *args: figures.append(fill))
+    entries = [
+        entry("Pusher-v5", "sacfast", [-50.0, -40.0, -35.0], [-52.0, -42.0]),
+        entry("Reacher-v5", "sacfast", [-9.0]),
+        entry("Pusher-v5", "sb3", [-60.0, -50.0]),
+        entry("Pusher-v5", "sacfast", [-99.0, -99.0]) | {"variant": "tau 0.01"},
+    ]
+    learning.draw(entries, tmp_path / "picture.png")
+    figure = Figure()
+    figures[0](figure)
+    by_step, by_minute = figure.axes
+    assert by_step.get_title() == by_minute.get_title() == "Pusher-v5"
+    means = {line.get_label(): line for line in by_step.lines if "seed" in line.get_label()}
+    assert list(means) == ["sacfast, 2 seeds", "Stable-Baselines3, 1 seed"]
+    assert means["sacfast, 2 seeds"].get_xydata().tolist() == [[1, -51], [2, -41]]
+    minutes = {line.get_label(): line for line in by_minute.lines if "seed" in line.get_label()}
+    assert minutes["Stable-Baselines3, 1 seed"].get_xydata().tolist() == [[2, -60], [4, -50]]
+    assert "(thousands)" in by_step.get_xlabel() and "minutes" in by_minute.get_xlabel()
+
+
+def test_bad_arguments_are_named(learning, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        learning.main(["fast"])
+    assert "no table fast; there are main, long, peers, gpu, ablation" in capsys.readouterr().err
+    assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
+    assert "holds no evaluations yet" in capsys.readouterr().err
+    assert learning.main(["peers", "--only", "seed2", "--list", "--out", str(tmp_path)]) == 0
+    assert "0 of   100,000  HalfCheetah-v5/sb3/default/seed2" in capsys.readouterr().out
