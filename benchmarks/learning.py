@@ -6,9 +6,9 @@
     python benchmarks/learning.py gpu --jobs 4              # four runs share the GPU
     python benchmarks/learning.py                           # runs nothing, gathers what there is
 
-Runs of sacfast have the native engine unless their settings name another; peers needs `pip install '.[peers]'`. It may be
-stopped in any way at any time: runs save themselves, and the same command goes on. What is gathered is every evaluation
-made so far, of all tables; a run that is longer in one table than in another is one run.
+Runs of sacfast have the native engine unless their settings name another; peers needs `pip install '.[peers]'`. It may
+be stopped in any way at any time: runs save themselves, and the same command goes on. What is gathered is every
+evaluation made so far, of all tables; a run that is longer in one table than in another is one run.
 
 The ablation has a row for every setting there is. None for how log_std is kept in its bounds (ours is clamped; CleanRL
 rescales a tanh), nor for learning rates of their own for critics and temperature (CleanRL's critics take 1e-3): the
