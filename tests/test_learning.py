@@ -25,6 +25,7 @@ from sacfast import SACAgent, SACConfig, TrainConfig
 from sacfast.collector import Collector
 from sacfast.engines import reference
 from sacfast.engines.reference import ReferenceEngine
+from sacfast.native.environment import environment_flag
 from sacfast.networks import ActorNetwork
 from sacfast.runs import load_agent
 from sacfast.train import train
@@ -174,6 +175,10 @@ FAULTS = [
 ]
 
 
+@pytest.mark.skipif(
+    environment_flag("DISABLE_NATIVE"),
+    reason="the faults are in the reference engine, and acting takes far longer without native operators",
+)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_fails_the_bar(fault, monkeypatch, tmp_path):
     fault(monkeypatch.setattr)

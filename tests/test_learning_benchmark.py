@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="benchmarks/ is not beside tests/")
 
 TINY = {
-    "sacfast": {"engine": "auto", "hidden_dim": 8, "batch_size": 8, "learning_starts": 50},
+    "sacfast": {"utd": 0.1, "hidden_dim": 8, "batch_size": 8, "learning_starts": 50},
     "sb3": {"policy_kwargs": {"net_arch": [8]}, "batch_size": 8, "learning_starts": 50},
 }
 
@@ -91,7 +91,7 @@ def stopped_once(condition):
 @pytest.mark.parametrize(
     ("implementation", "steps", "every"),
     [
-        ("sacfast", 6000, 500),
+        pytest.param("sacfast", 10_000, 500, marks=pytest.mark.native),
         pytest.param(
             "sb3",
             600,
