@@ -333,9 +333,9 @@ LEGENDS = {
     ),
     "loop": (
         "Whole training loops, one update per step, batch 256, two hidden layers of 256, {threads} threads, each in a "
-        "process of its own, {steps:,} steps of it timed; {rounds} rounds. The ideal takes no longer than the longer of "
-        "the environment's step and the update, as they are in the strict loop of the same round; `overlap is` so many "
-        "times as fast as the loop named. Shares of the wall clock; overlapped, `update` is what is left to wait for. "
+        "process of its own, {steps:,} steps of it timed; {rounds} rounds. The ideal takes as long as the longer of "
+        "environment step and update, as they are in the strict loop of the same round; `overlap is` so many times as "
+        "fast as the loop named. Shares of the wall clock; overlapped, `update` is what is left to wait for. "
         "SB3: Stable-Baselines3, SBX its JAX sibling, as they come."
     ),
     "checkpoint": (

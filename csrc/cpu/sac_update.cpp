@@ -165,7 +165,8 @@ void SacUpdate::make_room(int64_t batch_size) {
   for (auto& cut : pieces_) cut.resize(spec_.threads);
   cut_rows(kRows, {rows, 0});
   cut_rows(kCriticRows, {rows, rows});
-  cut_rows(kChosenRows, {rows, rows});  // more than there ever are, so that choosing them allocates nothing
+  cut_rows(kChosenRows, {rows, rows});  // more than there ever are, so that choosing them allocates nothing:
+  for (auto& pieces : pieces_[kChosenRows]) pieces.reserve(pieces.size() + 1);  // a share may have two parts
   cut_tasks(kCriticTasks, critic_tasks_);
   cut_tasks(kActorTasks, actor_tasks_);
   workspace_ = std::move(workspace);

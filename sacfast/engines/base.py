@@ -122,8 +122,8 @@ class Engine(ABC):
     ) -> Callable[[], Metrics]:
         """Begin `train`; the function returned waits for its end and returns what `train` would.
 
-        Until then nothing may touch `state`, `buffer` or this engine. An engine that cannot work meanwhile (`starts` says
-        so) does it all when that function is called.
+        Until then nothing may touch `state`, `buffer` or this engine. One that cannot work meanwhile (`starts` says so)
+        does it all when that function is called.
         """
         return partial(self.train, state, buffer, batch_size, updates)
 
