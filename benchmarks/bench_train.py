@@ -16,7 +16,7 @@ import pytest
 from race import describe_machine, finished, not_installed, quartiles
 
 ENVS = ("HalfCheetah-v5", "Pusher-v5")
-THREADS, STEPS, ROUNDS = 2, 3000, 4
+THREADS, STEPS, ROUNDS = 2, 3000, 3
 CHECK_STEPS = loops.WARM_UP + 500  # under --benchmark-disable: each of ours once, and briefly
 
 
@@ -50,6 +50,7 @@ def summary(results: list[dict], rounds: list[dict[str, dict]]) -> dict:
     return found
 
 
+@pytest.mark.timeout(3600)  # a round takes about three minutes
 @pytest.mark.parametrize("env", ENVS)
 def test_training_loop(benchmark, env):
     roles = list(loops.SCHEDULES)
