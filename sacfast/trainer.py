@@ -215,7 +215,7 @@ class Trainer:
             collector.episodes[:] = saved["collector"]["episodes"]
             collector.reset()  # makes what an environment makes at its first reset only
             try:
-                put_states(collector.envs, saved["simulators"])
+                put_states(collector.envs, saved["simulators"], saved["collector"]["resetting"])
                 collector.restore(saved["collector"])
                 return
             except NotCapturable as error:

@@ -238,6 +238,8 @@ def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> V
 
 def captured_states(envs: VectorEnv) -> list[dict[str, Any]]:
     """The state of each environment in mid-episode, whichever process it is in. Raises NotCapturable."""
+    if type(envs) is SyncVectorEnv and not hasattr(envs, "checked"):  # the caller's own
+        return [envstate.capture(env) for env in envs.envs]
     states = _checked(envs).get_attr("captured")
     for state in states:
         if isinstance(state, str):
@@ -245,8 +247,15 @@ def captured_states(envs: VectorEnv) -> list[dict[str, Any]]:
     return list(states)
 
 
-def put_states(envs: VectorEnv, states: Sequence[dict[str, Any]]) -> None:
-    """Put back what `captured_states` gave; the environments must have been reset. Raises NotCapturable."""
+def put_states(envs: VectorEnv, states: Sequence[dict[str, Any]], resetting: Sequence[bool]) -> None:
+    """Put back what `captured_states` gave; the environments must have been reset. `resetting` says which of them the
+    next step resets (AutoresetMode.NEXT_STEP). Raises NotCapturable.
+    """
+    if type(envs) is SyncVectorEnv and not hasattr(envs, "checked"):
+        for env, state in zip(envs.envs, states, strict=True):
+            envstate.restore(env, state)
+        envs._autoreset_envs[:] = resetting
+        return
     _checked(envs).set_attr("captured", list(states))
     for obstacle in _checked(envs).get_attr("obstacle"):
         if obstacle is not None:

@@ -5,7 +5,9 @@ import os
 import random
 import signal
 
+import gymnasium
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from kill import compare
 from training_runs import (
     FLAGS,
@@ -19,6 +21,7 @@ from training_runs import (
     start,
 )
 
+from sacfast.logger import read_csv
 from sacfast.run_folder import RunFolder
 from sacfast.stop import StopRequest
 from sacfast.train import main, parse, train
@@ -27,12 +30,12 @@ from sacfast.trainer import Trainer, TrainingInterrupted
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """stop_at(step): the next run hears SIGTERM in that step."""
+    """stop_at(step): the next run hears SIGTERM in the first step that reaches it."""
     steps, real = [], Trainer._learn
 
     def learn(self):
         real(self)
-        if steps and self.at.step == steps[0]:
+        if steps and self.at.step >= steps[0]:
             steps.pop()
             signal.raise_signal(signal.SIGTERM)
 
@@ -52,7 +55,7 @@ def interrupted(config, stops, stop_at, env=None):
         with pytest.raises(TrainingInterrupted) as caught:
             train(config, env=env)
         run = caught.value.run
-        assert counters_of(run)["step"] == step
+        assert step <= counters_of(run)["step"] < step + 4
 
 
 # Within random actions, at an update, between updates, at a row of the log, at an evaluation, before the last step.
@@ -80,6 +83,18 @@ def test_stopping_several_environments_in_mid_episode_changes_no_byte(tmp_path, 
     changes = {"num_envs": 3, "vector": vector, "utd": 0.5, "checkpoint_every": 30}
     config = small(tmp_path, env="Hopper-v5", steps=150, sac=sac, **changes)
     assert_same_run(train(config), interrupted(config, [33, 108], stop_at))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+def test_a_vector_of_the_callers_own_goes_on_exactly_in_every_autoreset_mode(tmp_path, mode, stop_at):
+    def make():
+        return SyncVectorEnv([lambda: gymnasium.make("Hopper-v5")] * 4, autoreset_mode=mode)
+
+    config = small(tmp_path, steps=600, utd=0.1, learning_starts=400, eval_every=0)
+    whole = train(config, env=make)
+    lengths = [row["length"] for row in read_csv(whole / "episodes.csv")]
+    assert len(lengths) > 12  # Hopper falls early, so that every mode has had its turn
+    assert_same_run(whole, interrupted(config, [37, 200, 450], stop_at, env=make))
 
 
 def test_an_environment_of_ones_own_goes_on_exactly_with_get_state_and_set_state(tmp_path, stop_at):
