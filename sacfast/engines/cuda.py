@@ -131,23 +131,20 @@ class CudaEngine(NativeEngine):
         return handle, self._library.sacfast_cuda_update_delete
 
     def _execute(self, handle: int, call: abi.UpdateCall) -> int:
-        workspace = self._room(handle, call.batch_size)
-        where = (workspace.data_ptr(), self._stream())
-        if not self._profiling:
-            return self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
-        phases = self._library.sacfast_cuda_update_phases(handle)
-        self._phase_ms = np.resize(self._phase_ms, phases)
-        ms = self._phase_ms.ctypes.data
-        return self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
+        with self._on_device():
+            workspace = self._room(handle, call.batch_size)
+            where = (workspace.data_ptr(), self._stream())
+            if not self._profiling:
+                return self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
+            phases = self._library.sacfast_cuda_update_phases(handle)
+            self._phase_ms = np.resize(self._phase_ms, phases)
+            ms = self._phase_ms.ctypes.data
+            return self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
 
-    def _apply(self, state: SACState, call: abi.UpdateCall, execute: Callable[[], int]) -> None:
-        result = -1
-        try:
-            with self._on_device():
-                result = execute()
-        finally:
-            _take_counters(state, call.state)
-            state.written()
+    def _stale(self, state: SACState) -> bool:
+        return False  # nothing is packed
+
+    def _conclude(self, result: int, state: SACState, call: abi.UpdateCall, first: int) -> None:
         self._report(result, state, call.state)
 
     def _report(self, result: int, state: SACState, counters: abi.StatePointers) -> None:

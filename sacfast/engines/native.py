@@ -226,10 +226,10 @@ class NativeEngine(Engine):
         updates: int,
         noise: Noise | None = None,
     ) -> tuple[int, abi.UpdateCall]:
-        """The native object and the call to make. From here on the packed weights are whatever the call leaves."""
-        handle, version = self._handle(state), state.version()
+        """The native object and the call to make."""
+        handle = self._handle(state)
         _check_memory(state)
-        call = abi.UpdateCall(
+        return handle, abi.UpdateCall(
             state=_pointers(state),
             transitions=transitions,
             batch_size=batch_size,
@@ -237,11 +237,15 @@ class NativeEngine(Engine):
             next_noise=noise and noise.next_action.data_ptr(),
             noise=noise and noise.action.data_ptr(),
             metrics=self._metrics.data_ptr(),
-            repack=self._packed is None or self._packed[0]() is not state or self._packed[1] != version,
+            repack=self._stale(state),
         )
-        # What was written to the weights meanwhile shows as a higher version.
+
+    def _stale(self, state: SACState) -> bool:
+        """Whether the packed weights are not those of `state`. From here on they are whatever the update leaves."""
+        packed, version = self._packed, state.version()
+        # What somebody else writes to the weights meanwhile shows as a higher version.
         self._next, self._packed = (weakref.ref(state), version + state.writes), None
-        return handle, call
+        return packed is None or packed[0]() is not state or packed[1] != version
 
     def _execute(self, handle: int, call: abi.UpdateCall) -> int:
         return self._library.sacfast_update_run(handle, ctypes.byref(call))
@@ -254,6 +258,10 @@ class NativeEngine(Engine):
         finally:  # Ctrl-C arrives as the call returns, with the weights already ahead
             _take_counters(state, call.state)
             state.written()
+        self._conclude(result, state, call, first)
+
+    def _conclude(self, result: int, state: SACState, call: abi.UpdateCall, first: int) -> None:
+        """Raise SACError for what went wrong in the updates from number `first` on."""
         if result < 0:
             raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
         self._packed = self._next
