@@ -15,6 +15,9 @@ import peers
 import pytest
 from race import describe_machine, finished, not_installed, quartiles
 
+from sacfast.config import SCHEDULES
+from sacfast.diagnostics import STAGES
+
 ENVS = ("HalfCheetah-v5", "Pusher-v5")
 THREADS, STEPS, ROUNDS = 2, 3000, 3
 CHECK_STEPS = loops.WARM_UP + 500  # under --benchmark-disable: each of ours once, and briefly
@@ -45,7 +48,7 @@ def summary(results: list[dict], rounds: list[dict[str, dict]]) -> dict:
     if "stages" in results[0]:
         found["stages"] = {
             stage: statistics.median(r["stages"][stage] / r["seconds_per_step"] for r in results)
-            for stage in loops.STAGES
+            for stage in STAGES
         }
     return found
 
@@ -53,7 +56,7 @@ def summary(results: list[dict], rounds: list[dict[str, dict]]) -> dict:
 @pytest.mark.timeout(3600)  # a round takes about three minutes
 @pytest.mark.parametrize("env", ENVS)
 def test_training_loop(benchmark, env):
-    roles = list(loops.SCHEDULES)
+    roles = list(SCHEDULES)
     for role in peers.PACKAGES:
         if peers.installed(role):
             roles.append(role)
@@ -62,7 +65,7 @@ def test_training_loop(benchmark, env):
     if benchmark.disabled:
         if env != ENVS[0]:
             pytest.skip("one environment is enough to see that it runs")
-        results = {role: run(role, env, CHECK_STEPS) for role in loops.SCHEDULES}
+        results = {role: run(role, env, CHECK_STEPS) for role in SCHEDULES}
         benchmark(lambda: None)
         assert all(
             sum(r["stages"].values()) == pytest.approx(r["seconds_per_step"]) for r in results.values()

@@ -10,9 +10,12 @@ import sys
 import tempfile
 import time
 
+import peers
+
+from sacfast.config import SCHEDULES
+from sacfast.diagnostics import STAGES
+
 STARTS, WARM_UP = 1000, 1500
-SCHEDULES = ("strict", "overlap")
-STAGES = ("act", "env", "insert", "update", "log")
 
 
 def ours(schedule: str, env: str, steps: int, threads: int) -> dict:
@@ -45,14 +48,8 @@ def peer(role: str, env: str, steps: int, threads: int) -> dict:
     from stable_baselines3.common.callbacks import BaseCallback
 
     torch.set_num_threads(threads)  # XLA takes every core
-    if role == "sb3":
-        from stable_baselines3 import SAC
-
-        model = SAC("MlpPolicy", env, learning_starts=STARTS, device="cpu", seed=0)
-    else:
-        from sbx import SAC
-
-        model = SAC("MlpPolicy", env, learning_starts=STARTS, seed=0)
+    algorithm, settings = peers.algorithm(role)
+    model = algorithm("MlpPolicy", env, learning_starts=STARTS, seed=0, **settings)
 
     class Clock(BaseCallback):
         begin = 0.0

@@ -28,18 +28,22 @@ class Spaces(gymnasium.Env):
         return np.zeros(self.observation_space.shape, np.float32), {}
 
 
-def make(role: str, transitions: Sequence[np.ndarray], hidden: int):
-    """Stable-Baselines3's or SBX's SAC with `transitions` (obs, action, reward, next_obs, terminated) in its buffer."""
-    obs, action, reward, next_obs, terminated = transitions
+def algorithm(role: str) -> tuple[type, dict[str, Any]]:
+    """The class of this package's SAC, and what it takes to stay on the CPU."""
     if role == "sb3":
         from stable_baselines3 import SAC
 
-        settings: dict[str, Any] = {"device": "cpu"}
-    else:
-        from sbx import SAC
+        return SAC, {"device": "cpu"}
+    from sbx import SAC
 
-        settings = {}
-    model = SAC(
+    return SAC, {}
+
+
+def make(role: str, transitions: Sequence[np.ndarray], hidden: int):
+    """Stable-Baselines3's or SBX's SAC with `transitions` (obs, action, reward, next_obs, terminated) in its buffer."""
+    obs, action, reward, next_obs, terminated = transitions
+    algorithm_class, settings = algorithm(role)
+    model = algorithm_class(
         "MlpPolicy",
         Spaces(obs.shape[1], action.shape[1]),
         learning_rate=3e-4,
