@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sacfast.errors import CheckpointError
+from sacfast.errors import CheckpointError, first_line
 
 FORMAT, VERSION = "sacfast", 1
 
@@ -106,7 +106,7 @@ def read_notebook(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or is no checkpoint ({_first_line(error)})") from None
+        raise CheckpointError(f"{path} is damaged or is no checkpoint ({first_line(error)[:200]})") from None
     wanted = {"actor", "critic", "critic_target", "actor_optimizer", "critic_optimizer", "training_steps"}
     missing = wanted - set(content) if isinstance(content, dict) else wanted
     if missing:
@@ -121,7 +121,7 @@ def _opened(path: str | os.PathLike):
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is damaged or is no checkpoint ({_first_line(error)}); use an earlier one"
+            f"{path} is damaged or is no checkpoint ({first_line(error)[:200]}); use an earlier one"
         ) from None
 
 
@@ -138,7 +138,3 @@ def _meta(path: str | os.PathLike, file) -> dict[str, Any]:
     raise CheckpointError(
         f"{path} was written by a newer sacfast (format {version}, this one reads {VERSION}); upgrade sacfast"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -20,7 +20,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 
-from sacfast.errors import SACError
+from sacfast.errors import SACError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,14 +188,9 @@ def _cannot_make(env_id: str, error: Exception) -> str:
     if isinstance(error, gymnasium.error.Error) and env_id not in gymnasium.registry:
         hint = hint or "gymnasium.pprint_registry() lists the names."
         return f"environment {env_id!r} is not registered with Gymnasium; {hint}"
-    return f"environment {env_id!r} could not be made: {_first_line(error).rstrip('.')}" + (
+    return f"environment {env_id!r} could not be made: {first_line(error).rstrip('.')}" + (
         f"; {hint}" if hint else "."
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:

@@ -11,3 +11,8 @@ class NativeUnavailable(SACError):
 
 class CheckpointError(SACError):
     """A checkpoint is missing, damaged, from a newer version, or made for other dimensions."""
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in its first line; its type's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,7 +31,7 @@ from torch import Tensor
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector
 from sacfast.envs import ActionBounds, env_name, make_env
-from sacfast.errors import SACError
+from sacfast.errors import SACError, first_line
 from sacfast.replay import is_whole
 from sacfast.runs import load_agent
 from sacfast.vector import is_vector
@@ -242,7 +242,7 @@ def record_video(
             for frame in frames:
                 writer.append_data(frame)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SACError(f"no video of {env_id} at {path}: {reason}") from error
     finally:
         if env is not None:

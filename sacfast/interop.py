@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sacfast.agent import SACAgent
 from sacfast.config import MOST_HIDDEN_LAYERS
-from sacfast.errors import CheckpointError, SACError
+from sacfast.errors import CheckpointError, SACError, first_line
 from sacfast.state import BETA1, BETA2, EPSILON, Adam
 
 # Adam's options with which torch's is ours, as far as a file states them.
@@ -70,7 +70,7 @@ def from_sb3(
     ) as error:
         raise CheckpointError(
             f"{archive.path} is not laid out as Stable-Baselines3's SAC ({type(error).__name__}: "
-            f"{_first_line(error)}); save it again with a recent version"
+            f"{first_line(error)[:200]}); save it again with a recent version"
         ) from error
 
 
@@ -131,7 +131,7 @@ class _Archive:
             ) from None
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise CheckpointError(
-                f"{self.path} is damaged or is no file of Stable-Baselines3 ({_first_line(error)})"
+                f"{self.path} is damaged or is no file of Stable-Baselines3 ({first_line(error)[:200]})"
             ) from None
 
     def settings(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class _Archive:
         try:
             return torch.load(io.BytesIO(self._member(name)), map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(f"{self.path} is damaged: {name}: {_first_line(error)}") from None
+            raise CheckpointError(f"{self.path} is damaged: {name}: {first_line(error)[:200]}") from None
 
 
 def _check_settings(path: Path, data: Mapping[str, Any]) -> None:
@@ -281,7 +281,3 @@ def _array(frombuffer: _Inert) -> np.ndarray:
 
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=5)  # who called from_sb3
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

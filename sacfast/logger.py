@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 from sacfast.diagnostics import STAGES, GradientNorms
 from sacfast.display import Display, Row
 from sacfast.engines import Metrics
-from sacfast.errors import SACError
+from sacfast.errors import SACError, first_line
 
 PROGRESS_FIELDS = (
     "step",
@@ -265,7 +265,7 @@ class WandbTracker:
                 project=project, name=name, id=name, resume="allow", dir=str(run), config=settings
             )
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise SACError(
                 f"Weights & Biases refused project {project!r}: {reason}; log in with `wandb login`, set "
                 "WANDB_MODE=offline, or leave --wandb out."

@@ -21,7 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from sacfast import envstate
 from sacfast.envs import make_env
 from sacfast.envstate import NotCapturable
-from sacfast.errors import SACError
+from sacfast.errors import SACError, first_line
 
 FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
 
@@ -170,7 +170,7 @@ class EnvPool(VectorEnv):
             self.single_observation_space = spec.gymnasium_observation_space
             self.single_action_space = spec.gymnasium_action_space
         except Exception as error:  # an AssertionError for an unknown name, and whatever C++ throws
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise SACError(
                 f"EnvPool cannot make {env_id!r}: {reason}; use --vector sync or async."
             ) from error

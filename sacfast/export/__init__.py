@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from sacfast.agent import SACAgent
 from sacfast.checkpoint import read_meta
 from sacfast.envs import ActionBounds
-from sacfast.errors import CheckpointError, SACError
+from sacfast.errors import CheckpointError, SACError, first_line
 from sacfast.networks import ActorNetwork
 from sacfast.normalizer import CLIP
 from sacfast.runs import load_agent
@@ -159,7 +159,7 @@ def _write_onnx(policy: DeterministicPolicy, path: Path) -> None:
             verbose=False,
         )
     except Exception as error:  # torch and onnxscript have a dozen types between them
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SACError(
             f"no ONNX: torch's exporter failed ({reason}); .pt2 and .safetensors remain."
         ) from error
