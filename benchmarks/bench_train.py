@@ -13,7 +13,7 @@ from pathlib import Path
 import loops
 import peers
 import pytest
-from race import describe_machine, finished, not_installed, quartiles
+from race import child_environment, describe_machine, finished, not_installed, quartiles
 
 from sacfast.config import SCHEDULES
 from sacfast.diagnostics import STAGES
@@ -26,7 +26,7 @@ CHECK_STEPS = loops.WARM_UP + 500  # under --benchmark-disable: each of ours onc
 def run(role: str, env: str, steps: int) -> dict:
     """One loop in a process of its own: what loops.py prints last."""
     command = [sys.executable, "-W", "ignore", str(Path(loops.__file__)), role, env, str(steps), str(THREADS)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

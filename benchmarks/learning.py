@@ -23,7 +23,6 @@ import csv
 import datetime
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
+from race import child_environment
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -126,14 +126,13 @@ class Scheduler:
         folder = self.out / job.name
         folder.mkdir(parents=True, exist_ok=True)
         script = str(HERE / "learning_run.py")
-        path = filter(None, (str(HERE), os.environ.get("PYTHONPATH")))  # for PYTHONSAFEPATH's sake
         with (folder / "log.txt").open("a") as log:
             self.running[job] = subprocess.Popen(
                 [sys.executable, script, str(folder), json.dumps(asdict(job)), str(self.side_by_side)],
                 stdin=subprocess.PIPE,  # its end tells the run that we are gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(path)},
+                env=child_environment(**ONE_THREAD),
                 start_new_session=True,  # a terminal's Ctrl-C comes to us alone
             )
         print(f"begun     {job.name}", flush=True)
