@@ -8,7 +8,8 @@
 
 Runs of sacfast have the native engine unless their settings name another; peers needs `pip install '.[peers]'`. It may
 be stopped in any way at any time: runs save themselves, and the same command goes on. What is gathered is every
-evaluation made so far, of all tables; a run that is longer in one table than in another is one run.
+evaluation made so far, of all tables; a run that is longer in one table than in another is one run. What results/ holds
+from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
 
 The ablation has a row for every setting there is. None for how log_std is kept in its bounds (ours is clamped; CleanRL
 rescales a tanh), nor for learning rates of their own for critics and temperature (CleanRL's critics take 1e-3): the
@@ -19,9 +20,6 @@ by the critics just updated, everywhere.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import io
 import json
 import re
 import subprocess
@@ -32,14 +30,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from learning_run import EPISODES, Job
+from learning_results import draw, gather, merge, read, write
+from learning_run import Job
 from race import child_environment
 
-from sacfast import checkpoint
-from sacfast.comparison import PRINT_STYLE, STYLES
 from sacfast.config import physical_cores
-from sacfast.plotting import render
 from sacfast.stop import StopRequest
 
 HERE = Path(__file__).resolve().parent
@@ -157,110 +152,6 @@ class Scheduler:
                 )
 
 
-def gather(jobs: Iterable[Job], out: Path) -> list[dict[str, Any]]:
-    """What has been measured, one entry for the seeds of one environment, implementation, variant and device."""
-    entries: dict[tuple, dict[str, Any]] = {}
-    for job in jobs:
-        folder = out / job.name
-        evaluations = job.evaluations(folder)
-        if not evaluations:
-            continue
-        entry = entries.setdefault(
-            (job.env, job.implementation, job.variant, job.device),
-            {
-                "table": "learning",
-                "machine": json.loads((folder / "machine.json").read_text()),
-                "env": job.env,
-                "implementation": job.implementation,
-                "variant": job.variant,
-                "settings": job.settings,
-                "device": job.device,
-                "episodes": EPISODES,
-                "runs": [],
-            },
-        )
-        entry["runs"].append({"seed": job.seed, "evaluations": evaluations})
-    return list(entries.values())
-
-
-MACHINE_COLUMNS = ("cpu", "cores", "gpu", "side_by_side", "python", "torch", "sacfast", "kernels", "sb3")
-
-
-def write(entries: list[dict[str, Any]], results: Path) -> None:
-    """learning.json, as render.py reads it, and the same row by row as learning.csv."""
-    results.mkdir(parents=True, exist_ok=True)
-    content = {
-        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "benchmarks": [{"extra_info": entry} for entry in entries],
-    }
-    checkpoint.write_text(results / "learning.json", json.dumps(content, indent=1) + "\n")
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    names = ("env", "implementation", "variant", "device")
-    table.writerow((*names, "seed", "step", "mean", "std", "minutes", *MACHINE_COLUMNS))
-    for entry in entries:
-        machine = [entry["machine"].get(name, "") for name in MACHINE_COLUMNS]
-        for run in entry["runs"]:
-            for step, mean, std, minutes in run["evaluations"]:
-                numbers = (f"{mean:.3f}", f"{std:.3f}", f"{minutes:.3f}")
-                table.writerow([*(entry[name] for name in names), run["seed"], step, *numbers, *machine])
-    checkpoint.write_text(results / "learning.csv", text.getvalue())
-
-
-LABELS = {"sacfast": "sacfast", "sb3": "Stable-Baselines3"}
-
-
-def draw(entries: list[dict[str, Any]], path: Path) -> None:
-    """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
-
-    Of the runs on CPUs with the default settings, and of environments in which there are several implementations;
-    where there are none, of all.
-    """
-    shown = [entry for entry in entries if entry["variant"] == "default" and entry["device"] == "cpu"]
-    rivals = {entry["env"] for entry in shown if entry["implementation"] != "sacfast"}
-    shown = [entry for entry in shown if not rivals or entry["env"] in rivals]
-    environments = list(dict.fromkeys(entry["env"] for entry in shown))
-    if not environments:
-        return
-
-    def fill(figure) -> None:
-        rows = figure.subplots(len(environments), 2, squeeze=False, sharey="row")
-        for (by_step, by_minute), env in zip(rows, environments, strict=True):
-            for (color, line, marker), entry in zip(
-                STYLES, [entry for entry in shown if entry["env"] == env], strict=False
-            ):
-                style = {"color": color, "linestyle": line}
-                _curves(by_step, entry, lambda run: run[:, 0] / 1000, style, marker)
-                _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
-            by_step.set(title=env, xlabel="environment steps (thousands)", ylabel="return per episode")
-            by_minute.set(title=env, xlabel="minutes of training, on one thread")
-            by_step.legend(frameon=False)
-            for axes in (by_step, by_minute):
-                axes.set_xlim(left=0)
-                axes.grid(alpha=0.3, linewidth=0.5)
-                axes.yaxis.set_major_formatter("{x:,.0f}")
-        figure.supxlabel(
-            f"Deterministic policy, mean of {EPISODES} episodes. Thin: each seed; thick: their mean.",
-            fontsize=9,
-            x=0.02,
-            ha="left",
-        )
-
-    render(fill, (6.5, 0.4 + 2.6 * len(environments)), path, PRINT_STYLE)
-
-
-def _curves(axes, entry: dict[str, Any], x, style: dict[str, Any], marker: str) -> None:
-    runs = [np.array(run["evaluations"]) for run in entry["runs"]]
-    for run in runs:
-        axes.plot(x(run), run[:, 1], alpha=0.4, linewidth=0.7, **style)
-    length = min(map(len, runs))
-    mean = np.mean([run[:length] for run in runs], axis=0)
-    name = f"{LABELS[entry['implementation']]}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
-    axes.plot(
-        x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=max(1, length // 8), label=name, **style
-    )
-
-
 def show(jobs: list[Job], out: Path) -> None:
     for job in jobs:
         rows = job.evaluations(out / job.name)
@@ -291,7 +182,9 @@ def main(argv: list[str] | None = None) -> int:
         show(chosen, args.out)
         return 0
     complete = Scheduler(args.out, args.jobs).run(chosen)
-    entries = gather(every, args.out)
+    entries, left_out = merge(every, gather(every, args.out), read(args.results))
+    for name in left_out:
+        print(f"left out  {name}: measured with settings that this table no longer has")
     if not entries:
         print(
             f"{args.out} holds no evaluations yet; name a table to run: {', '.join(TABLES)}", file=sys.stderr

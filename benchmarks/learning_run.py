@@ -12,6 +12,7 @@ leaves its evaluations alone, so a longer one starts again.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -30,6 +31,7 @@ import torch
 from race import describe_machine
 
 from sacfast import SACConfig, TrainConfig, checkpoint
+from sacfast.comparison import UNIMPORTANT
 from sacfast.envs import make_env
 from sacfast.evaluate import SELECTION_SEED, evaluate
 from sacfast.logger import read_csv
@@ -75,6 +77,13 @@ class Job:
 
     def finished(self, folder: Path) -> bool:
         return any(row[0] >= self.steps for row in self.evaluations(folder))
+
+    def learned_with(self) -> dict[str, Any]:
+        """Every setting that bears on what is learned, as JSON has it; of Stable-Baselines3 what is not its own."""
+        if self.implementation != "sacfast":
+            return self.settings
+        values = configuration(self, Path()).to_dict()
+        return json.loads(json.dumps({name: values[name] for name in values.keys() - UNIMPORTANT}))
 
 
 def _latest(folders: list[Path]) -> Path | None:
@@ -191,8 +200,9 @@ RUNNERS = {"sacfast": run_sacfast, "sb3": run_sb3}
 
 
 def describe(job: Job, side_by_side: int) -> dict[str, Any]:
-    """Hardware and versions, and how many runs the machine was given at once."""
-    machine = describe_machine() | {"side_by_side": side_by_side}
+    """The day, hardware and versions, and how many runs the machine was given at once."""
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    machine = describe_machine() | {"date": today, "side_by_side": side_by_side}
     if job.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name(job.device)
     if job.implementation == "sb3":

@@ -205,7 +205,10 @@ def precision_table(entries: list[Entry]) -> list[str]:
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
-    """By environment: ours and Stable-Baselines3's with default settings, then what others have published."""
+    """By environment: ours and Stable-Baselines3's with default settings, then what others have published.
+
+    The last column: after how many minutes the mean over seeds first was what Stable-Baselines3's was at its end.
+    """
     shown = [entry for entry in entries if entry["variant"] == "default"]
     environments = list(dict.fromkeys(entry["env"] for entry in shown))
     steps = {step for step in MILESTONES for entry in shown if _scores_at(entry, step)}
@@ -215,19 +218,22 @@ def learning_table(entries: list[Entry]) -> list[str]:
     lines = [
         "| return per episode | by | seeds | "
         + " | ".join(f"{step:,} steps" for step in columns)
-        + " | minutes per 100,000 steps |",
-        "|---|---|---:|" + "---:|" * (len(columns) + 1),
+        + " | minutes per 100,000 steps | minutes to SB3's score |",
+        "|---|---|---:|" + "---:|" * (len(columns) + 2),
     ]
     for env in environments:
-        for entry in (entry for entry in shown if entry["env"] == env):
+        ours = [entry for entry in shown if entry["env"] == env]
+        theirs = [mean_curve(entry)[-1][1] for entry in ours if entry["implementation"] == "sb3"]
+        for entry in ours:
             paces = [run["evaluations"][-1][3] / run["evaluations"][-1][0] for run in entry["runs"]]
             cells = [_mean_and_deviation(_scores_at(entry, step)) for step in columns]
             cells.append(number(100_000 * statistics.median(paces)))
+            cells.append(_minutes_to(entry, theirs[0]) if theirs else NONE)
             lines.append(f"| {env} | {_learner(entry)} | {len(entry['runs'])} | {' | '.join(cells)} |")
         for reference, scores in published(env):
             cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in columns]
             lines.append(
-                f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | {NONE} |"
+                f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - | - |"
             )
     return lines
 
@@ -263,10 +269,24 @@ def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
     return [(reference, reference["scores"][name]) for reference in references if name in reference["scores"]]
 
 
+def mean_curve(entry: Entry) -> list[tuple[float, float]]:
+    """(minutes, score), means over the seeds, evaluation by evaluation as far as all seeds are."""
+    together = zip(*(run["evaluations"] for run in entry["runs"]), strict=False)
+    return [
+        (statistics.mean(row[3] for row in rows), statistics.mean(row[1] for row in rows))
+        for rows in together
+    ]
+
+
+def _minutes_to(entry: Entry, score: float) -> str:
+    return next((number(minutes) for minutes, mean in mean_curve(entry) if mean >= score), NONE)
+
+
 def _learner(entry: Entry) -> str:
+    machine = entry["runs"][0]["machine"]
     if entry["implementation"] == "sb3":
-        return f"Stable-Baselines3 {entry['machine']['sb3']}"
-    return "**sacfast**" if entry["device"] == "cpu" else f"**sacfast**, {entry['machine']['gpu']}"
+        return f"Stable-Baselines3 {machine['sb3']}"
+    return "**sacfast**" if entry["device"] == "cpu" else f"**sacfast**, {machine['gpu']}"
 
 
 def _scores_at(entry: Entry, step: int) -> list[float]:
@@ -307,6 +327,7 @@ SOURCES = {
 # A table of what another table's runs have measured besides.
 RUNS_OF = {"phases": "update", "ablation": "learning"}
 
+INTERLEAVED = "Interleaved, ratios taken within a round."
 LEGENDS = {
     "operators": (
         "Median (first to third quartile); for others, how many times longer than sacfast's a call takes. "
@@ -314,6 +335,7 @@ LEGENDS = {
         "Fastest eager: the formula by hand, torch._foreach_lerp_, torch.randint and index_select; "
         "torch.compile is of the same. {threads} threads where the shape names none. GB/s counts what the "
         "memory must move, for rows the cache lines that they touch; stream is add_ of 64 MiB in place."
+        f" {INTERLEAVED}"
     ),
     "update": (
         "A batch drawn from 100,000 transitions, then one update of critics, policy, temperature and targets: "
@@ -322,14 +344,17 @@ LEGENDS = {
         "for either gradient; the peak is of float32 multiply-adds in registers, by as many threads. By hand: "
         "batched twin critics, fused Adam, tensor replay, torch.compile for the compiled one. reference: "
         "sacfast's own in PyTorch. SB3, SBX: train(gradient_steps=1) of Stable-Baselines3 and of its JAX sibling."
+        f" {INTERLEAVED}"
     ),
     "phases": (
         "The native update in float32, timed inside: microseconds in each phase summed over the threads, and "
         "its share of the sum."
+        f" {INTERLEAVED}"
     ),
     "action": (
         "select_action of one Pusher-v5 observation, sampled, NumPy in and out; two hidden layers of 256. Median "
         "(first to third quartile); for others, how many times longer than sacfast's it takes."
+        f" {INTERLEAVED}"
     ),
     "loop": (
         "Whole training loops, one update per step, batch 256, two hidden layers of 256, {threads} threads, each in a "
@@ -337,10 +362,12 @@ LEGENDS = {
         "environment step and update, as they are in the strict loop of the same round; `overlap is` so many times as "
         "fast as the loop named. Shares of the wall clock; overlapped, `update` is what is left to wait for. "
         "SB3: Stable-Baselines3, SBX its JAX sibling, as they come."
+        f" {INTERLEAVED}"
     ),
     "checkpoint": (
         "A run folder's checkpoint, which appends what is new, against `SACAgent.save`, which writes the buffer whole; "
         "median (first to third quartile), and how many times longer the latter takes."
+        f" {INTERLEAVED}"
     ),
     "training": (
         "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
@@ -354,7 +381,8 @@ LEGENDS = {
     ),
     "learning": (
         "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: mean ± "
-        "standard deviation over seeds. Minutes are of training, {side_by_side} runs side by side on a thread each. "
+        "standard deviation over seeds. Minutes are of training, {side_by_side} runs side by side on a thread each; "
+        "the last column: when the mean over seeds first was as high as Stable-Baselines3's at its end. "
         "Others' scores are as published: {published}."
     ),
     "ablation": (
@@ -362,27 +390,29 @@ LEGENDS = {
         "deterministic policy over {episodes} episodes."
     ),
 }
-INTERLEAVED = " Interleaved, ratios taken within a round."
+
+
+def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
+    """What stands in the braces of a legend."""
+    first = entries[0]
+    if name in ("operators", "update"):
+        return {"threads": max(entry["threads"] for entry in entries)}
+    if name == "training":
+        return first["runs"][0]
+    if name == "learning":
+        return first | first["runs"][0]["machine"] | {"published": _sources(entries)}
+    return first
 
 
 def caption(name: str, entries: list[Entry], date: str) -> str:
     """How to read the table, and the hardware and versions that it was measured with."""
-    if name == "training":
-        legend = LEGENDS[name].format(episodes=entries[0]["runs"][0]["episodes"])
-    elif name == "precision":
-        legend = LEGENDS[name].format(updates=entries[0]["updates"])
-    elif name == "loop":
-        legend = LEGENDS[name].format(**entries[0]) + INTERLEAVED
-    elif name in ("learning", "ablation"):
-        legend = LEGENDS[name].format(
-            episodes=entries[0]["episodes"],
-            side_by_side=entries[0]["machine"]["side_by_side"],
-            published=_sources(entries),
-        )
-    else:
-        legend = LEGENDS[name].format(threads=max(entry["threads"] for entry in entries)) + INTERLEAVED
-    machines = dict.fromkeys(_machine(entry["machine"]) for entry in entries)
-    return f"<sub>{legend} Measured on {date}: {'; '.join(machines)}.</sub>"
+    legend = LEGENDS[name].format(**_legend_values(name, entries))
+    measured: dict[str, set[str]] = {}
+    for entry in entries:
+        for each in (entry["machine"],) if "machine" in entry else (run["machine"] for run in entry["runs"]):
+            measured.setdefault(_machine(each), set()).add(each.get("date", date))
+    machines = (f"on {', '.join(sorted(dates))}: {machine}" for machine, dates in measured.items())
+    return f"<sub>{legend} Measured {'; '.join(machines)}.</sub>"
 
 
 def _machine(machine: dict[str, Any]) -> str:

@@ -32,24 +32,31 @@ def learning():
     sys.path.remove(str(FOLDER))
 
 
-def entry(env: str, implementation: str, *runs: list[float]) -> dict:
+MACHINE = {"cpu": "Test CPU", "date": "2025-11-22", "side_by_side": 2}
+
+
+def entry(env: str, implementation: str, *runs: list[float], **details) -> dict:
+    """Scores by seed, evaluated every 1,000 steps; a minute each, or two of Stable-Baselines3's."""
     pace = 2 if implementation == "sb3" else 1
     return {
-        "machine": {"cpu": "Test CPU", "side_by_side": 2},
+        "table": "learning",
         "env": env,
         "implementation": implementation,
         "variant": "default",
         "device": "cpu",
+        "settings": {},
+        "episodes": 10,
         "runs": [
             {
                 "seed": seed,
+                "machine": MACHINE,
                 "evaluations": [
                     [(i + 1) * 1000, score, 1.0, pace * (i + 1)] for i, score in enumerate(scores)
                 ],
             }
             for seed, scores in enumerate(runs)
         ],
-    }
+    } | details
 
 
 def test_every_run_of_the_tables_has_a_place_and_settings_that_exist(learning):
@@ -125,13 +132,46 @@ def test_runs_stop_go_on_and_are_gathered(learning, tmp_path, capsys, implementa
 
     assert learning.Scheduler(tmp_path, 2).run([job]) and capsys.readouterr().out == ""
     (gathered,) = learning.gather([job, wrong], tmp_path)
-    assert gathered["runs"] == [{"seed": 0, "evaluations": rows}]
-    assert gathered["machine"]["side_by_side"] == 2 and gathered["settings"] == TINY[implementation]
+    (run,) = gathered["runs"]
+    assert (run["seed"], run["evaluations"], run["machine"]["side_by_side"]) == (0, rows, 2)
+    settings = gathered["settings"] | gathered["settings"].pop("sac", {})
+    assert settings.items() >= TINY[implementation].items()
+
+
+def test_what_was_recorded_on_another_day_stays(learning):
+    """Run by run the longer one, the new one where they are equal; none of other settings than the tables have."""
+    jobs = [learning.Job("Pusher-v5", 2000, seed, "sb3") for seed in range(3)]
+    jobs += [learning.Job("Pusher-v5", 2000, 0, "sb3", "slow", {"learning_rate": 1e-5})]
+    recorded = [
+        entry("Pusher-v5", "sb3", [-9.0, -8.0], [-9.0], [-9.0]),
+        entry("Pusher-v5", "sb3", [-7.0], variant="slow", settings={"learning_rate": 1e-4}),
+        entry("Swimmer-v5", "sb3", [-7.0]),
+    ]
+    measured = [entry("Pusher-v5", "sb3", [-1.0], [-1.0, -2.0])]
+    (merged,), left_out = learning.merge(jobs, measured, recorded)
+    scores = [[row[1] for row in run["evaluations"]] for run in merged["runs"]]
+    assert scores == [[-9.0, -8.0], [-1.0, -2.0], [-9.0]]
+    assert left_out == ["Pusher-v5/sb3/slow/seed0", "Swimmer-v5/sb3/default/cpu/0"]
+
+    (merged,), left_out = learning.merge(jobs[:1], [entry("Pusher-v5", "sb3", [-1.0])], [])
+    assert (merged["runs"][0]["evaluations"], left_out) == ([[1000, -1.0, 1.0, 2]], [])
+    equal = entry("Pusher-v5", "sb3", [-1.0]), entry("Pusher-v5", "sb3", [-5.0])
+    (merged,), _ = learning.merge(jobs[:1], [equal[0]], [equal[1]])
+    assert merged["runs"][0]["evaluations"][0][1] == -1.0
+
+
+def test_settings_are_recorded_as_far_as_they_bear_on_learning(learning):
+    job = learning.Job("Pusher-v5", 2000, settings={"tau": 0.01, "learning_starts": 7})
+    settings = job.learned_with()
+    assert (settings["sac"]["tau"], settings["sac"]["lr"], settings["learning_starts"]) == (0.01, 3e-4, 7)
+    assert not {"steps", "seed", "out", "threads", "tensorboard"} & settings.keys()
+    assert settings == dataclasses.replace(job, seed=1, steps=9000).learned_with()
 
 
 def test_results_are_written_row_by_row(learning, tmp_path):
     entries = [entry("Pusher-v5", "sacfast", [-50.0, -40.0], [-51.0])]
     learning.write(entries, tmp_path)
+    assert learning.read(tmp_path) == entries and learning.read(tmp_path / "none") == []
     content = json.loads((tmp_path / "learning.json").read_text())
     assert [each["extra_info"] for each in content["benchmarks"]] == entries
     rows = list(csv.DictReader((tmp_path / "learning.csv").open()))
@@ -146,12 +186,13 @@ def test_results_are_written_row_by_row(learning, tmp_path):
 def test_the_picture_has_a_curve_for_each_implementation(learning, tmp_path, monkeypatch):
     """By step and by minute, in environments with several implementations, up to the step that all seeds reached."""
     figures = []
-    monkeypatch.setattr(learning, "render", lambda fill, *args: figures.append(fill))
+    results = importlib.import_module("learning_results")
+    monkeypatch.setattr(results, "render", lambda fill, *args: figures.append(fill))
     entries = [
         entry("Pusher-v5", "sacfast", [-50.0, -40.0, -35.0], [-52.0, -42.0]),
         entry("Reacher-v5", "sacfast", [-9.0]),
         entry("Pusher-v5", "sb3", [-60.0, -50.0]),
-        entry("Pusher-v5", "sacfast", [-99.0, -99.0]) | {"variant": "tau 0.01"},
+        entry("Pusher-v5", "sacfast", [-99.0, -99.0], variant="tau 0.01"),
     ]
     learning.draw(entries, tmp_path / "picture.png")
     figure = Figure()

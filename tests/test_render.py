@@ -178,16 +178,18 @@ TRAIN = {
 }
 
 
-def learning_entry(env: str, runs: list[list[list[float]]], **details) -> dict:
+def learning_entry(
+    env: str, runs: list[list[list[float]]], *, machine: dict | None = None, **details
+) -> dict:
+    machine = machine or MACHINE | {"date": "2025-11-21", "side_by_side": 2, "sb3": "2.9.2"}
     info = {
         "table": "learning",
-        "machine": MACHINE | {"side_by_side": 2, "sb3": "2.9.2"},
         "env": env,
         "implementation": "sacfast",
         "variant": "default",
         "device": "cpu",
         "episodes": 10,
-        "runs": [{"seed": seed, "evaluations": rows} for seed, rows in enumerate(runs)],
+        "runs": [{"seed": seed, "machine": machine, "evaluations": rows} for seed, rows in enumerate(runs)],
     }
     return {"extra_info": info | details}
 
@@ -208,7 +210,7 @@ LEARNING = {
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],
             device="cuda",
-            machine=MACHINE | {"side_by_side": 1, "gpu": "Test GPU"},
+            machine=MACHINE | {"date": "2025-11-22", "side_by_side": 1, "gpu": "Test GPU"},
         ),
         learning_entry("Pusher-v5", [[[50_000, -38.25, 5.0, 6.0]], [[50_000, -36.25, 5.0, 6.0]]]),
         learning_entry(
@@ -301,19 +303,21 @@ def test_tables_of_learning(script, files, tmp_path, monkeypatch):
     assert script["main"](files) == 0
     lines = (tmp_path / "README.md").read_text().splitlines()
     columns = "100,000 steps | 200,000 steps | 300,000 steps | 1,000,000 steps"
-    assert f"| return per episode | by | seeds | {columns} | minutes per 100,000 steps |" in lines
-    assert "| HalfCheetah-v5 | **sacfast** | 2 | 6,500 ± 707 | - | - | - | 13.0 |" in lines
-    assert "| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | 5,500 | - | - | - | 25.0 |" in lines
-    assert "| HalfCheetah-v5 | **sacfast**, Test GPU | 1 | - | - | - | 11,000 | 5.00 |" in lines
+    minutes = "minutes per 100,000 steps | minutes to SB3's score"
+    assert f"| return per episode | by | seeds | {columns} | {minutes} |" in lines
+    assert "| HalfCheetah-v5 | **sacfast** | 2 | 6,500 ± 707 | - | - | - | 13.0 | 13.0 |" in lines
+    assert "| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | 5,500 | - | - | - | 25.0 | 25.0 |" in lines
+    assert "| HalfCheetah-v5 | **sacfast**, Test GPU | 1 | - | - | - | 11,000 | 5.00 | 50.0 |" in lines
     theirs = "6,156 ± 700 | - | 8,593 ± 964 | 11,321 ± 1,051"
-    assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - |" in lines
-    assert "| Pusher-v5 | SLM-Lab v5's SAC | - | - | - | - | -43.0 | - |" in lines
+    assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - | - |" in lines
+    assert "| Pusher-v5 | SLM-Lab v5's SAC | - | - | - | - | -43.0 | - | - |" in lines
     assert "| settings | Pusher-v5, 50,000 steps | HalfCheetah-v5, 50,000 steps |" in lines
     assert "| default | -37.2 ± 1.4 (2) | 3,500 ± 707 (2) |" in lines
     assert "| tau 0.01 | -40.5 ± 0.7 (2) | 2,000 (1) |" in lines
     caption = next(line for line in lines if line.startswith("<sub>The deterministic policy after"))
-    for part in ("sac.csv", "-v4 environments, return of", "2 runs side by side", "; Test GPU, Test CPU"):
+    for part in ("sac.csv", "-v4 environments, return of", "2 runs side by side", "on 2025-11-21: Test CPU"):
         assert part in caption
+    assert "; on 2025-11-22: Test GPU, Test CPU" in caption
 
 
 def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):

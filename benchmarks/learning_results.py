@@ -1,0 +1,163 @@
+"""What learning.py's runs have found: gathered, put together with what was recorded before, written and drawn."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from learning_run import EPISODES, Job
+
+from sacfast import checkpoint
+from sacfast.comparison import PRINT_STYLE, STYLES
+from sacfast.plotting import render
+
+# The seeds of one environment, implementation, variant and device, with the settings that they share:
+# {"env", "implementation", "variant", "device", "settings", "episodes",
+#  "runs": [{"seed", "machine", "evaluations": [[step, mean, std, minutes], ...]}, ...]}
+Entry = dict[str, Any]
+KEYS = ("env", "implementation", "variant", "device")
+MACHINE_COLUMNS = (
+    "date",
+    "cpu",
+    "cores",
+    "gpu",
+    "side_by_side",
+    "python",
+    "torch",
+    "sacfast",
+    "kernels",
+    "sb3",
+)
+LABELS = {"sacfast": "sacfast", "sb3": "Stable-Baselines3"}
+
+
+def gather(jobs: Iterable[Job], out: Path) -> list[Entry]:
+    """What was measured under `out`."""
+    entries: dict[tuple, Entry] = {}
+    for job in jobs:
+        folder = out / job.name
+        if evaluations := job.evaluations(folder):
+            machine = json.loads((folder / "machine.json").read_text())
+            _entry(entries, job)["runs"].append(
+                {"seed": job.seed, "machine": machine, "evaluations": evaluations}
+            )
+    return list(entries.values())
+
+
+def _entry(entries: dict[tuple, Entry], job: Job) -> Entry:
+    keys = {name: getattr(job, name) for name in KEYS}
+    fresh = {"table": "learning"} | keys | {"settings": job.learned_with(), "episodes": EPISODES, "runs": []}
+    return entries.setdefault(tuple(keys.values()), fresh)
+
+
+def merge(jobs: Iterable[Job], measured: list[Entry], recorded: list[Entry]) -> tuple[list[Entry], list[str]]:
+    """Each run of the tables in the longer of its two forms, the measured one where they are equal, in their order.
+
+    Also the names of recorded runs that had other settings than the tables have now, which are left out.
+    """
+    runs: dict[tuple, tuple[Entry, dict[str, Any]]] = {}
+    for entry in (*measured, *recorded):
+        for run in entry["runs"]:
+            name = (*(entry[key] for key in KEYS), run["seed"])
+            before = runs.get(name)
+            if before is None or before[1]["evaluations"][-1][0] < run["evaluations"][-1][0]:
+                runs[name] = (entry, run)
+    entries: dict[tuple, Entry] = {}
+    left_out = []
+    for job in jobs:
+        found = runs.pop((*(getattr(job, key) for key in KEYS), job.seed), None)
+        if found is None:
+            continue
+        entry, run = found
+        if entry["settings"] == job.learned_with():
+            _entry(entries, job)["runs"].append(run)
+        else:
+            left_out.append(job.name)
+    left_out += ["/".join(map(str, name)) for name in runs]
+    return list(entries.values()), left_out
+
+
+def read(results: Path) -> list[Entry]:
+    """The entries of learning.json, none where there is no such file."""
+    try:
+        content = json.loads((results / "learning.json").read_text())
+    except FileNotFoundError:
+        return []
+    return [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+
+
+def write(entries: list[Entry], results: Path) -> None:
+    """learning.json, as render.py reads it, and the same row by row as learning.csv."""
+    results.mkdir(parents=True, exist_ok=True)
+    content = {
+        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "benchmarks": [{"extra_info": entry} for entry in entries],
+    }
+    checkpoint.write_text(results / "learning.json", json.dumps(content, indent=1) + "\n")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow((*KEYS, "seed", "step", "mean", "std", "minutes", *MACHINE_COLUMNS))
+    for entry in entries:
+        for run in entry["runs"]:
+            machine = [run["machine"].get(name, "") for name in MACHINE_COLUMNS]
+            for step, mean, std, minutes in run["evaluations"]:
+                numbers = (f"{mean:.3f}", f"{std:.3f}", f"{minutes:.3f}")
+                table.writerow([*(entry[key] for key in KEYS), run["seed"], step, *numbers, *machine])
+    checkpoint.write_text(results / "learning.csv", text.getvalue())
+
+
+def draw(entries: list[Entry], path: Path) -> None:
+    """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
+
+    Of the runs on CPUs with the default settings, and of environments in which there are several implementations;
+    where there are none, of all.
+    """
+    shown = [entry for entry in entries if entry["variant"] == "default" and entry["device"] == "cpu"]
+    rivals = {entry["env"] for entry in shown if entry["implementation"] != "sacfast"}
+    shown = [entry for entry in shown if not rivals or entry["env"] in rivals]
+    environments = list(dict.fromkeys(entry["env"] for entry in shown))
+    if not environments:
+        return
+
+    def fill(figure) -> None:
+        rows = figure.subplots(len(environments), 2, squeeze=False, sharey="row")
+        for (by_step, by_minute), env in zip(rows, environments, strict=True):
+            for (color, line, marker), entry in zip(
+                STYLES, [entry for entry in shown if entry["env"] == env], strict=False
+            ):
+                style = {"color": color, "linestyle": line}
+                _curves(by_step, entry, lambda run: run[:, 0] / 1000, style, marker)
+                _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
+            by_step.set(title=env, xlabel="environment steps (thousands)", ylabel="return per episode")
+            by_minute.set(title=env, xlabel="minutes of training, on one thread")
+            by_step.legend(frameon=False)
+            for axes in (by_step, by_minute):
+                axes.set_xlim(left=0)
+                axes.grid(alpha=0.3, linewidth=0.5)
+                axes.yaxis.set_major_formatter("{x:,.0f}")
+        figure.supxlabel(
+            f"Deterministic policy, mean of {EPISODES} episodes. Thin: each seed; thick: their mean.",
+            fontsize=9,
+            x=0.02,
+            ha="left",
+        )
+
+    render(fill, (6.5, 0.4 + 2.6 * len(environments)), path, PRINT_STYLE)
+
+
+def _curves(axes, entry: Entry, x, style: dict[str, Any], marker: str) -> None:
+    runs = [np.array(run["evaluations"]) for run in entry["runs"]]
+    for run in runs:
+        axes.plot(x(run), run[:, 1], alpha=0.4, linewidth=0.7, **style)
+    length = min(map(len, runs))
+    mean = np.mean([run[:length] for run in runs], axis=0)
+    name = f"{LABELS[entry['implementation']]}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    axes.plot(
+        x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=max(1, length // 8), label=name, **style
+    )
