@@ -12,9 +12,8 @@ evaluation made so far, of all tables; a run that is longer in one table than in
 from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
 
 The ablation has a row for every setting there is. None for how log_std is kept in its bounds (ours is clamped; CleanRL
-rescales a tanh), nor for learning rates of their own for critics and temperature (CleanRL's critics take 1e-3): the
-kernels of every engine would need them. None for one step of critics and actor together either: the actor's update is
-by the critics just updated, everywhere.
+rescales a tanh): the kernels of every engine would need it. None for one step of critics and actor together either: the
+actor's update is by the critics just updated, everywhere.
 """
 
 from __future__ import annotations
@@ -65,6 +64,11 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "target entropy -2A": {"target_entropy": -2.0 * action_dim},
         "learning rate 1e-4": {"lr": 1e-4},
         "learning rate 1e-3": {"lr": 1e-3},
+        "critics' learning rate 1e-3": {"critic_lr": 1e-3},
+        "temperature's learning rate 1e-3": {"alpha_lr": 1e-3},
+        "temperature from 0.1": {"initial_alpha": 0.1},
+        "batches of 128": {"batch_size": 128},
+        "batches of 64": {"batch_size": 64},
         "tau 0.01": {"tau": 0.01},
         "actor every 2nd update": {"actor_update_period": 2},
     }

@@ -83,7 +83,8 @@ class Job:
         if self.implementation != "sacfast":
             return self.settings
         values = configuration(self, Path()).to_dict()
-        return json.loads(json.dumps({name: values[name] for name in values.keys() - UNIMPORTANT}))
+        values |= values.pop("sac")
+        return json.loads(json.dumps({name: values[name] for name in sorted(values.keys() - UNIMPORTANT)}))
 
 
 def _latest(folders: list[Path]) -> Path | None:

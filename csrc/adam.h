@@ -21,12 +21,12 @@ struct AdamStep {
   float epsilon;
 };
 
-// Step number t, from 1 on; on the host.
-inline __attribute__((always_inline)) AdamStep adam_step(const UpdateSpec& spec, int64_t t) {
+// Step number t, from 1 on, of one of spec.lr; on the host.
+inline __attribute__((always_inline)) AdamStep adam_step(const UpdateSpec& spec, double lr, int64_t t) {
   const double n = static_cast<double>(t);
   const double c1 = 1.0 - std::pow(spec.beta1, n), c2 = 1.0 - std::pow(spec.beta2, n);
   return {static_cast<float>(1.0 - spec.beta1),    static_cast<float>(spec.beta2),
-          static_cast<float>(1.0 - spec.beta2),    static_cast<float>(spec.lr / c1),
+          static_cast<float>(1.0 - spec.beta2),    static_cast<float>(lr / c1),
           static_cast<float>(1.0 / std::sqrt(c2)), static_cast<float>(spec.epsilon)};
 }
 

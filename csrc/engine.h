@@ -25,7 +25,10 @@ struct UpdateSpec {
   int64_t obs_dim, action_dim, hidden_layers, threads;
   Layer actor[kMaxHidden + 2];
   Layer critic[2][kMaxHidden + 1];
-  double lr, gamma, tau, beta1, beta2, epsilon, target_entropy, log_std_min, log_std_max;
+  struct {
+    double actor, critic, alpha;
+  } lr;
+  double gamma, tau, beta1, beta2, epsilon, target_entropy, log_std_min, log_std_max;
   int64_t learn_alpha, actor_update_period;
 };
 

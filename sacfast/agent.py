@@ -28,14 +28,15 @@ class SACAgent:
     """Soft Actor-Critic (arXiv:1812.05905) for observations [O] and actions [A].
 
     The first ten arguments are the notebook's. `alpha` counts only with automatic_entropy_tuning=False;
-    otherwise the temperature starts at 1 and is learned. `hidden_dim` is the width of both hidden layers, or 1 to 4
-    widths, one per hidden layer.
+    otherwise the temperature starts at `initial_alpha` and is learned. `hidden_dim` is the width of both hidden
+    layers, or 1 to 4 widths, one per hidden layer.
 
     engine          "auto", "reference" or "native" (sacfast.engines.make_engine); `use_engine` changes it later
     threads         of the native engine; None or 0: one per physical core. PyTorch's are torch.set_num_threads
     seed            of weights, exploration, batches and noise; None takes them from torch's global generator
     action_low, action_high    bounds [A] of the environment's actions: select_action returns, and
                     replay_buffer takes, actions in these units; without them, actions in [-1, 1]
+    critic_lr, alpha_lr    learning rates of the critics and of the temperature; None means lr
     target_entropy  in nats; None means -A
     initialization  of the networks' weights: "orthogonal", or "pytorch" for nn.Linear's own
     actor_update_period    updates per update of the actor and the temperature
@@ -68,6 +69,9 @@ class SACAgent:
         seed: int | None = None,
         action_low: np.ndarray | None = None,
         action_high: np.ndarray | None = None,
+        critic_lr: float | None = None,
+        alpha_lr: float | None = None,
+        initial_alpha: float = 1.0,
         target_entropy: float | None = None,
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
@@ -86,10 +90,13 @@ class SACAgent:
         self.config = SACConfig(
             hidden_dim=hidden_widths(hidden_dim),
             lr=lr,
+            critic_lr=critic_lr,
+            alpha_lr=alpha_lr,
             gamma=gamma,
             tau=tau,
             alpha=alpha,
             automatic_entropy_tuning=automatic_entropy_tuning,
+            initial_alpha=initial_alpha,
             target_entropy=-float(action_dim) if target_entropy is None else target_entropy,
             buffer_capacity=buffer_capacity,
             log_std_min=log_std_min,
@@ -212,7 +219,9 @@ class SACAgent:
         dims = self.state_dim, self.action_dim, config.widths
         actor = ActorNetwork(*dims, config.log_std_min, config.log_std_max, config.initialization)
         critic = CriticNetwork(*dims, config.initialization)
-        log_alpha = torch.zeros(1) if config.automatic_entropy_tuning else torch.tensor([config.alpha]).log()
+        log_alpha = torch.tensor(
+            [config.initial_alpha if config.automatic_entropy_tuning else config.alpha]
+        ).log()
         return SACState(actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed)
 
     @property

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import SACError
 
@@ -188,6 +188,14 @@ def _known_fields(cls: type, values: dict[str, Any]) -> None:
         )
 
 
+class LearningRates(NamedTuple):
+    """Of Adam, for what each of its three optimizers updates."""
+
+    actor: float
+    critic: float
+    alpha: float
+
+
 @dataclass(frozen=True)
 class SACConfig:
     """Hyper-parameters of soft actor-critic; the defaults are those of arXiv:1812.05905, table 1."""
@@ -197,7 +205,13 @@ class SACConfig:
     (400 300, say; a single hidden layer can be had from Python only, as hidden_dim=(256,))."""
 
     lr: float = 3e-4
-    """Learning rate of Adam, the same for actor, critics and temperature."""
+    """Learning rate of Adam, for the actor and whatever has none of its own."""
+
+    critic_lr: float | None = None
+    """Learning rate of the critics; None means lr."""
+
+    alpha_lr: float | None = None
+    """Learning rate of the temperature; None means lr."""
 
     gamma: float = 0.99
     """Discount factor, between 0 and 1."""
@@ -210,6 +224,9 @@ class SACConfig:
 
     automatic_entropy_tuning: bool = True
     """Learn the temperature so that the policy's entropy meets the target entropy."""
+
+    initial_alpha: float = 1.0
+    """Temperature that learning starts from, where it is learned."""
 
     target_entropy: float | None = None
     """Entropy in nats that the temperature steers towards; None means minus the action dimension."""
@@ -253,11 +270,14 @@ class SACConfig:
         widths = hidden_widths(self.hidden_dim)
         # One form for each network, so that settings can be compared: 256 and (256, 256) are the same.
         object.__setattr__(self, "hidden_dim", widths[0] if widths == widths[:1] * 2 else widths)
-        _require_number(self, "lr", 0.0, 1.0, open_low=True)
+        for name in ("lr", "critic_lr", "alpha_lr"):
+            if name == "lr" or getattr(self, name) is not None:
+                _require_number(self, name, 0.0, 1.0, open_low=True)
         _require_number(self, "gamma", 0.0, 1.0)
         _require_number(self, "tau", 0.0, 1.0, open_low=True)
         _require_number(self, "alpha", 0.0)
         _require_bool(self, "automatic_entropy_tuning")
+        _require_number(self, "initial_alpha", 0.0, open_low=True)
         if self.target_entropy is not None:
             _require_number(self, "target_entropy")
         _require_integer(self, "buffer_capacity", 1)
@@ -287,10 +307,13 @@ class SACConfig:
         return cls(
             hidden_dim=256,
             lr=3e-4,
+            critic_lr=None,
+            alpha_lr=None,
             gamma=0.99,
             tau=0.005,
             alpha=0.2,
             automatic_entropy_tuning=True,
+            initial_alpha=1.0,
             target_entropy=None,
             buffer_capacity=1_000_000,
             batch_size=256,
@@ -301,6 +324,11 @@ class SACConfig:
             normalize_obs=False,
             reward_scale=1.0,
         )
+
+    @property
+    def learning_rates(self) -> LearningRates:
+        critic, alpha = (self.lr if rate is None else rate for rate in (self.critic_lr, self.alpha_lr))
+        return LearningRates(self.lr, critic, alpha)
 
     @property
     def widths(self) -> tuple[int, ...]:

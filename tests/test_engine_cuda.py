@@ -228,6 +228,17 @@ def test_actor_update_period_and_fixed_temperature(place, alpha):
     assert ours.state.counters() == theirs.state.counters()
 
 
+def test_each_network_has_its_learning_rate(place):
+    options = {"lr": 1e-4, "critic_lr": 2e-3, "alpha_lr": 0.03}
+    ours, theirs = cuda_agent(place, **options), make_agent(device=place["device"], **options)
+    for agent in (ours, theirs):
+        agent.train(1, 40)
+    for name in ("actor_params", "critic_params", "log_alpha"):
+        torch.testing.assert_close(
+            getattr(ours.state, name), getattr(theirs.state, name), rtol=1e-4, atol=2e-5
+        )
+
+
 def test_writes_from_outside_are_followed(place):
     known, fresh = cuda_agent(place), cuda_agent(place)
     for agent in (known, fresh):

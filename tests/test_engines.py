@@ -127,6 +127,28 @@ def test_temperature_steers_towards_the_target_entropy(target_entropy, falls):
     assert (agent.alpha.item() < 1) == falls
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_network_has_its_learning_rate(engine):
+    """Adam's first step from zero moments is the learning rate, whatever the gradient."""
+    agent = make_agent(engine, lr=1e-4, critic_lr=2e-3, alpha_lr=0.03)
+    before = copy.deepcopy(agent.state)
+    agent.train(1, 32)
+    for name, rate in (("actor_params", 1e-4), ("critic_params", 2e-3), ("log_alpha", 0.03)):
+        change = (getattr(agent.state, name) - getattr(before, name)).abs().max().item()
+        assert change == pytest.approx(rate, rel=1e-2), name
+    assert make_agent(engine, lr=1e-4).config.learning_rates == (1e-4, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_learned_temperature_starts_where_it_is_told(engine):
+    agent = make_agent(engine, initial_alpha=0.1)
+    assert agent.alpha.item() == pytest.approx(0.1)
+    agent.train(1, 32)
+    assert agent.alpha.item() == pytest.approx(0.1, rel=1e-3) and agent.alpha.item() != pytest.approx(
+        0.1, rel=1e-5
+    )
+
+
 def test_fixed_temperature_stays():
     agent = make_agent(automatic_entropy_tuning=False, alpha=0.37)
     metrics = agent.train(3, 32).as_dict()

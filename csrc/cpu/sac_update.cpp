@@ -348,7 +348,7 @@ void SacUpdate::critic_step(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
   const Task& task = *piece.task;
   const StatePointers& state = call_->state;
-  const AdamStep step = adam_step(spec_, state.critic_adam_step + 1);
+  const AdamStep step = adam_step(spec_, spec_.lr.critic, state.critic_adam_step + 1);
   const float tau = static_cast<float>(spec_.tau);
   const int64_t L = spec_.hidden_layers, c = task.network, l = task.layer;
   const Layer& layer = spec_.critic[c][l];
@@ -470,7 +470,7 @@ void SacUpdate::actor_step(const Piece& piece, Scratch& scratch, Lap& lap) {
   Workspace& w = *workspace_;
   const Task& task = *piece.task;
   const StatePointers& state = call_->state;
-  const AdamStep step = adam_step(spec_, state.actor_adam_step + 1);
+  const AdamStep step = adam_step(spec_, spec_.lr.actor, state.actor_adam_step + 1);
   const int64_t l = task.layer, L = spec_.hidden_layers, A = spec_.action_dim;
   math_.weight_gradient(l == L ? w.head_gradient : w.actor_gradient[l], task.begin, task.end,
                         l == 0 ? w.obs : w.actor[l - 1], scratch.dw, scratch.db, scratch.weights);
@@ -540,7 +540,7 @@ void SacUpdate::end_update(bool last) {
       const float gradient = static_cast<float>(-(log_prob + spec_.target_entropy));
       metrics[2] = *state.log_alpha * gradient;
       math_.adam(state.log_alpha, state.alpha_m, state.alpha_v, &gradient, 1,
-                 adam_step(spec_, ++state.alpha_adam_step));
+                 adam_step(spec_, spec_.lr.alpha, ++state.alpha_adam_step));
     }
     ++state.actor_adam_step;
   }

@@ -335,10 +335,10 @@ class Engine final : public SacUpdate {
     next.next_noise = call.next_noise, next.noise = call.noise;
     for (int u = 0; u < n; ++u) {
       const bool acts = state.step % spec_.actor_update_period == 0;
-      next.turn[u] = {adam_step(spec_, ++state.critic_adam_step), {}, {}, acts};
+      next.turn[u] = {adam_step(spec_, spec_.lr.critic, ++state.critic_adam_step), {}, {}, acts};
       if (acts) {
-        next.turn[u].actor = adam_step(spec_, ++state.actor_adam_step);
-        if (spec_.learn_alpha) next.turn[u].alpha = adam_step(spec_, ++state.alpha_adam_step);
+        next.turn[u].actor = adam_step(spec_, spec_.lr.actor, ++state.actor_adam_step);
+        if (spec_.learn_alpha) next.turn[u].alpha = adam_step(spec_, spec_.lr.alpha, ++state.alpha_adam_step);
       }
       ++state.step;
     }

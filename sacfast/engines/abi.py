@@ -24,7 +24,8 @@ class UpdateSpec(ctypes.Structure):
         ("obs_dim action_dim hidden_layers threads", c_int64),
         ("actor", LayerSpec * (MOST_HIDDEN_LAYERS + 2)),
         ("critic", LayerSpec * (MOST_HIDDEN_LAYERS + 1) * 2),
-        ("lr gamma tau beta1 beta2 epsilon target_entropy log_std_min log_std_max", c_double),
+        ("lr", c_double * 3),
+        ("gamma tau beta1 beta2 epsilon target_entropy log_std_min log_std_max", c_double),
         ("learn_alpha actor_update_period", c_int64),
     )
 

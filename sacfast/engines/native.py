@@ -309,7 +309,7 @@ class NativeEngine(Engine):
             threads=self.threads,
             actor=_layers(state.actor_layers),
             critic=tuple(_layers(layers) for layers in state.critic_layers),
-            lr=config.lr,
+            lr=tuple(config.learning_rates),
             gamma=config.gamma,
             tau=config.tau,
             beta1=BETA1,

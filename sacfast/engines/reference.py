@@ -91,7 +91,7 @@ class ReferenceEngine(Engine):
         q1, q2 = (q.squeeze(1) for q in state.critic(batch.obs, batch.action))
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
         grad = flat_gradient(loss, state.critic)
-        state.critic_adam.update_(state.critic_params, grad, self.config.lr)
+        state.critic_adam.update_(state.critic_params, grad, self.config.learning_rates.critic)
         return loss, q1, q2
 
     def _actor_step(
@@ -102,7 +102,7 @@ class ReferenceEngine(Engine):
         q1, q2 = state.critic(batch.obs, action)
         loss = (alpha * log_prob - torch.min(q1, q2).squeeze(1)).mean()
         grad = flat_gradient(loss, state.actor)
-        state.actor_adam.update_(state.actor_params, grad, self.config.lr)
+        state.actor_adam.update_(state.actor_params, grad, self.config.learning_rates.actor)
         return loss, log_prob.detach()
 
     def _temperature_step(self, state: SACState, log_prob: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class ReferenceEngine(Engine):
             return torch.zeros((), device=log_prob.device)
         grad = -(log_prob + self.target_entropy).mean()
         loss = (state.log_alpha * grad).squeeze(0)
-        state.alpha_adam.update_(state.log_alpha, grad.view(1), self.config.lr)
+        state.alpha_adam.update_(state.log_alpha, grad.view(1), self.config.learning_rates.alpha)
         return loss
 
 
