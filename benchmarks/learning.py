@@ -11,9 +11,8 @@ be stopped in any way at any time: runs save themselves, and the same command go
 evaluation made so far, of all tables; a run that is longer in one table than in another is one run. What results/ holds
 from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
 
-The ablation has a row for every setting there is. None for how log_std is kept in its bounds (ours is clamped; CleanRL
-rescales a tanh): the kernels of every engine would need it. None for one step of critics and actor together either: the
-actor's update is by the critics just updated, everywhere.
+The ablation has a row for every setting there is; none for one step of critics and actor together: the actor's update
+is by the critics just updated, in every engine.
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "10,000 random steps": {"learning_starts": 10_000},
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
+        "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
         "target entropy -A/2": {"target_entropy": -action_dim / 2},
         "target entropy -2A": {"target_entropy": -2.0 * action_dim},
         "learning rate 1e-4": {"lr": 1e-4},

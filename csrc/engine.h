@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "sac_math.h"
 #include "transitions.h"
 
 namespace sacfast {
@@ -28,7 +29,8 @@ struct UpdateSpec {
   struct {
     double actor, critic, alpha;
   } lr;
-  double gamma, tau, beta1, beta2, epsilon, target_entropy, log_std_min, log_std_max;
+  double gamma, tau, beta1, beta2, epsilon, target_entropy;
+  LogStdBounds log_std;
   int64_t learn_alpha, actor_update_period;
 };
 
@@ -56,7 +58,7 @@ struct UpdateCall {
 struct PolicySpec {
   int64_t obs_dim, action_dim, hidden_layers;
   Layer actor[kMaxHidden + 2];
-  double log_std_min, log_std_max;
+  LogStdBounds log_std;
   const float *low, *high;
 };
 

@@ -179,6 +179,23 @@ SACFAST_HD Pair<T> squashed_gaussian_element_gradient(T grad_action, T grad_log_
   return {grad_mean, grad_mean * deviation - grad_log_prob};
 }
 
+// How the policy's log_std is kept within [low, high].
+struct LogStdBounds {
+  float low, high;
+  int32_t rescaled;  // from a tanh; else clamped
+};
+
+// log_std of what the head gives, and its derivative.
+SACFAST_HD Pair<float> bounded_log_std(float raw, const LogStdBounds& bounds) {
+  if (bounds.rescaled) {
+    const float half = 0.5f * (bounds.high - bounds.low);
+    const Squash<float> squashed = squash(raw);
+    return {bounds.low + half * (squashed.action + 1.0f), half * squashed.slope};
+  }
+  const bool below = raw<bounds.low, above = raw> bounds.high;
+  return {below ? bounds.low : above ? bounds.high : raw, below || above ? 0.0f : 1.0f};
+}
+
 // y = r + gamma (1 - d) [min_i Qbar_i(s', a') - alpha log pi(a'|s')]   (arXiv:1812.05905, eqs. 3 and 5)
 SACFAST_HD float td_target(float reward, float not_terminated, float q1, float q2, float next_log_prob,
                            float alpha, float gamma) {

@@ -75,6 +75,7 @@ class SACAgent:
         target_entropy: float | None = None,
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
+        log_std_bound: str = "clamp",
         initialization: str = "orthogonal",
         actor_update_period: int = 1,
         precision: str = "float32",
@@ -101,6 +102,7 @@ class SACAgent:
             buffer_capacity=buffer_capacity,
             log_std_min=log_std_min,
             log_std_max=log_std_max,
+            log_std_bound=log_std_bound,
             initialization=initialization,
             actor_update_period=actor_update_period,
             precision=precision,
@@ -217,7 +219,8 @@ class SACAgent:
     def _draw_state(self, seed: int) -> SACState:
         config = self.config
         dims = self.state_dim, self.action_dim, config.widths
-        actor = ActorNetwork(*dims, config.log_std_min, config.log_std_max, config.initialization)
+        log_std = config.log_std_min, config.log_std_max
+        actor = ActorNetwork(*dims, *log_std, config.initialization, config.log_std_bound)
         critic = CriticNetwork(*dims, config.initialization)
         log_alpha = torch.tensor(
             [config.initial_alpha if config.automatic_entropy_tuning else config.alpha]

@@ -28,6 +28,7 @@ PRECISIONS = ("float32", "tf32", "bf16x3", "bf16")
 OBS_DTYPES = ("float32", "float16", "bfloat16")
 STORAGES = ("device", "host")
 SCHEDULES = ("strict", "overlap")
+LOG_STD_BOUNDS = ("clamp", "tanh")
 INITIALIZATIONS = ("orthogonal", "pytorch")
 MOST_HIDDEN_LAYERS = 4
 MOST_UPDATES_PER_STEP = 1e6
@@ -238,10 +239,13 @@ class SACConfig:
     """Transitions per gradient update."""
 
     log_std_min: float = -20.0
-    """Lower clamp of the policy's log standard deviation."""
+    """Lower bound of the policy's log standard deviation."""
 
     log_std_max: float = 2.0
-    """Upper clamp of the policy's log standard deviation."""
+    """Upper bound of the policy's log standard deviation."""
+
+    log_std_bound: str = "clamp"
+    """How it is kept within its bounds: clamp, beyond which there is no gradient, or tanh, rescaled to them."""
 
     initialization: str = "orthogonal"
     """First weights of the networks: orthogonal (zero biases, and a small last layer of the policy), or pytorch
@@ -289,6 +293,10 @@ class SACConfig:
                 f"log_std_min={self.log_std_min:g} must be below log_std_max={self.log_std_max:g}; "
                 "the defaults are -20 and 2."
             )
+        if self.log_std_bound not in LOG_STD_BOUNDS:
+            raise SACError(
+                f"log_std_bound={self.log_std_bound!r} must be one of {', '.join(LOG_STD_BOUNDS)}."
+            )
         if self.initialization not in INITIALIZATIONS:
             raise SACError(
                 f"initialization={self.initialization!r} must be one of {', '.join(INITIALIZATIONS)}."
@@ -319,6 +327,7 @@ class SACConfig:
             batch_size=256,
             log_std_min=-20.0,
             log_std_max=2.0,
+            log_std_bound="clamp",
             initialization="orthogonal",
             actor_update_period=1,
             normalize_obs=False,

@@ -39,8 +39,8 @@ def _hidden(network: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
 class ActorNetwork(nn.Module):
     """Gaussian policy head: obs [B, O] -> mean [B, A], log_std [B, A] of the action before tanh.
 
-    Layers fc1, fc2, ..., then mean and log_std side by side. `log_std` is clamped to [log_std_min, log_std_max];
-    beyond the bounds its gradient is zero.
+    Layers fc1, fc2, ..., then mean and log_std side by side. `log_std` is kept in [log_std_min, log_std_max]
+    by log_std_bound: "clamp", beyond which its gradient is zero, or "tanh", which is rescaled to the bounds.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class ActorNetwork(nn.Module):
         log_std_min: float = -20,
         log_std_max: float = 2,
         initialization: str = "orthogonal",
+        log_std_bound: str = "clamp",
     ):
         super().__init__()
         self.state_dim, self.action_dim = state_dim, action_dim
         self.log_std_min = log_std_min
         self.log_std_max = log_std_max
+        self.log_std_bound = log_std_bound
         widths = hidden_widths(hidden_dim)
         self._hidden_names = _add_hidden(self, state_dim, widths)
         self.mean = nn.Linear(widths[-1], action_dim)
@@ -67,9 +69,12 @@ class ActorNetwork(nn.Module):
             initialize_weights(self.log_std, gain=0.01)
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """obs [..., O] -> (mean [..., A], clamped log_std [..., A])."""
+        """obs [..., O] -> (mean [..., A], log_std [..., A] within its bounds)."""
         x = _hidden(self, self._hidden_names, state)
-        return self.mean(x), torch.clamp(self.log_std(x), self.log_std_min, self.log_std_max)
+        low, high, log_std = self.log_std_min, self.log_std_max, self.log_std(x)
+        if self.log_std_bound == "tanh":
+            return self.mean(x), low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
+        return self.mean(x), torch.clamp(log_std, low, high)
 
     def sample(
         self, state: Tensor, *, noise: Tensor | None = None, key: Tensor | None = None

@@ -25,6 +25,20 @@ def make_agent(shape=SMALL, *, rows=1000, seed=1, **kwargs) -> SACAgent:
     return agent
 
 
+def bounded_agents(bound: str, make_ours, make_theirs) -> tuple[SACAgent, SACAgent]:
+    """Two agents of equal state whose policy has log_std at its bounds, or near them by tanh, and between."""
+    options = {"log_std_min": -1.0, "log_std_max": 0.5, "log_std_bound": bound}
+    agents = make_ours(**options), make_theirs(**options)
+    for agent in agents:
+        with torch.no_grad():
+            agent.actor.log_std.weight.mul_(300)
+    low, high = (-1.0, 0.5) if bound == "clamp" else (-0.7, 0.2)
+    _, log_std = agents[1].actor(agents[1].replay_buffer.sample_batch(100, (0, 0, 0)).obs)
+    for place in (log_std <= low, log_std >= high, (log_std > low) & (log_std < high)):
+        assert place.float().mean() > 0.1
+    return agents
+
+
 def draw(agent: SACAgent, state: SACState, size: int) -> tuple[Batch, Noise]:
     batch = agent.replay_buffer.sample_batch(size, state.key(Stream.BATCH))
     return batch, Noise.draw(state, size)

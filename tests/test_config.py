@@ -37,6 +37,7 @@ BAD_SAC = [
     ("buffer_capacity", -5),
     ("batch_size", 0),
     ("log_std_min", float("-inf")),
+    ("log_std_bound", "sigmoid"),
     ("initialization", "xavier"),
     ("initialization", None),
     ("actor_update_period", 0),

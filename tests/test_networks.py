@@ -60,6 +60,23 @@ def test_bad_widths_are_named(bad):
             network(4, 2, bad)
 
 
+@pytest.mark.parametrize("bound", ["clamp", "tanh"])
+def test_log_std_stays_in_its_bounds(bound):
+    """A head of weight 1 and bias 0 on an observation that passes through, with log_std of -4, 0.5 and 4 before."""
+    actor = ActorNetwork(3, 3, (3,), -3.0, 1.0, log_std_bound=bound)
+    with torch.no_grad():
+        for layer in (actor.fc1, actor.log_std):
+            layer.weight.copy_(torch.eye(3))
+            layer.bias.zero_()
+        actor.log_std.bias.copy_(torch.tensor([-4.0, 0.5, 0.0]))
+    _, log_std = actor(torch.tensor([[0.0, 0.0, 4.0]]))
+    expected = {"clamp": [-3.0, 0.5, 1.0], "tanh": [-2.998659, -0.075766, 0.998659]}[bound]
+    assert log_std[0].tolist() == pytest.approx(expected, abs=1e-5)
+    log_std.sum().backward()
+    slope = {"clamp": [0.0, 1.0, 0.0], "tanh": [0.002682, 1.572895, 0.002682]}[bound]
+    assert actor.log_std.bias.grad.tolist() == pytest.approx(slope, abs=1e-5)
+
+
 def test_pytorchs_initialisation_is_that_of_linear_layers():
     """The same generator gives the same weights as layers made in the same order."""
     torch.manual_seed(7)

@@ -58,7 +58,6 @@ void Policy::heads(const float* params, const float* obs) {
 void Policy::squash(const PolicyCall& call, int64_t row) {
   constexpr int64_t kBlock = 8;
   const int64_t A = spec_.action_dim;
-  const float low = static_cast<float>(spec_.log_std_min), high = static_cast<float>(spec_.log_std_max);
   const int64_t key[] = {call.seed, call.stream, call.step};
   const PhiloxKey philox = philox_key(key);
   for (int64_t a = 0; a < A; a += kBlock) {
@@ -69,7 +68,7 @@ void Policy::squash(const PolicyCall& call, int64_t row) {
         draw_normals(philox, static_cast<uint32_t>(first / 4 + b), noise + 4 * b);
       }
       for (int64_t i = 0; i < n; ++i) {
-        u[i] = exponential(std::clamp(log_std_[a + i], low, high)) * noise[skipped + i];
+        u[i] = exponential(bounded_log_std(log_std_[a + i], spec_.log_std).first) * noise[skipped + i];
       }
     }
     for (int64_t i = 0; i < n; ++i) u[i] += mean_[a + i];

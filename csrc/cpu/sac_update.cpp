@@ -242,15 +242,14 @@ void SacUpdate::act(int64_t row, int64_t count, Operand input, int64_t input_row
                networks_.head_bias, 2 * A, scratch.head, stride);
 
   const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
-  const float low = static_cast<float>(spec_.log_std_min), high = static_cast<float>(spec_.log_std_max);
   float* const mean = next ? scratch.mean : w.mean + row * A;
   float* const log_std = next ? scratch.log_std : w.log_std + row * A;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t a = 0; a < A; ++a) {
-      const float raw = scratch.head[i * stride + A + a];
+      const Pair<float> bounded = bounded_log_std(scratch.head[i * stride + A + a], spec_.log_std);
       mean[i * A + a] = scratch.head[i * stride + a];
-      log_std[i * A + a] = std::clamp(raw, low, high);
-      if (!next) w.inside[(row + i) * A + a] = raw >= low && raw <= high ? 1.0f : 0.0f;
+      log_std[i * A + a] = bounded.first;
+      if (!next) w.log_std_slope[(row + i) * A + a] = bounded.second;
     }
   }
 
@@ -454,7 +453,7 @@ void SacUpdate::actor_gradients(const Piece& piece, Scratch& scratch, Lap& lap) 
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t a = 0; a < A; ++a) {
       scratch.head[i * 2 * A + a] = grad_mean[i * A + a];
-      scratch.head[i * 2 * A + A + a] = grad_log_std[i * A + a] * w.inside[(row + i) * A + a];
+      scratch.head[i * 2 * A + A + a] = grad_log_std[i * A + a] * w.log_std_slope[(row + i) * A + a];
     }
   }
   std::fill(scratch.head + n * 2 * A, scratch.head + count * 2 * A, 0.0f);

@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(kBlock) policy_kernel(const __grid_constant__ 
   dense_vector(call.params, spec.actor[L], x, y, false);
   dense_vector(call.params, spec.actor[L + 1], x, y + A, false);
   const float* const mean = y;
-  const float low = static_cast<float>(spec.log_std_min), high = static_cast<float>(spec.log_std_max);
   const int64_t key[] = {call.seed, call.stream, call.step};
   for (int a = threadIdx.x; a < A; a += kBlock) {
     float u = mean[a];
@@ -53,7 +52,7 @@ __global__ void __launch_bounds__(kBlock) policy_kernel(const __grid_constant__ 
       const int64_t i = row * A + a;
       float four[4];
       draw_normals(philox_key(key), static_cast<uint32_t>(i / 4), four);
-      u += exponential(fminf(fmaxf(mean[A + a], low), high)) * four[i % 4];
+      u += exponential(bounded_log_std(mean[A + a], spec.log_std).first) * four[i % 4];
     }
     const float centre = 0.5f * (spec.high[a] + spec.low[a]), half = 0.5f * (spec.high[a] - spec.low[a]);
     const float scaled = centre + half * squash(u).action;

@@ -29,7 +29,8 @@ struct Call {
 template <typename T>
 struct Update {
   int B, O, A, H;  // H: the width of the last hidden layer
-  float gamma, log_std_min, log_std_max, target_entropy;
+  float gamma, target_entropy;
+  LogStdBounds log_std_bounds;
   bool learn_alpha;
   const Call* call;
   int64_t* refused;       // the step whose batch was not finite, -1 if there is none: nothing is applied then
@@ -45,8 +46,8 @@ struct Update {
   Rows<T> actor_top, next_top, critic_top[2], target_top[2];  // last hidden layers
   Rows<T> critic_top_gradient[2], critic_first_gradient[2];   // of the last and the first hidden layer
   Rows<T> head_gradient, actor_top_gradient;                  // [B][2 A]
-  float *mean, *log_std, *noise;                              // [B][A]; log_std clamped,
-  float* inside;                                              // and 1 where it did not have to be
+  float *mean, *log_std, *noise;                              // [B][A]
+  float* log_std_slope;                                       // [B][A]: of bounded_log_std
   float *reward, *not_terminated, *next_log_prob, *log_prob, *target;  // [B]
   float *q[2], *q_gradient[2], *q_policy;                              // [B]; q_policy of the smaller critic,
   int* smaller;                                                        // which is this one
@@ -183,15 +184,15 @@ __global__ void __launch_bounds__(kRowBlock) policy_kernel(const __grid_constant
     float log_prob = 0.0f;
     for (int a = lane_id(); a < x.A; a += kWarp) {
       const int64_t i = static_cast<int64_t>(row) * x.A + a;
-      const float mean = heads[e * outputs + a], raw = heads[e * outputs + x.A + a];
-      const float log_std = fminf(fmaxf(raw, x.log_std_min), x.log_std_max);
+      const float mean = heads[e * outputs + a];
+      const Pair<float> log_std = bounded_log_std(heads[e * outputs + x.A + a], x.log_std_bounds);
       const float noise = given != nullptr ? given[i] : normal_number(philox, i);
-      const Pair<float> sampled = squashed_gaussian_element(mean, log_std, noise);
+      const Pair<float> sampled = squashed_gaussian_element(mean, log_std.first, noise);
       put(pairs.data + row * pairs.stride + x.O + a, sampled.first);
       log_prob += sampled.second;
       if (!next) {
-        x.mean[i] = mean, x.log_std[i] = log_std, x.noise[i] = noise;
-        x.inside[i] = raw >= x.log_std_min && raw <= x.log_std_max ? 1.0f : 0.0f;
+        x.mean[i] = mean, x.log_std[i] = log_std.first, x.noise[i] = noise;
+        x.log_std_slope[i] = log_std.second;
       }
     }
     log_prob = warp_sum(log_prob);
@@ -292,7 +293,7 @@ __global__ void __launch_bounds__(kRowBlock)
           squashed_gaussian_element_gradient(heads[a], entropy_weight, x.mean[i], x.log_std[i], x.noise[i]);
       T* const to = x.head_gradient.data + row * x.head_gradient.stride + a;
       heads[a] = gradients.first;
-      heads[x.A + a] = gradients.second * x.inside[i];
+      heads[x.A + a] = gradients.second * x.log_std_slope[i];
       put(to, heads[a]), put(to + x.A, heads[x.A + a]);
     }
     __syncwarp();

@@ -247,7 +247,7 @@ class Engine final : public SacUpdate {
       }
     }
     arena.take(x_.head_gradient, B, 2 * A);
-    for (float** numbers : {&x_.mean, &x_.log_std, &x_.noise, &x_.inside}) arena.take(*numbers, B * A);
+    for (float** numbers : {&x_.mean, &x_.log_std, &x_.noise, &x_.log_std_slope}) arena.take(*numbers, B * A);
     for (float** numbers : {&x_.reward, &x_.not_terminated, &x_.next_log_prob, &x_.log_prob, &x_.target,
                             &x_.q[0], &x_.q[1], &x_.q_gradient[0], &x_.q_gradient[1], &x_.q_policy}) {
       arena.take(*numbers, B);
@@ -296,8 +296,7 @@ class Engine final : public SacUpdate {
     x_.H = static_cast<int>(spec_.actor[L - 1].outputs),
     x_.first_width = static_cast<int>(spec_.critic[0][0].outputs);
     x_.gamma = static_cast<float>(spec_.gamma);
-    x_.log_std_min = static_cast<float>(spec_.log_std_min),
-    x_.log_std_max = static_cast<float>(spec_.log_std_max);
+    x_.log_std_bounds = spec_.log_std;
     x_.target_entropy = static_cast<float>(spec_.target_entropy), x_.learn_alpha = spec_.learn_alpha != 0;
     x_.call = call_, x_.refused = refused_, x_.host_refused = const_cast<int64_t*>(host_refused_);
     x_.log_alpha = state.log_alpha, x_.alpha_m = state.alpha_m, x_.alpha_v = state.alpha_v;

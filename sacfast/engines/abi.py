@@ -1,10 +1,10 @@
 """The C interface of csrc/engine.cpp and cuda/engine.cu for ctypes.
 
-The structs are those of csrc/engine.h and transitions.h, field by field.
+The structs are those of csrc/engine.h, sac_math.h and transitions.h, field by field.
 """
 
 import ctypes
-from ctypes import c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
 from sacfast.config import MOST_HIDDEN_LAYERS
@@ -19,13 +19,18 @@ class LayerSpec(ctypes.Structure):
     _fields_ = _fields(("weight bias outputs inputs", c_int64))
 
 
+class LogStdBounds(ctypes.Structure):
+    _fields_ = [("low", c_float), ("high", c_float), ("rescaled", c_int32)]
+
+
 class UpdateSpec(ctypes.Structure):
     _fields_ = _fields(
         ("obs_dim action_dim hidden_layers threads", c_int64),
         ("actor", LayerSpec * (MOST_HIDDEN_LAYERS + 2)),
         ("critic", LayerSpec * (MOST_HIDDEN_LAYERS + 1) * 2),
         ("lr", c_double * 3),
-        ("gamma tau beta1 beta2 epsilon target_entropy log_std_min log_std_max", c_double),
+        ("gamma tau beta1 beta2 epsilon target_entropy", c_double),
+        ("log_std", LogStdBounds),
         ("learn_alpha actor_update_period", c_int64),
     )
 
@@ -60,7 +65,7 @@ class PolicySpec(ctypes.Structure):
     _fields_ = _fields(
         ("obs_dim action_dim hidden_layers", c_int64),
         ("actor", LayerSpec * (MOST_HIDDEN_LAYERS + 2)),
-        ("log_std_min log_std_max", c_double),
+        ("log_std", LogStdBounds),
         ("low high", c_void_p),
     )
 

@@ -19,7 +19,7 @@ from sacfast import native
 from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
-from sacfast.engines.native import NativeEngine, _layers, _pointers, _take_counters
+from sacfast.engines.native import NativeEngine, _layers, _log_std, _pointers, _take_counters
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
@@ -202,8 +202,7 @@ class CudaPolicy:
             *self._dims,
             len(state.actor_layers) - 2,
             _layers(state.actor_layers),
-            state.actor.log_std_min,
-            state.actor.log_std_max,
+            _log_std(state),
             *(bound.data_ptr() for bound in self._bounds),
         )
         self._call = abi.PolicyCall(obs=self._obs.data_ptr(), action=self._action.data_ptr())

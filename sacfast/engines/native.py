@@ -273,8 +273,7 @@ class NativeEngine(Engine):
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
-        clamps = (state.actor.log_std_min, state.actor.log_std_max)
-        shape = (state.actor_layers, state.critic_layers, clamps)
+        shape = (state.actor_layers, state.critic_layers, _log_std(state))
         if self._update is None or self._shape != shape:
             nets = (state.actor_layers[:-2], state.critic_layers[0][:-1])
             actor, critic = ([layer.outputs for layer in net] for net in nets)
@@ -316,8 +315,7 @@ class NativeEngine(Engine):
             beta2=BETA2,
             epsilon=EPSILON,
             target_entropy=self.target_entropy,
-            log_std_min=state.actor.log_std_min,
-            log_std_max=state.actor.log_std_max,
+            log_std=_log_std(state),
             learn_alpha=config.automatic_entropy_tuning,
             actor_update_period=config.actor_update_period,
         )
@@ -335,8 +333,7 @@ class NativePolicy:
             *self._dims,
             len(state.actor_layers) - 2,
             _layers(state.actor_layers),
-            state.actor.log_std_min,
-            state.actor.log_std_max,
+            _log_std(state),
             bounds.low.ctypes.data,
             bounds.high.ctypes.data,
         )
@@ -390,6 +387,12 @@ def _free_with(owner: object, delete: Any, handle: int) -> weakref.finalize:
 
 def _layers(layers: tuple[Layer, ...]) -> tuple[abi.LayerSpec, ...]:
     return tuple(abi.LayerSpec(x.weight_offset, x.bias_offset, x.outputs, x.inputs) for x in layers)
+
+
+def _log_std(state: SACState) -> tuple[float, float, bool]:
+    """Of abi.LogStdBounds."""
+    actor = state.actor
+    return actor.log_std_min, actor.log_std_max, actor.log_std_bound == "tanh"
 
 
 def _pointers(state: SACState) -> abi.StatePointers:
