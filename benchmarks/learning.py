@@ -11,8 +11,8 @@ be stopped in any way at any time: runs save themselves, and the same command go
 evaluation made so far, of all tables; a run that is longer in one table than in another is one run. What results/ holds
 from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
 
-The ablation has a row for every setting there is; none for one step of critics and actor together: the actor's update
-is by the critics just updated, in every engine.
+The ablation has a row for every setting there is, and one, by the reference engine, for the actor's gradient by the
+critics of before their step.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "batches of 64": {"batch_size": 64},
         "tau 0.01": {"tau": 0.01},
         "actor every 2nd update": {"actor_update_period": 2},
+        "critics and actor in one step": {"shared_step": True},
     }
 
 

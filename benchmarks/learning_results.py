@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
+from render import published
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -116,7 +117,7 @@ def draw(entries: list[Entry], path: Path) -> None:
     """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
 
     Of the runs on CPUs with the default settings, and of environments in which there are several implementations;
-    where there are none, of all.
+    where there are none, of all. Beside them what others have published after as many steps.
     """
     shown = [entry for entry in entries if entry["variant"] == "default" and entry["device"] == "cpu"]
     rivals = {entry["env"] for entry in shown if entry["implementation"] != "sacfast"}
@@ -128,19 +129,23 @@ def draw(entries: list[Entry], path: Path) -> None:
     def fill(figure) -> None:
         rows = figure.subplots(len(environments), 2, squeeze=False, sharey="row")
         for (by_step, by_minute), env in zip(rows, environments, strict=True):
-            for (color, line, marker), entry in zip(
-                STYLES, [entry for entry in shown if entry["env"] == env], strict=False
-            ):
+            here = [entry for entry in shown if entry["env"] == env]
+            for (color, line, marker), entry in zip(STYLES, here, strict=False):
                 style = {"color": color, "linestyle": line}
                 _curves(by_step, entry, lambda run: run[:, 0] / 1000, style, marker)
                 _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
+            last = max(run["evaluations"][-1][0] for entry in here for run in entry["runs"])
+            _published_points(by_step, env, last)
             by_step.set(title=env, xlabel="environment steps (thousands)", ylabel="return per episode")
             by_minute.set(title=env, xlabel="minutes of training, on one thread")
-            by_step.legend(frameon=False)
             for axes in (by_step, by_minute):
                 axes.set_xlim(left=0)
                 axes.grid(alpha=0.3, linewidth=0.5)
                 axes.yaxis.set_major_formatter("{x:,.0f}")
+        named = dict(
+            pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
+        )
+        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=3, frameon=False)
         figure.supxlabel(
             f"Deterministic policy, mean of {EPISODES} episodes. Thin: each seed; thick: their mean.",
             fontsize=9,
@@ -148,7 +153,24 @@ def draw(entries: list[Entry], path: Path) -> None:
             ha="left",
         )
 
-    render(fill, (6.5, 0.4 + 2.6 * len(environments)), path, PRINT_STYLE)
+    render(fill, (6.5, 0.7 + 2.4 * len(environments)), path, PRINT_STYLE)
+
+
+def _published_points(axes, env: str, last: int) -> None:
+    for (reference, scores), marker in zip(published(env), "*XP", strict=False):
+        points = {int(step): score for step, score in scores.items() if int(step) <= last}
+        if points:
+            means, deviations = zip(*points.values(), strict=True)
+            axes.errorbar(
+                [step / 1000 for step in points],
+                means,
+                yerr=None if None in deviations else deviations,
+                fmt=marker,
+                color="0.45",
+                capsize=2,
+                linewidth=0.8,
+                label=f"{reference['who']}, published",
+            )
 
 
 def _curves(axes, entry: Entry, x, style: dict[str, Any], marker: str) -> None:

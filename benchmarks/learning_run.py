@@ -32,6 +32,7 @@ from race import describe_machine
 
 from sacfast import SACConfig, TrainConfig, checkpoint
 from sacfast.comparison import UNIMPORTANT
+from sacfast.engines import ReferenceEngine
 from sacfast.envs import make_env
 from sacfast.evaluate import SELECTION_SEED, evaluate
 from sacfast.logger import read_csv
@@ -49,6 +50,7 @@ Evaluation = list[float]
 @dataclass(frozen=True)
 class Job:
     """One run. `settings` are fields of TrainConfig or SACConfig that differ from the defaults; `variant` names them.
+    {"shared_step": True} is one that only the reference engine has here (`share_the_step`).
 
     Its place does not depend on `steps`, so that a longer run is the shorter one continued.
     """
@@ -119,9 +121,10 @@ def _sb3_rows(folder: Path) -> list[Evaluation]:
 
 def configuration(job: Job, folder: Path) -> TrainConfig:
     """The settings of a job of sacfast. Raises SACError where there are no such values, TypeError no such fields."""
-    settings = {
-        "engine": "native"
-    } | job.settings  # never the fall-back: what is measured is the native engine
+    # Never the fall-back: what is measured is the native engine, or what a setting names.
+    settings = {"engine": "native"} | job.settings
+    if settings.pop("shared_step", False):
+        settings["engine"] = "reference"
     ours = {f.name for f in fields(SACConfig)}
     return TrainConfig(
         env=job.env,
@@ -141,7 +144,29 @@ def configuration(job: Job, folder: Path) -> TrainConfig:
     )
 
 
+def share_the_step() -> None:
+    """From now on the reference engine takes the actor's gradient by the critics as they were before their own step."""
+    critic_step, actor_step = ReferenceEngine._critic_step, ReferenceEngine._actor_step
+
+    def keep_and_step(self, state, *args):
+        self.critics_before = state.critic_params.clone()
+        return critic_step(self, state, *args)
+
+    def step_by_the_old(self, state, *args):
+        updated = state.critic_params.clone()
+        with torch.no_grad():
+            state.critic_params.copy_(self.critics_before)
+            with torch.enable_grad():
+                result = actor_step(self, state, *args)
+            state.critic_params.copy_(updated)
+        return result
+
+    ReferenceEngine._critic_step, ReferenceEngine._actor_step = keep_and_step, step_by_the_old  # type: ignore[method-assign]
+
+
 def run_sacfast(job: Job, folder: Path) -> None:
+    if job.settings.get("shared_step"):
+        share_the_step()
     config, run = configuration(job, folder), _sacfast_run(folder)
     if run is not None:
         before = read_config(run)

@@ -13,7 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from agents import make_agent
 from matplotlib.figure import Figure
+
+from sacfast.engines import ReferenceEngine
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -165,6 +169,23 @@ def test_settings_are_recorded_as_far_as_they_bear_on_learning(learning):
     assert (settings["tau"], settings["lr"], settings["learning_starts"]) == (0.01, 3e-4, 7)
     assert not {"steps", "seed", "out", "threads", "tensorboard"} & settings.keys()
     assert settings == dataclasses.replace(job, seed=1, steps=9000).learned_with()
+
+
+def test_a_shared_step_takes_the_actors_gradient_by_the_critics_of_before(learning, monkeypatch):
+    """The same as with critics that do not learn, while they do."""
+    run = importlib.import_module("learning_run")
+    job = learning.Job("Pusher-v5", 2000, settings={"shared_step": True})
+    assert run.configuration(job, Path()).engine == "reference"
+    for name in ("_critic_step", "_actor_step"):
+        monkeypatch.setattr(ReferenceEngine, name, getattr(ReferenceEngine, name))
+    usual, still = make_agent(), make_agent(critic_lr=1e-30)
+    usual.train(1, 40), still.train(1, 40)
+    run.share_the_step()
+    shared = make_agent()
+    shared.train(1, 40)
+    assert torch.equal(shared.state.actor_params, still.state.actor_params)
+    assert not torch.equal(shared.state.actor_params, usual.state.actor_params)
+    assert torch.equal(shared.state.critic_params, usual.state.critic_params)
 
 
 def test_results_are_written_row_by_row(learning, tmp_path):
