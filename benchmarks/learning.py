@@ -32,7 +32,7 @@ from learning_results import draw, gather, merge, read, write
 from learning_run import Job
 from race import child_environment
 
-from sacfast.config import physical_cores
+from sacfast.cores import physical_cores
 from sacfast.stop import StopRequest
 
 HERE = Path(__file__).resolve().parent

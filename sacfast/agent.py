@@ -20,7 +20,8 @@ from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops import Stream
-from sacfast.replay import FIELDS, ReplayBuffer, field_shapes, is_whole
+from sacfast.replay import FIELDS, ReplayBuffer, field_shapes
+from sacfast.requirements import is_whole
 from sacfast.state import SACState
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import operator
-import os
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import SACError
+from .requirements import (
+    known_fields,
+    require_bool,
+    require_choice,
+    require_integer,
+    require_number,
+    require_text,
+    whole,
+)
 
 ENGINES = ("auto", "reference", "native")
 VECTORS = ("sync", "async", "envpool")
@@ -62,22 +65,14 @@ def _typed(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _whole(value: Any) -> int | None:
-    """`value` as a Python int where it is a whole number; NumPy integers are welcome, bools are not."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
 def hidden_widths(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
     """The widths of the hidden layers that `hidden_dim` names: a single number means two layers of that width.
 
     Raises SACError unless they are 1 to 4 whole numbers of at least 1.
     """
-    number = _whole(hidden_dim)
+    number = whole(hidden_dim)
     try:
-        widths = [number, number] if number is not None else [_whole(width) for width in hidden_dim]  # type: ignore[union-attr]
+        widths = [number, number] if number is not None else [whole(width) for width in hidden_dim]  # type: ignore[union-attr]
     except TypeError:
         widths = []
     if not 1 <= len(widths) <= MOST_HIDDEN_LAYERS or any(width is None or width < 1 for width in widths):
@@ -86,107 +81,6 @@ def hidden_widths(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
             "widths, one per hidden layer, as whole numbers of at least 1; the default is 256."
         )
     return tuple(width for width in widths if width is not None)
-
-
-def physical_cores() -> int:
-    """CPU cores that this process may use, hyper-threads counted once where the system tells; at least 1.
-
-    A container's CPU quota (cgroup v2) counts: threads beyond it would only be suspended in turn.
-    """
-    return max(1, min(_visible_cores(), _quota()))
-
-
-def _quota() -> int:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # "max" is no limit
-        return sys.maxsize
-
-
-def _visible_cores() -> int:
-    cores = set()
-    try:
-        for cpu in os.sched_getaffinity(0):
-            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-            cores.add(path.read_text(encoding="ascii").strip())
-    except (AttributeError, OSError):
-        return os.cpu_count() or 1
-    return len(cores)
-
-
-def thread_count(threads: int | None) -> int:
-    """`threads`, with None and 0 meaning one per physical core; warns where there are fewer cores than that.
-
-    Raises SACError unless it is a whole number of at least 0.
-    """
-    cores = physical_cores()
-    number = 0 if threads is None else _whole(threads)
-    if number is None or number < 0:
-        raise SACError(f"threads={threads!r} must be a whole number of at least 0; 0 means one per core.")
-    if number > cores:
-        warnings.warn(
-            f"threads={number} is above the {cores} physical cores that this process may use: expect less "
-            "speed, not more; threads=0 takes as many as there are cores",
-            stacklevel=2,
-        )
-    return number or cores
-
-
-def _require_integer(config: Any, name: str, minimum: int) -> None:
-    """Store the field as a Python int of at least `minimum`."""
-    value = getattr(config, name)
-    number = _whole(value)
-    if number is None or number < minimum:
-        default = next(f.default for f in dataclasses.fields(config) if f.name == name)
-        raise SACError(
-            f"{name}={value!r} must be a whole number of at least {minimum}; the default is {default}."
-        )
-    object.__setattr__(config, name, number)
-
-
-def _require_number(
-    config: Any, name: str, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
-) -> None:
-    """Store the field as a finite Python float in [low, high], or in (low, high] with `open_low`."""
-    value = getattr(config, name)
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
-        wanted = "a finite number"
-        if low > -math.inf:
-            wanted += f" {'above' if open_low else 'of at least'} {low:g}"
-        if high < math.inf:
-            wanted += f" and at most {high:g}"
-        default = next(f.default for f in dataclasses.fields(config) if f.name == name)
-        raise SACError(f"{name}={value!r} must be {wanted}; the default is {default}.")
-    object.__setattr__(config, name, number)
-
-
-def _require_bool(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, bool):
-        raise SACError(f"{name}={value!r} must be True or False.")
-
-
-def _require_text(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, str) or not value.strip():
-        raise SACError(f"{name}={value!r} must be a non-empty string.")
-
-
-def _known_fields(cls: type, values: dict[str, Any]) -> None:
-    if not isinstance(values, dict):
-        raise SACError(f"{cls.__name__} expects a mapping of field names to values, not {values!r}.")
-    names = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise SACError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; it was mistyped or written by another "
-            f"version (fields: {', '.join(sorted(names))})."
-        )
 
 
 class LearningRates(NamedTuple):
@@ -276,38 +170,30 @@ class SACConfig:
         object.__setattr__(self, "hidden_dim", widths[0] if widths == widths[:1] * 2 else widths)
         for name in ("lr", "critic_lr", "alpha_lr"):
             if name == "lr" or getattr(self, name) is not None:
-                _require_number(self, name, 0.0, 1.0, open_low=True)
-        _require_number(self, "gamma", 0.0, 1.0)
-        _require_number(self, "tau", 0.0, 1.0, open_low=True)
-        _require_number(self, "alpha", 0.0)
-        _require_bool(self, "automatic_entropy_tuning")
-        _require_number(self, "initial_alpha", 0.0, open_low=True)
+                require_number(self, name, 0.0, 1.0, open_low=True)
+        require_number(self, "gamma", 0.0, 1.0)
+        require_number(self, "tau", 0.0, 1.0, open_low=True)
+        require_number(self, "alpha", 0.0)
+        require_bool(self, "automatic_entropy_tuning")
+        require_number(self, "initial_alpha", 0.0, open_low=True)
         if self.target_entropy is not None:
-            _require_number(self, "target_entropy")
-        _require_integer(self, "buffer_capacity", 1)
-        _require_integer(self, "batch_size", 1)
-        _require_number(self, "log_std_min")
-        _require_number(self, "log_std_max")
+            require_number(self, "target_entropy")
+        require_integer(self, "buffer_capacity", 1)
+        require_integer(self, "batch_size", 1)
+        require_number(self, "log_std_min")
+        require_number(self, "log_std_max")
         if self.log_std_min >= self.log_std_max:
             raise SACError(
                 f"log_std_min={self.log_std_min:g} must be below log_std_max={self.log_std_max:g}; "
                 "the defaults are -20 and 2."
             )
-        if self.log_std_bound not in LOG_STD_BOUNDS:
-            raise SACError(
-                f"log_std_bound={self.log_std_bound!r} must be one of {', '.join(LOG_STD_BOUNDS)}."
-            )
-        if self.initialization not in INITIALIZATIONS:
-            raise SACError(
-                f"initialization={self.initialization!r} must be one of {', '.join(INITIALIZATIONS)}."
-            )
-        _require_integer(self, "actor_update_period", 1)
-        _require_bool(self, "normalize_obs")
-        _require_number(self, "reward_scale", 0.0, open_low=True)
-        if self.precision not in PRECISIONS:
-            raise SACError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
-        if self.obs_dtype not in OBS_DTYPES:
-            raise SACError(f"obs_dtype={self.obs_dtype!r} must be one of {', '.join(OBS_DTYPES)}.")
+        require_choice(self, "log_std_bound", LOG_STD_BOUNDS)
+        require_choice(self, "initialization", INITIALIZATIONS)
+        require_integer(self, "actor_update_period", 1)
+        require_bool(self, "normalize_obs")
+        require_number(self, "reward_scale", 0.0, open_low=True)
+        require_choice(self, "precision", PRECISIONS)
+        require_choice(self, "obs_dtype", OBS_DTYPES)
 
     @classmethod
     def notebook(cls) -> SACConfig:
@@ -356,7 +242,7 @@ class SACConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SACConfig:
         """Inverse of `to_dict`. Raises SACError for fields it does not know."""
-        _known_fields(cls, values)
+        known_fields(cls, values)
         return cls(**values)
 
 
@@ -440,19 +326,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("env", "device", "engine", "out"):
-            _require_text(self, name)
-        if self.engine not in ENGINES:
-            raise SACError(f"engine={self.engine!r} must be one of {', '.join(ENGINES)}.")
-        if self.storage not in STORAGES:
-            raise SACError(f"storage={self.storage!r} must be one of {', '.join(STORAGES)}.")
-        if self.vector not in VECTORS:
-            raise SACError(f"vector={self.vector!r} must be one of {', '.join(VECTORS)}.")
-        if self.schedule not in SCHEDULES:
-            raise SACError(f"schedule={self.schedule!r} must be one of {', '.join(SCHEDULES)}.")
+            require_text(self, name)
+        require_choice(self, "engine", ENGINES)
+        require_choice(self, "storage", STORAGES)
+        require_choice(self, "vector", VECTORS)
+        require_choice(self, "schedule", SCHEDULES)
         if not isinstance(self.wandb, str):
             raise SACError(f"wandb={self.wandb!r} must be a project's name, or '' for none.")
         if self.resume is not None:
-            _require_text(self, "resume")
+            require_text(self, "resume")
         self._check_make_kwargs()
         for name, minimum in (
             ("steps", 1),
@@ -466,8 +348,8 @@ class TrainConfig:
             ("log_every", 1),
             ("threads", 0),
         ):
-            _require_integer(self, name, minimum)
-        _require_bool(self, "tensorboard")
+            require_integer(self, name, minimum)
+        require_bool(self, "tensorboard")
         if not isinstance(self.sac, SACConfig):
             raise SACError(f"sac={self.sac!r} must be a SACConfig.")
         if self.sac.batch_size > self.sac.buffer_capacity:
@@ -484,7 +366,7 @@ class TrainConfig:
                 f"learning_starts and batch_size), so nothing would be learned; raise --steps or lower "
                 "--learning-starts."
             )
-        _require_number(self, "utd", 0.0, MOST_UPDATES_PER_STEP, open_low=True)
+        require_number(self, "utd", 0.0, MOST_UPDATES_PER_STEP, open_low=True)
         if self.updates_by(self.steps) == 0:
             raise SACError(
                 f"utd={self.utd:g} makes no update within {self.steps} steps, so nothing would be learned; "
@@ -529,7 +411,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Inverse of `to_dict`. Raises SACError for fields it does not know."""
-        _known_fields(cls, values)
+        known_fields(cls, values)
         values = dict(values)
         values["sac"] = SACConfig.from_dict(values.get("sac", {}))
         return cls(**values)

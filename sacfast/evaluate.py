@@ -32,7 +32,7 @@ from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector
 from sacfast.envs import ActionBounds, env_name, make_env
 from sacfast.errors import SACError, first_line
-from sacfast.replay import is_whole
+from sacfast.requirements import is_whole
 from sacfast.runs import load_agent
 from sacfast.vector import is_vector
 

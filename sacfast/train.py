@@ -23,7 +23,8 @@ from gymnasium.vector import VectorEnv
 from sacfast import native
 from sacfast.agent import SACAgent
 from sacfast.comparison import plot_comparison
-from sacfast.config import SACConfig, TrainConfig, check_resume, physical_cores
+from sacfast.config import SACConfig, TrainConfig, check_resume
+from sacfast.cores import physical_cores
 from sacfast.engines import Engine
 from sacfast.envs import check_spaces, env_name, flattened, make_env, usable
 from sacfast.errors import SACError

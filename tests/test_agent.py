@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sacfast import CheckpointError, SACAgent, SACError, checkpoint, make_engine
-from sacfast.config import physical_cores
+from sacfast.cores import physical_cores
 from sacfast.replay import FIELDS
 from sacfast.replay.ring import segment_rows
 

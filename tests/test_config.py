@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from sacfast.config import SACConfig, TrainConfig, check_resume, hidden_widths, physical_cores, thread_count
+from sacfast.config import SACConfig, TrainConfig, check_resume, hidden_widths
+from sacfast.cores import physical_cores, thread_count
 from sacfast.errors import SACError
 
 BAD_SAC = [

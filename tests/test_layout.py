@@ -11,6 +11,8 @@ import sacfast
 PACKAGE = Path(sacfast.__file__).parent
 ORDER = [
     "errors",
+    "requirements",
+    "cores",
     "config",
     "native",
     "ops",

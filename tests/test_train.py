@@ -19,7 +19,8 @@ from training_runs import (
 )
 
 from sacfast import checkpoint, native, trainer
-from sacfast.config import SACConfig, TrainConfig, physical_cores
+from sacfast.config import SACConfig, TrainConfig
+from sacfast.cores import physical_cores
 from sacfast.envs import ActionBounds
 from sacfast.evaluate import evaluate, load_agent
 from sacfast.logger import PROGRESS_FIELDS, read_csv

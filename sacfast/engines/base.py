@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacfast.config import SACConfig, thread_count
+from sacfast.config import SACConfig
+from sacfast.cores import thread_count
 from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, normal

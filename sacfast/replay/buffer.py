@@ -13,6 +13,7 @@ from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, random_key, replay_batch
 from sacfast.replay.ring import OBS_TYPES, Ring, Rows, next_rows, segment_rows
+from sacfast.requirements import is_whole
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 MAX_CAPACITY = 2**30  # a link, 31 bits, names a row or a slot beside them, of which there may be as many
@@ -388,10 +389,6 @@ def field_shapes(rows: int, obs_dim: int, action_dim: int) -> tuple[tuple[int, .
 
 def _same_device(value: Tensor, device: torch.device) -> bool:
     return value.device.type == device.type and device.index in (None, value.device.index)
-
-
-def is_whole(value) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _bounds(low: np.ndarray | None, high: np.ndarray | None) -> ActionBounds | None:

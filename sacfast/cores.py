@@ -1,0 +1,57 @@
+"""How many threads: the cores that this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from .errors import SACError
+from .requirements import whole
+
+
+def physical_cores() -> int:
+    """CPU cores that this process may use, hyper-threads counted once where the system tells; at least 1.
+
+    A container's CPU quota (cgroup v2) counts: threads beyond it would only be suspended in turn.
+    """
+    return max(1, min(_visible_cores(), _quota()))
+
+
+def _quota() -> int:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # "max" is no limit
+        return sys.maxsize
+
+
+def _visible_cores() -> int:
+    cores = set()
+    try:
+        for cpu in os.sched_getaffinity(0):
+            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+            cores.add(path.read_text(encoding="ascii").strip())
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
+    return len(cores)
+
+
+def thread_count(threads: int | None) -> int:
+    """`threads`, with None and 0 meaning one per physical core; warns where there are fewer cores than that.
+
+    Raises SACError unless it is a whole number of at least 0.
+    """
+    cores = physical_cores()
+    number = 0 if threads is None else whole(threads)
+    if number is None or number < 0:
+        raise SACError(f"threads={threads!r} must be a whole number of at least 0; 0 means one per core.")
+    if number > cores:
+        warnings.warn(
+            f"threads={number} is above the {cores} physical cores that this process may use: expect less "
+            "speed, not more; threads=0 takes as many as there are cores",
+            stacklevel=2,
+        )
+    return number or cores

@@ -1,0 +1,86 @@
+"""What a value must be, with the sentence that says so: bad input gets an error that names the value and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import SACError
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number: a Python or NumPy integer, not a bool."""
+    return whole(value) is not None
+
+
+def whole(value: Any) -> int | None:
+    """`value` as a Python int where it is a whole number; NumPy integers are welcome, bools are not."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def require_integer(config: Any, name: str, minimum: int) -> None:
+    """Store the field as a Python int of at least `minimum`."""
+    value = getattr(config, name)
+    number = whole(value)
+    if number is None or number < minimum:
+        default = next(f.default for f in dataclasses.fields(config) if f.name == name)
+        raise SACError(
+            f"{name}={value!r} must be a whole number of at least {minimum}; the default is {default}."
+        )
+    object.__setattr__(config, name, number)
+
+
+def require_number(
+    config: Any, name: str, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Store the field as a finite Python float in [low, high], or in (low, high] with `open_low`."""
+    value = getattr(config, name)
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
+        wanted = "a finite number"
+        if low > -math.inf:
+            wanted += f" {'above' if open_low else 'of at least'} {low:g}"
+        if high < math.inf:
+            wanted += f" and at most {high:g}"
+        default = next(f.default for f in dataclasses.fields(config) if f.name == name)
+        raise SACError(f"{name}={value!r} must be {wanted}; the default is {default}.")
+    object.__setattr__(config, name, number)
+
+
+def require_bool(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, bool):
+        raise SACError(f"{name}={value!r} must be True or False.")
+
+
+def require_text(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, str) or not value.strip():
+        raise SACError(f"{name}={value!r} must be a non-empty string.")
+
+
+def known_fields(cls: type, values: dict[str, Any]) -> None:
+    if not isinstance(values, dict):
+        raise SACError(f"{cls.__name__} expects a mapping of field names to values, not {values!r}.")
+    names = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise SACError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; it was mistyped or written by another "
+            f"version (fields: {', '.join(sorted(names))})."
+        )
+
+
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")
