@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from sacfast import checkpoint
+from sacfast import checkpoint, notebook_file
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
 from sacfast.engines.base import Policy, TorchPolicy, check_observation
@@ -162,7 +162,7 @@ class SACAgent:
         """The agent that `save` wrote to `path`, dimensions and settings included, save for a `precision` given here
         (acting is float32 in all of them). Raises CheckpointError.
         """
-        if checkpoint.is_notebook_file(path):
+        if notebook_file.recognised(path):
             raise CheckpointError(
                 f"{path} is the notebook's format, which lacks some settings; make a SACAgent and load() it"
             )
@@ -366,14 +366,8 @@ class SACAgent:
         file replaces the agent's. Raises CheckpointError, before anything is changed, if the file is damaged or was
         made for other dimensions or action bounds.
         """
-        if checkpoint.is_notebook_file(filepath):
-            content = checkpoint.read_notebook(filepath)
-            try:
-                tensors, counters = _from_notebook(content, self.state)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{filepath} is not laid out as the notebook's checkpoints ({error}); it was not loaded"
-                ) from None
+        if notebook_file.recognised(filepath):
+            tensors, counters = notebook_file.read(filepath, self.state)
             if self.normalizer is not None:
                 raise CheckpointError(f"{filepath} knows no normalize_obs; make the agent without it")
             meta: dict[str, Any] = {"counters": counters}
@@ -467,33 +461,3 @@ def _check_shapes(
                 f"{path} holds {name} of shape {list(saved[name].shape)}, but this agent's is {list(shape)}; "
                 "make the agent with the checkpoint's dimensions"
             )
-
-
-def _from_notebook(content: dict[str, Any], state: SACState) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The notebook's checkpoint under our names; what it lacks (log_alpha of a fixed temperature) stays as it is.
-
-    Raises KeyError, TypeError, ValueError or AttributeError where `content` is not laid out as the notebook's.
-    """
-    tensors = {name: tensor.clone() for name, tensor in state.named_tensors()}
-    counters = state.counters() | {"step": int(content["training_steps"])}
-    for network in ("actor", "critic", "critic_target"):
-        if set(content[network]) != set(getattr(state, network).state_dict()):
-            raise ValueError(f"{network} has {', '.join(content[network])}")
-        tensors |= {f"{network}.{name}": tensor for name, tensor in content[network].items()}
-    optimizers = {
-        "actor": (content["actor_optimizer"], list(state.actor.parameters())),
-        "critic": (content["critic_optimizer"], list(state.critic.parameters())),
-    }
-    if content.get("log_alpha") is not None:
-        tensors["log_alpha"] = content["log_alpha"].detach()
-        optimizers["alpha"] = (content["alpha_optimizer"], [torch.nn.Parameter(state.log_alpha)])
-    for name, (optimizer, params) in optimizers.items():
-        moments = optimizer[
-            "state"
-        ]  # index of the parameter -> step, exp_avg, exp_avg_sq; empty before the first step
-        counters[f"{name}_adam_step"] = int(moments[0]["step"]) if moments else 0
-        for key in ("exp_avg", "exp_avg_sq"):
-            pieces = [moments[i][key].reshape(-1) for i in range(len(params))] if moments else []
-            flat = torch.cat(pieces) if pieces else torch.zeros(sum(p.numel() for p in params))
-            tensors[f"{name}_adam.{key}"] = flat
-    return tensors, counters

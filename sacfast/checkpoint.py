@@ -1,11 +1,7 @@
-"""Checkpoint files: named tensors and a JSON description in one safetensors file, written atomically, no pickle.
-
-Readers of the notebook's own torch.save files are here too (loaded with weights_only, so nothing in them runs).
-"""
+"""Checkpoint files: named tensors and a JSON description in one safetensors file, written atomically, no pickle."""
 
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,28 +86,6 @@ def read_meta(path: str | os.PathLike) -> dict[str, Any]:
     """The description alone, without reading the tensors. Raises as `read` does."""
     with _opened(path) as file:
         return _meta(path, file)
-
-
-def is_notebook_file(path: str | os.PathLike) -> bool:
-    """Whether `path` looks like a torch.save file (a zip archive), as the notebook's SACAgent.save writes."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
-
-
-def read_notebook(path: str | os.PathLike) -> dict[str, Any]:
-    """The dictionary that the notebook's SACAgent.save wrote. Raises CheckpointError if it is something else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or is no checkpoint ({first_line(error)[:200]})") from None
-    wanted = {"actor", "critic", "critic_target", "actor_optimizer", "critic_optimizer", "training_steps"}
-    missing = wanted - set(content) if isinstance(content, dict) else wanted
-    if missing:
-        raise CheckpointError(f"{path} is no SAC checkpoint: it lacks {', '.join(sorted(missing))}")
-    return content
 
 
 def _opened(path: str | os.PathLike):

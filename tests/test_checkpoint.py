@@ -4,9 +4,10 @@ import os
 
 import pytest
 import torch
+from agents import make_agent
 from safetensors.torch import save_file
 
-from sacfast import CheckpointError, checkpoint
+from sacfast import CheckpointError, checkpoint, notebook_file
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}
 
@@ -62,7 +63,7 @@ def test_not_ours(tmp_path):
         checkpoint.read(tmp_path / "foreign")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "torch.pt")
     with pytest.raises(CheckpointError, match="lacks actor"):
-        checkpoint.read_notebook(tmp_path / "torch.pt")
+        notebook_file.read(tmp_path / "torch.pt", make_agent().state)
 
 
 def test_from_a_newer_version(tmp_path, monkeypatch):
@@ -89,5 +90,5 @@ class Bomb:
 def test_a_pickle_is_never_executed(tmp_path, capfd):
     torch.save({"actor": Bomb()}, tmp_path / "bomb.pt")
     with pytest.raises(CheckpointError, match="damaged or is no checkpoint"):
-        checkpoint.read_notebook(tmp_path / "bomb.pt")
+        notebook_file.read(tmp_path / "bomb.pt", make_agent().state)
     assert "executed" not in capfd.readouterr().out

@@ -24,6 +24,7 @@ ORDER = [
     "state",
     "engines",
     "checkpoint",
+    "notebook_file",
     "agent",
     "run_folder",
     "interop",
