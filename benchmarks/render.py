@@ -259,7 +259,7 @@ def ablation_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
-MILESTONES = (100_000, 300_000, 1_000_000)
+MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 
 
 def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
@@ -323,6 +323,7 @@ SOURCES = {
     "train.json": ("loop", "checkpoint"),
     "training.json": ("training",),
     "accuracy.json": ("precision",),
+    "learning.json": ("learning", "ablation"),
 }
 # A table of what another table's runs have measured besides.
 RUNS_OF = {"phases": "update", "ablation": "learning"}

@@ -287,7 +287,7 @@ class TrainConfig:
     resume: str | None = None
     """Folder of a run to continue; its settings are taken over."""
 
-    learning_starts: int = 1_000
+    learning_starts: int = 5_000
     """Steps of uniformly random actions before the first update."""
 
     utd: float = 1.0

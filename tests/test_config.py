@@ -90,8 +90,8 @@ def test_settings_that_contradict_each_other():
         SACConfig(log_std_min=3)
     with pytest.raises(SACError, match="batch_size=512 is above buffer_capacity=100"):
         TrainConfig(sac=SACConfig(batch_size=512, buffer_capacity=100))
-    with pytest.raises(SACError, match="steps=900 ends before the first update at step 1000"):
-        TrainConfig(steps=900)
+    with pytest.raises(SACError, match="steps=4000 ends before the first update at step 5000"):
+        TrainConfig(steps=4000)
     with pytest.raises(SACError, match="first update at step 256"):
         TrainConfig(steps=200, learning_starts=10)
 
@@ -166,10 +166,10 @@ def test_agent_kwargs_are_every_field_but_batch_size():
 
 
 def test_resume_may_raise_steps_and_nothing_that_changes_learning():
-    saved = TrainConfig(steps=2000)
-    check_resume(saved, dataclasses.replace(saved, steps=3000, threads=1, log_every=7, resume="runs/x"))
-    with pytest.raises(SACError, match="--steps 1500 is below the 2000"):
-        check_resume(saved, dataclasses.replace(saved, steps=1500))
+    saved = TrainConfig(steps=7000)
+    check_resume(saved, dataclasses.replace(saved, steps=8000, threads=1, log_every=7, resume="runs/x"))
+    with pytest.raises(SACError, match="--steps 6000 is below the 7000"):
+        check_resume(saved, dataclasses.replace(saved, steps=6000))
     with pytest.raises(SACError, match="--seed 1 contradicts the run being resumed, which has 0"):
         check_resume(saved, dataclasses.replace(saved, seed=1))
     with pytest.raises(SACError, match="--hidden-dim 64 contradicts"):

@@ -174,7 +174,7 @@ def test_settings_are_recorded_as_far_as_they_bear_on_learning(learning):
 def test_a_shared_step_takes_the_actors_gradient_by_the_critics_of_before(learning, monkeypatch):
     """The same as with critics that do not learn, while they do."""
     run = importlib.import_module("learning_run")
-    job = learning.Job("Pusher-v5", 2000, settings={"shared_step": True})
+    job = learning.Job("Pusher-v5", 20_000, settings={"shared_step": True})
     assert run.configuration(job, Path()).engine == "reference"
     for name in ("_critic_step", "_actor_step"):
         monkeypatch.setattr(ReferenceEngine, name, getattr(ReferenceEngine, name))
