@@ -10,6 +10,7 @@ Runs of sacfast have the native engine unless their settings name another; peers
 be stopped in any way at any time: runs save themselves, and the same command goes on. What is gathered is every
 evaluation made so far, of all tables; a run that is longer in one table than in another is one run. What results/ holds
 from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
+Such runs are not made once more, but with --again.
 
 The ablation has a row for every setting there is, and one, by the reference engine, for the actor's gradient by the
 critics of before their step.
@@ -28,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from learning_results import draw, gather, merge, read, write
+from learning_results import Entry, draw, gather, merge, reached, read, write
 from learning_run import Job
 from race import child_environment
 
@@ -53,8 +54,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     """The ablation's rows: a name, and the settings in which it departs from the defaults."""
-    early = {"learning_starts": 1_000}
-    changes: dict[str, dict[str, Any]] = {
+    return {
+        "default": {},
+        EARLY: {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
@@ -72,21 +74,16 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "actor every 2nd update": {"actor_update_period": 2},
         "critics and actor in one step": {"shared_step": True},
     }
-    # Measured when 1,000 random steps were the default: why they no longer are, and what did not look better then.
-    tried_early = (
-        "PyTorch's initialisation",
-        "learning rate 1e-3",
-        "critics' learning rate 1e-3",
-        "temperature from 0.1",
-        "batches of 64",
-    )
-    return (
-        {"default": {}, EARLY: early}
-        | {f"{EARLY}, {name}": early | changes[name] for name in tried_early}
-        | changes
-    )
 
 
+# Tried when 1,000 random steps were the default.
+TRIED_EARLY = (
+    "PyTorch's initialisation",
+    "learning rate 1e-3",
+    "critics' learning rate 1e-3",
+    "temperature from 0.1",
+    "batches of 64",
+)
 TABLES: dict[str, list[Job]] = {
     "main": [Job(env, 100_000, seed) for env in SMALL for seed in SEEDS],
     "long": [
@@ -99,10 +96,21 @@ TABLES: dict[str, list[Job]] = {
         for env, action_dim in ABLATED.items()
         for name, settings in variants(action_dim).items()
         for seed in SEEDS
-    ]
-    + [
+    ],
+    "early": [
         Job(env, 100_000, seed, variant=EARLY, settings={"learning_starts": 1_000})
         for env in ("Hopper-v5", "HalfCheetah-v5")
+        for seed in SEEDS
+    ]
+    + [
+        Job(
+            "HalfCheetah-v5",
+            50_000,
+            seed,
+            variant=f"{EARLY}, {name}",
+            settings={"learning_starts": 1_000} | variants(ABLATED["HalfCheetah-v5"])[name],
+        )
+        for name in TRIED_EARLY
         for seed in SEEDS
     ],
 }
@@ -174,10 +182,11 @@ class Scheduler:
                 )
 
 
-def show(jobs: list[Job], out: Path) -> None:
+def show(jobs: list[Job], out: Path, recorded: list[Entry]) -> None:
     for job in jobs:
-        rows = job.evaluations(out / job.name)
+        rows, before = job.evaluations(out / job.name), reached(job, recorded)
         last = f"{rows[-1][1]:10.1f} after {rows[-1][3]:6.1f} minutes" if rows else ""
+        last += f"  recorded up to {before:,}" if before else ""
         print(f"{rows[-1][0] if rows else 0:>9,} of {job.steps:>9,}  {job.name:60} {last}".rstrip())
 
 
@@ -189,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX")
     parser.add_argument("--jobs", type=int, default=physical_cores(), help="runs side by side (%(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs instead of making them")
+    parser.add_argument("--again", action="store_true", help="make recorded runs once more")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"), help="work folder (%(default)s)")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     args = parser.parse_args(argv)
@@ -200,11 +210,14 @@ def main(argv: list[str] | None = None) -> int:
     every = longest(job for jobs in TABLES.values() for job in jobs)
     names = args.tables or (TABLES if args.list else ())
     chosen = longest(job for name in names for job in TABLES[name] if args.only.search(job.name))
+    recorded = read(args.results)
     if args.list:
-        show(chosen, args.out)
+        show(chosen, args.out, recorded)
         return 0
+    if not args.again:
+        chosen = [job for job in chosen if reached(job, recorded) < job.steps]
     complete = Scheduler(args.out, args.jobs).run(chosen)
-    entries, left_out = merge(every, gather(every, args.out), read(args.results))
+    entries, left_out = merge(every, gather(every, args.out), recorded)
     for name in left_out:
         print(f"left out  {name}: measured with settings that this table no longer has")
     if not entries:

@@ -84,6 +84,21 @@ def merge(jobs: Iterable[Job], measured: list[Entry], recorded: list[Entry]) -> 
     return list(entries.values()), left_out
 
 
+def reached(job: Job, recorded: list[Entry]) -> int:
+    """The step up to which `job` is recorded with its settings; 0 where it is not."""
+    return max(
+        (
+            int(run["evaluations"][-1][0])
+            for entry in recorded
+            if all(entry[key] == getattr(job, key) for key in KEYS)
+            and entry["settings"] == job.learned_with()
+            for run in entry["runs"]
+            if run["seed"] == job.seed
+        ),
+        default=0,
+    )
+
+
 def read(results: Path) -> list[Entry]:
     """The entries of learning.json, none where there is no such file."""
     try:

@@ -156,6 +156,7 @@ def test_what_was_recorded_on_another_day_stays(learning):
     assert scores == [[-9.0, -8.0], [-1.0, -2.0], [-9.0]]
     assert left_out == ["Pusher-v5/sb3/slow/seed0", "Swimmer-v5/sb3/default/cpu/0"]
 
+    assert [learning.reached(job, recorded) for job in jobs] == [2000, 1000, 1000, 0]
     (merged,), left_out = learning.merge(jobs[:1], [entry("Pusher-v5", "sb3", [-1.0])], [])
     assert (merged["runs"][0]["evaluations"], left_out) == ([[1000, -1.0, 1.0, 2]], [])
     equal = entry("Pusher-v5", "sb3", [-1.0]), entry("Pusher-v5", "sb3", [-5.0])
@@ -186,6 +187,20 @@ def test_a_shared_step_takes_the_actors_gradient_by_the_critics_of_before(learni
     assert torch.equal(shared.state.actor_params, still.state.actor_params)
     assert not torch.equal(shared.state.actor_params, usual.state.actor_params)
     assert torch.equal(shared.state.critic_params, usual.state.critic_params)
+
+
+def test_a_recorded_run_is_not_made_once_more(learning, tmp_path, monkeypatch, capsys):
+    jobs = [learning.Job("Pusher-v5", 2000, seed, "sb3") for seed in range(2)]
+    learning.write([entry("Pusher-v5", "sb3", [-9.0, -8.0], [-9.0])], tmp_path)
+    monkeypatch.setitem(learning.TABLES, "peers", jobs)
+    made = []
+    monkeypatch.setattr(learning.Scheduler, "run", lambda self, chosen: made.append(chosen) or True)
+    where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    assert learning.main(["peers", "--list", *where]) == 0
+    assert "Pusher-v5/sb3/default/seed0" in (printed := capsys.readouterr().out)
+    assert printed.count("recorded up to 2,000") == printed.count("recorded up to 1,000") == 1
+    assert learning.main(["peers", *where]) == learning.main(["peers", "--again", *where]) == 0
+    assert made == [jobs[1:], jobs]
 
 
 def test_results_are_written_row_by_row(learning, tmp_path):
@@ -230,8 +245,9 @@ def test_the_picture_has_a_curve_for_each_implementation(learning, tmp_path, mon
 def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
-    assert "no table fast; there are main, long, peers, gpu, ablation" in capsys.readouterr().err
+    assert "no table fast; there are main, long, peers, gpu, ablation, early" in capsys.readouterr().err
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
     assert "holds no evaluations yet" in capsys.readouterr().err
-    assert learning.main(["peers", "--only", "seed2", "--list", "--out", str(tmp_path)]) == 0
+    where = ["--out", str(tmp_path), "--results", str(tmp_path)]
+    assert learning.main(["peers", "--only", "seed2", "--list", *where]) == 0
     assert "0 of   100,000  HalfCheetah-v5/sb3/default/seed2" in capsys.readouterr().out
