@@ -34,6 +34,9 @@ class Display:
 
     def phase(self, text: str) -> None:
         """What is going on, in a word or two."""
+        # The pace changes with the phase, so estimate anew.
+        if self._window:
+            self._window = deque([self._window[-1]], maxlen=self._window.maxlen)
 
     def pause(self, seconds: float) -> None:
         """Leave `seconds` out of the rates: no environment steps were taken."""
@@ -79,8 +82,11 @@ class Display:
         return separator.join(parts)
 
     def time_left(self) -> str:
-        """'2:05 left' at the pace of the last few reports; empty before there is one."""
-        if len(self._window) < 2:
+        """'2:05 left' at the pace of the last few reports; empty before there is one.
+
+        Empty too before the first update: random steps are so much cheaper that their pace would mislead.
+        """
+        if len(self._window) < 2 or not self._last.get("updates"):
             return ""
         (begin, first), (end, last) = self._window[0], self._window[-1]
         if last == first:
@@ -113,9 +119,7 @@ class LiveDisplay(Display):
             self._bar.update(self._task, completed=step, left=self.time_left(), refresh=True)
 
     def phase(self, text: str) -> None:
-        # The pace changes with the phase (random steps are far cheaper than learning), so estimate anew.
-        if self._window:
-            self._window = deque([self._window[-1]], maxlen=self._window.maxlen)
+        super().phase(text)
         self._bar.update(self._task, completed=self._step, description=text, refresh=True)
 
     def row(self, row: Row) -> None:
