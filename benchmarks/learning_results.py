@@ -62,41 +62,38 @@ def merge(jobs: Iterable[Job], measured: list[Entry], recorded: list[Entry]) -> 
 
     Also the names of recorded runs that had other settings than the tables have now, which are left out.
     """
-    runs: dict[tuple, tuple[Entry, dict[str, Any]]] = {}
-    for entry in (*measured, *recorded):
-        for run in entry["runs"]:
-            name = (*(entry[key] for key in KEYS), run["seed"])
-            before = runs.get(name)
-            if before is None or before[1]["evaluations"][-1][0] < run["evaluations"][-1][0]:
-                runs[name] = (entry, run)
     entries: dict[tuple, Entry] = {}
-    left_out = []
+    fitting = set()
     for job in jobs:
-        found = runs.pop((*(getattr(job, key) for key in KEYS), job.seed), None)
-        if found is None:
-            continue
-        entry, run = found
-        if entry["settings"] == job.learned_with():
-            _entry(entries, job)["runs"].append(run)
-        else:
-            left_out.append(job.name)
-    left_out += ["/".join(map(str, name)) for name in runs]
+        runs = _runs_of(job, [*measured, *recorded])
+        fitting |= {id(run) for run in runs}
+        if runs:
+            _entry(entries, job)["runs"].append(max(runs, key=_last_step))
+    left_out = [
+        Job(
+            entry["env"], 0, run["seed"], entry["implementation"], entry["variant"], device=entry["device"]
+        ).name
+        for entry in recorded
+        for run in entry["runs"]
+        if id(run) not in fitting
+    ]
     return list(entries.values()), left_out
 
 
 def reached(job: Job, recorded: list[Entry]) -> int:
     """The step up to which `job` is recorded with its settings; 0 where it is not."""
-    return max(
-        (
-            int(run["evaluations"][-1][0])
-            for entry in recorded
-            if all(entry[key] == getattr(job, key) for key in KEYS)
-            and entry["settings"] == job.learned_with()
-            for run in entry["runs"]
-            if run["seed"] == job.seed
-        ),
-        default=0,
-    )
+    return max(map(_last_step, _runs_of(job, recorded)), default=0)
+
+
+def _runs_of(job: Job, entries: list[Entry]) -> list[dict[str, Any]]:
+    """Those of `job`'s seed, with its settings."""
+    wanted = {key: getattr(job, key) for key in KEYS} | {"settings": job.learned_with()}
+    same = [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
+    return [run for entry in same for run in entry["runs"] if run["seed"] == job.seed]
+
+
+def _last_step(run: dict[str, Any]) -> int:
+    return int(run["evaluations"][-1][0])
 
 
 def read(results: Path) -> list[Entry]:

@@ -154,11 +154,17 @@ def test_what_was_recorded_on_another_day_stays(learning):
     (merged,), left_out = learning.merge(jobs, measured, recorded)
     scores = [[row[1] for row in run["evaluations"]] for run in merged["runs"]]
     assert scores == [[-9.0, -8.0], [-1.0, -2.0], [-9.0]]
-    assert left_out == ["Pusher-v5/sb3/slow/seed0", "Swimmer-v5/sb3/default/cpu/0"]
+    assert left_out == ["Pusher-v5/sb3/slow/seed0", "Swimmer-v5/sb3/default/seed0"]
 
     assert [learning.reached(job, recorded) for job in jobs] == [2000, 1000, 1000, 0]
     (merged,), left_out = learning.merge(jobs[:1], [entry("Pusher-v5", "sb3", [-1.0])], [])
     assert (merged["runs"][0]["evaluations"], left_out) == ([[1000, -1.0, 1.0, 2]], [])
+    stale = entry("Pusher-v5", "sb3", [-9.0, -9.0], settings={"learning_rate": 1e-4})
+    (merged,), left_out = learning.merge(jobs[:1], [entry("Pusher-v5", "sb3", [-1.0])], [stale])
+    assert merged["runs"][0]["evaluations"] == [
+        [1000, -1.0, 1.0, 2]
+    ]  # shorter, but with the table's settings
+    assert left_out == [jobs[0].name]
     equal = entry("Pusher-v5", "sb3", [-1.0]), entry("Pusher-v5", "sb3", [-5.0])
     (merged,), _ = learning.merge(jobs[:1], [equal[0]], [equal[1]])
     assert merged["runs"][0]["evaluations"][0][1] == -1.0
