@@ -48,7 +48,7 @@ SMALL = (
 )
 LARGE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
 ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their action dimensions
-EARLY = "1,000 random steps"
+EARLY, EARLY_SETTINGS = "1,000 random steps", {"learning_starts": 1_000}  # once the default
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -56,7 +56,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     """The ablation's rows: a name, and the settings in which it departs from the defaults."""
     return {
         "default": {},
-        EARLY: {"learning_starts": 1_000},
+        EARLY: EARLY_SETTINGS,
         "10,000 random steps": {"learning_starts": 10_000},
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
@@ -76,7 +76,6 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     }
 
 
-# Tried when 1,000 random steps were the default.
 TRIED_EARLY = (
     "PyTorch's initialisation",
     "learning rate 1e-3",
@@ -98,7 +97,7 @@ TABLES: dict[str, list[Job]] = {
         for seed in SEEDS
     ],
     "early": [
-        Job(env, 100_000, seed, variant=EARLY, settings={"learning_starts": 1_000})
+        Job(env, 100_000, seed, variant=EARLY, settings=EARLY_SETTINGS)
         for env in ("Hopper-v5", "HalfCheetah-v5")
         for seed in SEEDS
     ]
@@ -108,7 +107,7 @@ TABLES: dict[str, list[Job]] = {
             50_000,
             seed,
             variant=f"{EARLY}, {name}",
-            settings={"learning_starts": 1_000} | variants(ABLATED["HalfCheetah-v5"])[name],
+            settings=EARLY_SETTINGS | variants(ABLATED["HalfCheetah-v5"])[name],
         )
         for name in TRIED_EARLY
         for seed in SEEDS

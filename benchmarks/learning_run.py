@@ -156,8 +156,8 @@ def share_the_step() -> None:
         updated = state.critic_params.clone()
         with torch.no_grad():
             state.critic_params.copy_(self.critics_before)
-            with torch.enable_grad():
-                result = actor_step(self, state, *args)
+        result = actor_step(self, state, *args)
+        with torch.no_grad():
             state.critic_params.copy_(updated)
         return result
 

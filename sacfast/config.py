@@ -168,16 +168,15 @@ class SACConfig:
         widths = hidden_widths(self.hidden_dim)
         # One form for each network, so that settings can be compared: 256 and (256, 256) are the same.
         object.__setattr__(self, "hidden_dim", widths[0] if widths == widths[:1] * 2 else widths)
-        for name in ("lr", "critic_lr", "alpha_lr"):
-            if name == "lr" or getattr(self, name) is not None:
-                require_number(self, name, 0.0, 1.0, open_low=True)
+        require_number(self, "lr", 0.0, 1.0, open_low=True)
+        for name in ("critic_lr", "alpha_lr"):
+            require_number(self, name, 0.0, 1.0, open_low=True, optional=True)
         require_number(self, "gamma", 0.0, 1.0)
         require_number(self, "tau", 0.0, 1.0, open_low=True)
         require_number(self, "alpha", 0.0)
         require_bool(self, "automatic_entropy_tuning")
         require_number(self, "initial_alpha", 0.0, open_low=True)
-        if self.target_entropy is not None:
-            require_number(self, "target_entropy")
+        require_number(self, "target_entropy", optional=True)
         require_integer(self, "buffer_capacity", 1)
         require_integer(self, "batch_size", 1)
         require_number(self, "log_std_min")

@@ -37,10 +37,21 @@ def require_integer(config: Any, name: str, minimum: int) -> None:
 
 
 def require_number(
-    config: Any, name: str, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+    config: Any,
+    name: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    optional: bool = False,
 ) -> None:
-    """Store the field as a finite Python float in [low, high], or in (low, high] with `open_low`."""
+    """Store the field as a finite Python float in [low, high], or in (low, high] with `open_low`.
+
+    With `optional`, None stays as it is.
+    """
     value = getattr(config, name)
+    if optional and value is None:
+        return
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError):
@@ -68,6 +79,12 @@ def require_text(config: Any, name: str) -> None:
         raise SACError(f"{name}={value!r} must be a non-empty string.")
 
 
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")
+
+
 def known_fields(cls: type, values: dict[str, Any]) -> None:
     if not isinstance(values, dict):
         raise SACError(f"{cls.__name__} expects a mapping of field names to values, not {values!r}.")
@@ -78,9 +95,3 @@ def known_fields(cls: type, values: dict[str, Any]) -> None:
             f"{cls.__name__} has no field {', '.join(unknown)}; it was mistyped or written by another "
             f"version (fields: {', '.join(sorted(names))})."
         )
-
-
-def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")

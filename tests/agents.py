@@ -25,18 +25,23 @@ def make_agent(shape=SMALL, *, rows=1000, seed=1, **kwargs) -> SACAgent:
     return agent
 
 
-def bounded_agents(bound: str, make_ours, make_theirs) -> tuple[SACAgent, SACAgent]:
-    """Two agents of equal state whose policy has log_std at its bounds, or near them by tanh, and between."""
+def check_log_std_bounds(bound: str, make_ours, make_theirs) -> None:
+    """Agents whose policy has log_std at its bounds, or near them by tanh, and between: equal gradients and actions."""
     options = {"log_std_min": -1.0, "log_std_max": 0.5, "log_std_bound": bound}
-    agents = make_ours(**options), make_theirs(**options)
-    for agent in agents:
+    ours, theirs = make_ours(**options), make_theirs(**options)
+    for agent in (ours, theirs):
         with torch.no_grad():
             agent.actor.log_std.weight.mul_(300)
     low, high = (-1.0, 0.5) if bound == "clamp" else (-0.7, 0.2)
-    _, log_std = agents[1].actor(agents[1].replay_buffer.sample_batch(100, (0, 0, 0)).obs)
+    _, log_std = theirs.actor(theirs.replay_buffer.sample_batch(100, (0, 0, 0)).obs)
     for place in (log_std <= low, log_std >= high, (log_std > low) & (log_std < high)):
         assert place.float().mean() > 0.1
-    return agents
+    for agent in (ours, theirs):
+        agent.train(1, 40)
+    for name, expected in gradients(theirs.state).items():
+        torch.testing.assert_close(gradients(ours.state)[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+    for obs in np.random.default_rng(0).normal(size=(20, 5)):
+        np.testing.assert_allclose(ours.select_action(obs), theirs.select_action(obs), rtol=1e-4, atol=1e-5)
 
 
 def draw(agent: SACAgent, state: SACState, size: int) -> tuple[Batch, Noise]:

@@ -20,6 +20,13 @@ def test_kernels_include_no_torch_header():
         assert not any(f"#include <{name}" in text for name in ("torch", "ATen", "c10")), source
 
 
+def test_every_kernel_and_the_bindings_are_compiled():
+    root = toolchain.source_root()
+    units = set(toolchain.sources(root, cuda=True))
+    assert root / "bindings.cpp" in units
+    assert set(root.glob("cuda/*.cu")) <= units
+
+
 def test_bindings_compile_with_cuda():
     """They include no header of the CUDA toolkit, so that a machine without it can check them."""
     root = toolchain.source_root()
