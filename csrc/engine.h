@@ -48,6 +48,7 @@ struct StatePointers {
 struct UpdateCall {
   StatePointers state;
   Transitions transitions;
+  ObsStatistics statistics;
   int64_t batch_size, updates;
   const float *next_noise, *noise;
   float* metrics;
@@ -65,6 +66,7 @@ struct PolicySpec {
 // n observations [n][O]; the noise of the draw (seed, stream, step), or none and the deterministic action.
 // `action` [n][A]. `bad` returns the index of the first observation's number that is not finite, else -1.
 struct PolicyCall {
+  ObsStatistics statistics;
   const float *params, *obs;
   float* action;
   int64_t n, seed, stream, step, deterministic, bad;

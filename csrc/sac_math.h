@@ -62,6 +62,22 @@ SACFAST_HD float exponential(float x) {
 
 SACFAST_HD double exponential(double x) { return exp(x); }
 
+// What the networks see of observations: normalised() of each number i with shift[i] and scale[i], both [O],
+// or without `shift` the observations themselves. sacfast/normalizer.py keeps the statistics.
+struct ObsStatistics {
+  const float *shift, *scale;
+};
+
+SACFAST_HD float normalised(float x, float shift, float scale) {
+  const float deviations = (x - shift) * scale;
+  return deviations < -10.0f ? -10.0f : deviations > 10.0f ? 10.0f : deviations;
+}
+
+// An observation [n] into `out`, which may be the same memory.
+inline void normalise(const ObsStatistics& statistics, const float* obs, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = normalised(obs[i], statistics.shift[i], statistics.scale[i]);
+}
+
 template <typename T>
 struct Squash {
   T action;     // tanh(u)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -14,12 +14,11 @@ from torch import Tensor
 from sacfast import checkpoint, notebook_file
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
-from sacfast.engines.base import Policy, TorchPolicy, check_observation
+from sacfast.engines.base import Policy, TorchPolicy
 from sacfast.envs import ActionBounds, check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
-from sacfast.ops import Stream
 from sacfast.replay import FIELDS, ReplayBuffer, field_shapes
 from sacfast.requirements import is_whole
 from sacfast.state import SACState
@@ -114,7 +113,6 @@ class SACAgent:
         self.device = _device(device)
         self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
         self.state = self._new_state(seed)
-        self.normalizer = ObservationNormalizer(self.state_dim, self.device) if normalize_obs else None
         self.replay_buffer = ReplayBuffer(
             buffer_capacity,
             obs_dim=self.state_dim,
@@ -226,7 +224,10 @@ class SACAgent:
         log_alpha = torch.tensor(
             [config.initial_alpha if config.automatic_entropy_tuning else config.alpha]
         ).log()
-        return SACState(actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed)
+        normalizer = ObservationNormalizer(self.state_dim, self.device) if config.normalize_obs else None
+        return SACState(
+            actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed, normalizer
+        )
 
     @property
     def actor(self) -> ActorNetwork:
@@ -239,6 +240,10 @@ class SACAgent:
     @property
     def critic_target(self) -> CriticNetwork:
         return self.state.critic_target
+
+    @property
+    def normalizer(self) -> ObservationNormalizer | None:
+        return self.state.normalizer
 
     @property
     def log_alpha(self) -> Tensor:
@@ -277,8 +282,6 @@ class SACAgent:
         Sampled, or deterministic (tanh of the mean) with `evaluate`; in the environment's units.
         Raises SACError for a wrong shape or a NaN or infinity in `state`.
         """
-        if self.normalizer is not None:
-            state = self.normalizer(check_observation(state, self.state_dim))
         return self._policy(state, evaluate)
 
     def predict(
@@ -298,9 +301,7 @@ class SACAgent:
         """select_action for tensors: observations [n, O] to float32 actions [n, A] on the device of `obs`, with
         nothing copied to the host and so no value checked. Raises SACError for a wrong shape.
         """
-        return TorchPolicy(self.state, self.bounds).act(
-            obs if self.normalizer is None else self.normalizer(obs), evaluate
-        )
+        return TorchPolicy(self.state, self.bounds).act(obs, evaluate)
 
     def update(self, batch_size: int) -> dict[str, float]:
         """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
@@ -308,24 +309,15 @@ class SACAgent:
 
     def train(self, updates: int = 1, batch_size: int = 256) -> Metrics:
         """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device."""
-        if self.normalizer is None:
-            return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
-        if updates < 1:
-            raise SACError(f"updates must be at least 1, not {updates}")
-        for _ in range(updates):
-            batch = self.replay_buffer.sample_batch(batch_size, self.state.key(Stream.BATCH))
-            metrics = self.engine.update(self.state, self.normalizer.batch(batch))
-        return metrics
+        return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
 
     def start(self, updates: int = 1, batch_size: int = 256) -> Callable[[], Metrics]:
         """Begin `train`, and return a function that waits for its end and returns what `train` would.
 
         In between an environment may be stepped, but the agent must be left alone, its replay buffer included. The
-        native engine works meanwhile (but with normalize_obs); where none can, all is done when the function is called.
+        native engine works meanwhile; where none can, all is done when the function is called.
         """
-        if self.normalizer is None:
-            return self.engine.start(self.state, self.replay_buffer, batch_size, updates)
-        return partial(self.train, updates, batch_size)
+        return self.engine.start(self.state, self.replay_buffer, batch_size, updates)
 
     def save(
         self, filepath: str | os.PathLike, *, replay_buffer: bool = True, extra: dict[str, Any] | None = None

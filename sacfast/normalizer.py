@@ -1,9 +1,8 @@
 """Running mean and variance of the observations, by which networks see them on a scale of about one.
 
-The replay buffer holds raw observations; a batch is normalised when it is drawn, an observation when it is acted
-on, always with the statistics of that moment. Stored normalised instead, early transitions would keep the poor
-statistics of their time for as long as they live, and one observation would mean two things to the critics. The
-price is one pass over each batch in PyTorch, some 1% of an update; engines need not know.
+The replay buffer holds raw observations; engines normalise a batch when they draw it, an observation when they act
+on it, always with the statistics of that moment. Stored normalised instead, early transitions would keep the poor
+statistics of their time for as long as they live, and one observation would mean two things to the critics.
 """
 
 from __future__ import annotations
@@ -32,7 +31,9 @@ class ObservationNormalizer:
         self.count = 0
         self.mean = torch.zeros(obs_dim, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.mean)  # sum over observations of (x - mean)^2
-        self._refresh()
+        # What native code reads, in place for as long as the normalizer lives.
+        self.shift = torch.zeros(obs_dim, device=device)
+        self.scale = torch.ones_like(self.shift)
 
     @property
     def variance(self) -> Tensor:
@@ -53,22 +54,23 @@ class ObservationNormalizer:
         self._refresh()
 
     def _refresh(self) -> None:
-        self._shift = self.mean.float()
-        self._scale = (
-            (self.variance + MIN_VARIANCE).rsqrt().float() if self.count else torch.ones_like(self._shift)
-        )
+        self.shift.copy_(self.mean)
+        if self.count:
+            self.scale.copy_((self.variance + MIN_VARIANCE).rsqrt())
+        else:
+            self.scale.fill_(1)
 
     def __call__(self, obs: Any) -> Any:
         """[..., O] normalised, float32: a tensor on its own device for a tensor, an array for an array."""
         if isinstance(obs, Tensor):
-            normal = (obs.float() - self._shift.to(obs.device)) * self._scale.to(obs.device)
+            normal = (obs.float() - self.shift.to(obs.device)) * self.scale.to(obs.device)
             return normal.clamp(-CLIP, CLIP)
-        normal = (np.asarray(obs, np.float32) - self._shift.cpu().numpy()) * self._scale.cpu().numpy()
+        normal = (np.asarray(obs, np.float32) - self.shift.cpu().numpy()) * self.scale.cpu().numpy()
         return np.clip(normal, -CLIP, CLIP)
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Copies of what is subtracted and divided by, float32 [O] each, for a policy that leaves the agent."""
-        return self._shift.clone(), self._scale.reciprocal()
+        return self.shift.clone(), self.scale.reciprocal()
 
     def batch(self, batch: Batch) -> Batch:
         return dataclasses.replace(batch, obs=self(batch.obs), next_obs=self(batch.next_obs))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sacfast.networks import ActorNetwork, CriticNetwork
+from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops import Stream, random_key
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -90,11 +91,19 @@ class SACState:
     critic_layers    where fc1, ..., q1, and fc{L+1}, ..., q2, lie in critic_params and critic_target_params
     log_alpha    float32 [1]
     actor_adam, critic_adam, alpha_adam    Adam moments
+    normalizer    by which the networks see observations, or None: as they are
     step    updates done; together with `seed` it keys every random number of an update
     action_step    exploratory actions drawn; keys the exploration noise
     """
 
-    def __init__(self, actor: ActorNetwork, critic: CriticNetwork, log_alpha: Tensor, seed: int):
+    def __init__(
+        self,
+        actor: ActorNetwork,
+        critic: CriticNetwork,
+        log_alpha: Tensor,
+        seed: int,
+        normalizer: ObservationNormalizer | None = None,
+    ):
         self.actor, self.critic, self.critic_target = actor, critic, copy.deepcopy(critic)
         self.actor_params = flatten_parameters(self.actor)
         self.critic_params = flatten_parameters(self.critic)
@@ -110,6 +119,7 @@ class SACState:
         self.actor_adam = Adam.zeros(self.actor_params)
         self.critic_adam = Adam.zeros(self.critic_params)
         self.alpha_adam = Adam.zeros(self.log_alpha)
+        self.normalizer = normalizer
         self.seed = seed
         self.step = 0
         self.action_step = 0
@@ -188,6 +198,7 @@ class SACState:
             copy.deepcopy(self.critic, memo),
             self.log_alpha.clone(),
             self.seed,
+            copy.deepcopy(self.normalizer, memo),
         )
         for (_, source), (_, target) in zip(self.named_tensors(), twin.named_tensors(), strict=True):
             target.copy_(source)

@@ -117,10 +117,11 @@ def _make_trainer(
     note = flattened(eval_env)
     if note is not None:
         print(f"{config.env}: {note}")
-    if config.schedule == "overlap" and (agent.normalizer is not None or not agent.engine.starts):
-        engine = f"engine {agent.engine.name} on {agent.engine.threads} thread(s)"
-        what = engine if agent.normalizer is None else "normalize_obs"
-        print(f"overlap: {what} cannot work beside the environments; the run is no faster than strict")
+    if config.schedule == "overlap" and not agent.engine.starts:
+        print(
+            f"overlap: engine {agent.engine.name} on {agent.engine.threads} thread(s) cannot work beside the "
+            "environments; the run is no faster than strict"
+        )
     count = getattr(env, "num_envs", 1)
     times = f" x {count}" if count > 1 else ""
     print(

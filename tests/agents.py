@@ -36,6 +36,31 @@ def check_log_std_bounds(bound: str, make_ours, make_theirs) -> None:
     _, log_std = theirs.actor(theirs.replay_buffer.sample_batch(100, (0, 0, 0)).obs)
     for place in (log_std <= low, log_std >= high, (log_std > low) & (log_std < high)):
         assert place.float().mean() > 0.1
+    check_same(ours, theirs)
+
+
+def check_normalizer(make_ours, make_theirs) -> None:
+    """Agents that see observations of mean 5 and deviation 3 normalised: equal gradients and actions."""
+    ours, theirs = (make(normalize_obs=True, rows=1000) for make in (make_ours, make_theirs))
+    rng = np.random.default_rng(2)
+    obs = rng.normal(5, 3, (2000, 5))
+    obs[0] = 1e6  # far beyond what is let through
+    for agent in (ours, theirs):
+        agent.replay_buffer.push_batch(
+            obs[:1000], np.zeros((1000, 3)), np.zeros(1000), obs[1000:], np.zeros(1000, bool)
+        )
+    assert theirs.normalizer.scale.max() < 0.9
+    check_same(ours, theirs)
+    np.testing.assert_allclose(
+        ours.select_action(obs[0], evaluate=True),
+        theirs.select_action(obs[0], evaluate=True),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def check_same(ours: SACAgent, theirs: SACAgent) -> None:
+    """Equal gradients in an update, and then equal actions, of agents of the same seed."""
     for agent in (ours, theirs):
         agent.train(1, 40)
     for name, expected in gradients(theirs.state).items():

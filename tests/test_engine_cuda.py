@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from agents import SMALL, check_log_std_bounds, draw, gradients, make_agent, state_bytes
+from agents import SMALL, check_log_std_bounds, check_normalizer, draw, gradients, make_agent, state_bytes
 from cuda_emulation import BACKWARD, FORWARD, SHUFFLED
 from float64 import exact_update, in_float64, relative_error
 from tolerances import PRECISION_ERROR
@@ -244,6 +244,12 @@ def test_each_network_has_its_learning_rate(place):
 def test_log_std_is_kept_in_its_bounds(place, bound):
     theirs = functools.partial(make_agent, device=place["device"])
     check_log_std_bounds(bound, functools.partial(cuda_agent, place), theirs)
+
+
+def test_networks_see_normalised_observations(place):
+    check_normalizer(
+        functools.partial(cuda_agent, place), functools.partial(make_agent, device=place["device"])
+    )
 
 
 def test_writes_from_outside_are_followed(place):

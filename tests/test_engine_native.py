@@ -18,7 +18,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from agents import SMALL, check_log_std_bounds, draw, gradients, make_agent, state_bytes
+from agents import SMALL, check_log_std_bounds, check_normalizer, draw, gradients, make_agent, state_bytes
 from float64 import exact_update, in_float64, relative_error
 from tolerances import PRECISION_ERROR
 
@@ -201,6 +201,12 @@ def test_actor_update_period_and_fixed_temperature(alpha):
 @pytest.mark.parametrize("bound", ["clamp", "tanh"])
 def test_log_std_is_kept_in_its_bounds(bound):
     check_log_std_bounds(bound, functools.partial(make_agent, engine="native"), make_agent)
+
+
+@pytest.mark.parametrize("obs_dtype", ["float32", "bfloat16"])
+def test_networks_see_normalised_observations(obs_dtype):
+    theirs = functools.partial(make_agent, obs_dtype=obs_dtype)
+    check_normalizer(functools.partial(theirs, engine="native"), theirs)
 
 
 # ---- the state stays the user's
@@ -402,7 +408,7 @@ def test_an_interrupt_leaves_weights_and_counters_together():
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(100):
+        for _ in range(5000):
             agent.train(500, 40)
     timer.join()
     assert agent.training_steps > 1

@@ -15,6 +15,7 @@ Policy::Policy(const PolicySpec& spec, const Arithmetic& arithmetic)
       math_(arithmetic),
       low_(spec.low, spec.low + spec.action_dim),
       high_(spec.high, spec.high + spec.action_dim),
+      obs_(spec.obs_dim),
       mean_(spec.action_dim),
       log_std_(spec.action_dim) {
   int64_t widest = spec.obs_dim;
@@ -36,7 +37,12 @@ void Policy::act(PolicyCall& call) {
     return;
   }
   for (int64_t row = 0; row < call.n; ++row) {
-    heads(call.params, call.obs + row * spec_.obs_dim);
+    const float* obs = call.obs + row * spec_.obs_dim;
+    if (call.statistics.shift != nullptr) {
+      normalise(call.statistics, obs, spec_.obs_dim, obs_.data());
+      obs = obs_.data();
+    }
+    heads(call.params, obs);
     squash(call, row);
   }
 }

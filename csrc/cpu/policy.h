@@ -21,6 +21,7 @@ class Policy {
   const PolicySpec spec_;
   const Arithmetic& math_;
   std::vector<float> low_, high_, centre_, half_;  // [A]
+  std::vector<float> obs_;                         // [O], normalised
   std::vector<float> x_, y_;                       // a layer's input and output
   std::vector<float> mean_, log_std_;              // [A]
 };

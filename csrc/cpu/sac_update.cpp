@@ -224,6 +224,11 @@ void SacUpdate::gather(int64_t row, int64_t count, Scratch& scratch) {
   const bool finite = math_.finite(scratch.pair, n * I) && math_.finite(scratch.next_pair, n * I) &&
                       math_.finite(w.reward + row, n) && math_.finite(w.not_terminated + row, n);
   if (!finite) finite_.store(false, std::memory_order_relaxed);
+
+  if (call_->statistics.shift == nullptr) return;
+  for (float* const rows : {scratch.pair, scratch.next_pair}) {
+    for (int64_t i = 0; i < n; ++i) normalise(call_->statistics, rows + i * I, O, rows + i * I);
+  }
 }
 
 // The policy on rows of `input`: actions into scratch.action, and, for the next action, its log-density into

@@ -35,7 +35,12 @@ __global__ void __launch_bounds__(kBlock) policy_kernel(const __grid_constant__ 
   const int64_t row = blockIdx.x;
   const int O = static_cast<int>(spec.obs_dim), A = static_cast<int>(spec.action_dim);
   const int L = static_cast<int>(spec.hidden_layers);
-  for (int i = threadIdx.x; i < O; i += kBlock) x[i] = call.obs[row * O + i];
+  const ObsStatistics& statistics = call.statistics;
+  for (int i = threadIdx.x; i < O; i += kBlock) {
+    const float number = call.obs[row * O + i];
+    x[i] =
+        statistics.shift == nullptr ? number : normalised(number, statistics.shift[i], statistics.scale[i]);
+  }
   __syncthreads();
   for (int l = 0; l < L; ++l) {
     dense_vector(call.params, spec.actor[l], x, y, true);

@@ -21,6 +21,7 @@ struct Turn {
 struct Call {
   int64_t seed, step;
   Transitions transitions;
+  ObsStatistics statistics;
   const float *next_noise, *noise;
   Turn turn[kMostUpdates];
 };
@@ -77,13 +78,15 @@ __device__ __forceinline__ bool is_finite(float number) {
   return (float_bits(number) & 0x7F800000u) != 0x7F800000u;
 }
 
-// Copies n numbers of a transition, and says whether all of this lane's are finite.
+// Copies n numbers of a transition, normalised, and says whether all of this lane's are finite.
 template <typename From, typename T>
-__device__ __forceinline__ bool copy_numbers(const From* from, int n, T* to, T* also = nullptr) {
+__device__ __forceinline__ bool copy_numbers(const From* from, int n, const ObsStatistics& statistics, T* to,
+                                             T* also = nullptr) {
   bool finite = true;
   for (int k = lane_id(); k < n; k += kWarp) {
-    const float number = as_float(from[k]);
+    float number = as_float(from[k]);
     finite = finite && is_finite(number);
+    if (statistics.shift != nullptr) number = normalised(number, statistics.shift[k], statistics.scale[k]);
     put(to + k, number);
     if (also != nullptr) put(also + k, number);
   }
@@ -103,9 +106,11 @@ __device__ __forceinline__ bool copy_observations(const Update<T>& x, const Tran
     next =
         at < from.capacity ? obs + at * from.obs_stride : next + (at - from.capacity) * from.next_obs_stride;
   }
-  const bool finite = copy_numbers(obs + t * from.obs_stride, x.O, x.pair.data + row * x.pair.stride,
-                                   x.policy_pair.data + row * x.policy_pair.stride);
-  return copy_numbers(next, x.O, x.next_pair.data + row * x.next_pair.stride) && finite;
+  const ObsStatistics& statistics = x.call->statistics;
+  const bool finite =
+      copy_numbers(obs + t * from.obs_stride, x.O, statistics, x.pair.data + row * x.pair.stride,
+                   x.policy_pair.data + row * x.policy_pair.stride);
+  return copy_numbers(next, x.O, statistics, x.next_pair.data + row * x.next_pair.stride) && finite;
 }
 
 template <typename T>
@@ -123,7 +128,8 @@ __global__ void __launch_bounds__(kRowBlock) gather_kernel(const __grid_constant
   bool finite = from.obs_type == kFloat16    ? copy_observations<Float16>(x, from, t, row)
                 : from.obs_type == kBFloat16 ? copy_observations<BFloat16>(x, from, t, row)
                                              : copy_observations<float>(x, from, t, row);
-  finite &= copy_numbers(from.action + t * from.action_stride, x.A, x.pair.data + row * x.pair.stride + x.O);
+  finite &=
+      copy_numbers(from.action + t * from.action_stride, x.A, {}, x.pair.data + row * x.pair.stride + x.O);
   if (lane_id() == 0) {
     const float reward = from.reward[t * from.reward_stride];
     const float terminated = from.link == nullptr

@@ -330,7 +330,7 @@ class Engine final : public SacUpdate {
     Call next = {};
     StatePointers& state = call.state;
     next.seed = state.seed, next.step = state.step;
-    next.transitions = call.transitions;
+    next.transitions = call.transitions, next.statistics = call.statistics;
     next.next_noise = call.next_noise, next.noise = call.noise;
     for (int u = 0; u < n; ++u) {
       const bool acts = state.step % spec_.actor_update_period == 0;

@@ -51,10 +51,15 @@ class Transitions(ctypes.Structure):
     )
 
 
+class ObsStatistics(ctypes.Structure):
+    _fields_ = _fields(("shift scale", c_void_p))
+
+
 class UpdateCall(ctypes.Structure):
     _fields_ = _fields(
         ("state", StatePointers),
         ("transitions", Transitions),
+        ("statistics", ObsStatistics),
         ("batch_size updates", c_int64),
         ("next_noise noise metrics", c_void_p),
         ("repack", c_int64),
@@ -72,6 +77,7 @@ class PolicySpec(ctypes.Structure):
 
 class PolicyCall(ctypes.Structure):
     _fields_ = _fields(
+        ("statistics", ObsStatistics),
         ("params obs action", c_void_p),
         ("n seed stream step deterministic bad", c_int64),
     )

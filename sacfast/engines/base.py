@@ -108,7 +108,10 @@ class Engine(ABC):
 
     @abstractmethod
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
-        """One SAC update of `state`, in place. Without `noise` it is drawn from the state's own key."""
+        """One SAC update of `state`, in place. Without `noise` it is drawn from the state's own key.
+
+        The batch's observations are the environment's: where the state has a normalizer, it is applied here.
+        """
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
         """`updates` updates, each on a fresh batch drawn with the state's key. Returns the last one's metrics."""
@@ -185,6 +188,7 @@ class TorchPolicy:
     def _unit(self, rows: Tensor, evaluate: bool) -> Tensor:
         """[n, O] -> [n, A] in [-1, 1]."""
         state = self.state
+        rows = rows if state.normalizer is None else state.normalizer(rows)
         if evaluate:
             return torch.tanh(state.actor(rows)[0])
         action, _, _ = state.actor.sample(rows, key=state.key(Stream.EXPLORE))

@@ -19,7 +19,14 @@ from sacfast import native
 from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
-from sacfast.engines.native import NativeEngine, _layers, _log_std, _pointers, _take_counters
+from sacfast.engines.native import (
+    NativeEngine,
+    _layers,
+    _log_std,
+    _pointers,
+    _statistics,
+    _take_counters,
+)
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
@@ -206,6 +213,7 @@ class CudaPolicy:
             *(bound.data_ptr() for bound in self._bounds),
         )
         self._call = abi.PolicyCall(obs=self._obs.data_ptr(), action=self._action.data_ptr())
+        self._call.statistics = _statistics(state)
         self._call.stream = Stream.EXPLORE
 
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:

@@ -232,6 +232,7 @@ class NativeEngine(Engine):
         return handle, abi.UpdateCall(
             state=_pointers(state),
             transitions=transitions,
+            statistics=_statistics(state),
             batch_size=batch_size,
             updates=updates,
             next_noise=noise and noise.next_action.data_ptr(),
@@ -345,6 +346,7 @@ class NativePolicy:
         self._act = self._library.sacfast_policy_act
         self._obs, self._action = (np.zeros(dim, np.float32) for dim in self._dims)
         self._call = abi.PolicyCall(n=1, obs=self._obs.ctypes.data, action=self._action.ctypes.data)
+        self._call.statistics = _statistics(state)
         self._call.stream = Stream.EXPLORE
         self._reference = ctypes.byref(self._call)
 
@@ -373,6 +375,7 @@ class NativePolicy:
         rows = np.ascontiguousarray(obs).reshape(-1, self._dims[0])
         action = np.empty((len(rows), self._dims[1]), np.float32)
         call = abi.PolicyCall(n=len(rows), obs=rows.ctypes.data, action=action.ctypes.data)
+        call.statistics = self._call.statistics
         call.stream = Stream.EXPLORE
         self._run(call, ctypes.byref(call), evaluate)
         return action.reshape(*obs.shape[:-1], self._dims[1])
@@ -416,6 +419,13 @@ def _pointers(state: SACState) -> abi.StatePointers:
         state.critic_adam.step,
         state.alpha_adam.step,
     )
+
+
+def _statistics(state: SACState) -> abi.ObsStatistics:
+    normalizer = state.normalizer
+    if normalizer is None:
+        return abi.ObsStatistics()
+    return abi.ObsStatistics(normalizer.shift.data_ptr(), normalizer.scale.data_ptr())
 
 
 def _transitions(

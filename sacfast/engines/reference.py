@@ -49,6 +49,7 @@ class ReferenceEngine(Engine):
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
         noise = noise or Noise.draw(state, len(batch.reward))
         check_inputs(state, batch, noise)
+        batch = batch if state.normalizer is None else state.normalizer.batch(batch)
         alpha = state.log_alpha.detach().exp()
 
         critic_loss, q1, q2 = self._critic_step(state, batch, noise, alpha)
