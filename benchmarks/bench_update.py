@@ -51,6 +51,7 @@ ALL = ("reference", "notebook", *PYTORCH, "sb3", "sbx")
 # Every rival at the main job's shape; elsewhere the strongest ones, and one thing varied at a time: the whole cross
 # product would take an hour, most of it in rivals that need seconds for an update.
 SHAPES = [
+    Shape(*PUSHER, 128, 256, 2, ALL),
     Shape(*PUSHER, 256, 256, 2, ALL),
     Shape(*PUSHER, 256, 256, 1, ALL),
     Shape(*CHEETAH, 256, 256, 2, (*PYTORCH, "sb3")),

@@ -33,6 +33,7 @@ from learning_results import Entry, draw, gather, merge, reached, read, write
 from learning_run import Job
 from race import child_environment
 
+from sacfast.config import SACConfig
 from sacfast.cores import physical_cores
 from sacfast.stop import StopRequest
 
@@ -48,7 +49,6 @@ SMALL = (
 )
 LARGE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
 ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their action dimensions
-EARLY, EARLY_SETTINGS = "1,000 random steps", {"learning_starts": 1_000}  # once the default
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -56,33 +56,50 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     """The ablation's rows: a name, and the settings in which it departs from the defaults."""
     return {
         "default": {},
-        EARLY: EARLY_SETTINGS,
+        "1,000 random steps": {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
+        "observations as they are": {"normalize_obs": False},
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
         "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
         "target entropy -A/2": {"target_entropy": -action_dim / 2},
         "target entropy -2A": {"target_entropy": -2.0 * action_dim},
-        "learning rate 1e-4": {"lr": 1e-4},
-        "learning rate 1e-3": {"lr": 1e-3},
-        "critics' learning rate 1e-3": {"critic_lr": 1e-3},
+        "actor's learning rate 1e-4": {"lr": 1e-4, "alpha_lr": 3e-4},
+        "actor's learning rate 1e-3": {"lr": 1e-3, "alpha_lr": 3e-4},
+        "critics' learning rate 3e-4": {"critic_lr": 3e-4},
         "temperature's learning rate 1e-3": {"alpha_lr": 1e-3},
         "temperature from 0.1": {"initial_alpha": 0.1},
-        "batches of 128": {"batch_size": 128},
         "batches of 64": {"batch_size": 64},
+        "batches of 256": {"batch_size": 256},
         "tau 0.01": {"tau": 0.01},
         "actor every 2nd update": {"actor_update_period": 2},
         "critics and actor in one step": {"shared_step": True},
     }
 
 
-TRIED_EARLY = (
-    "PyTorch's initialisation",
-    "learning rate 1e-3",
-    "critics' learning rate 1e-3",
-    "temperature from 0.1",
-    "batches of 64",
-)
+NOTEBOOKS = asdict(SACConfig.notebook())  # from which the search for the defaults set out
+SEARCH: dict[str, dict[str, Any]] = {
+    "": {},
+    "10,000 random steps": {"learning_starts": 10_000},
+    "target entropy -A/2": {"target_entropy": -ABLATED["HalfCheetah-v5"] / 2},
+    "critics' learning rate 1e-3": {"critic_lr": 1e-3},
+    "normalised observations": {"normalize_obs": True},
+    "1,000 random steps": {"learning_starts": 1_000},
+    "1,000 random steps, PyTorch's initialisation": {"learning_starts": 1_000, "initialization": "pytorch"},
+    "1,000 random steps, learning rate 1e-3": {"learning_starts": 1_000, "lr": 1e-3},
+    "1,000 random steps, critics' learning rate 1e-3": {"learning_starts": 1_000, "critic_lr": 1e-3},
+    "1,000 random steps, temperature from 0.1": {"learning_starts": 1_000, "initial_alpha": 0.1},
+    "1,000 random steps, batches of 64": {"learning_starts": 1_000, "batch_size": 64},
+}
+
+
+def notebooks(env: str, steps: int, change: str) -> list[Job]:
+    """The notebook's settings, with 5,000 random steps, and a change of SEARCH."""
+    name = "notebook's" + (f", {change}" if change else "")
+    settings = NOTEBOOKS | SEARCH[change]
+    return [Job(env, steps, seed, variant=name, settings=settings) for seed in SEEDS]
+
+
 TABLES: dict[str, list[Job]] = {
     "main": [Job(env, 100_000, seed) for env in SMALL for seed in SEEDS],
     "long": [
@@ -96,22 +113,13 @@ TABLES: dict[str, list[Job]] = {
         for name, settings in variants(action_dim).items()
         for seed in SEEDS
     ],
-    "early": [
-        Job(env, 100_000, seed, variant=EARLY, settings=EARLY_SETTINGS)
-        for env in ("Hopper-v5", "HalfCheetah-v5")
-        for seed in SEEDS
+    "search": [
+        job
+        for env in ("Pusher-v5", "Hopper-v5", "HalfCheetah-v5")
+        for change in ("", "1,000 random steps")
+        for job in notebooks(env, 50_000 if env == "Pusher-v5" else 100_000, change)
     ]
-    + [
-        Job(
-            "HalfCheetah-v5",
-            50_000,
-            seed,
-            variant=f"{EARLY}, {name}",
-            settings=EARLY_SETTINGS | variants(ABLATED["HalfCheetah-v5"])[name],
-        )
-        for name in TRIED_EARLY
-        for seed in SEEDS
-    ],
+    + [job for change in SEARCH for job in notebooks("HalfCheetah-v5", 50_000, change)],
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
-from render import published
+from render import SHOWN, learner, published
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -35,7 +35,6 @@ MACHINE_COLUMNS = (
     "kernels",
     "sb3",
 )
-LABELS = {"sacfast": "sacfast", "sb3": "Stable-Baselines3"}
 
 
 def gather(jobs: Iterable[Job], out: Path) -> list[Entry]:
@@ -128,21 +127,21 @@ def write(entries: list[Entry], results: Path) -> None:
 def draw(entries: list[Entry], path: Path) -> None:
     """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
 
-    Of the runs on CPUs with the default settings, and of environments in which there are several implementations;
-    where there are none, of all. Beside them what others have published after as many steps.
+    Of the runs on CPUs with the default and with the notebook's settings. Beside them what others have published after
+    as many steps.
     """
-    shown = [entry for entry in entries if entry["variant"] == "default" and entry["device"] == "cpu"]
-    rivals = {entry["env"] for entry in shown if entry["implementation"] != "sacfast"}
-    shown = [entry for entry in shown if not rivals or entry["env"] in rivals]
+    shown = [entry for entry in entries if entry["variant"] in SHOWN and entry["device"] == "cpu"]
     environments = list(dict.fromkeys(entry["env"] for entry in shown))
     if not environments:
         return
+    looks = dict(zip(dict.fromkeys(map(learner, shown)), STYLES, strict=False))
 
     def fill(figure) -> None:
         rows = figure.subplots(len(environments), 2, squeeze=False, sharey="row")
         for (by_step, by_minute), env in zip(rows, environments, strict=True):
             here = [entry for entry in shown if entry["env"] == env]
-            for (color, line, marker), entry in zip(STYLES, here, strict=False):
+            for entry in here:
+                color, line, marker = looks[learner(entry)]
                 style = {"color": color, "linestyle": line}
                 _curves(by_step, entry, lambda run: run[:, 0] / 1000, style, marker)
                 _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
@@ -165,7 +164,7 @@ def draw(entries: list[Entry], path: Path) -> None:
             ha="left",
         )
 
-    render(fill, (6.5, 0.7 + 2.4 * len(environments)), path, PRINT_STYLE)
+    render(fill, (6.5, 0.7 + 2.1 * len(environments)), path, PRINT_STYLE)
 
 
 def _published_points(axes, env: str, last: int) -> None:
@@ -191,7 +190,7 @@ def _curves(axes, entry: Entry, x, style: dict[str, Any], marker: str) -> None:
         axes.plot(x(run), run[:, 1], alpha=0.4, linewidth=0.7, **style)
     length = min(map(len, runs))
     mean = np.mean([run[:length] for run in runs], axis=0)
-    name = f"{LABELS[entry['implementation']]}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    name = f"{learner(entry)}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
     axes.plot(
         x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=max(1, length // 8), label=name, **style
     )

@@ -19,7 +19,7 @@ STARTS, WARM_UP = 1000, 1500
 
 
 def ours(schedule: str, env: str, steps: int, threads: int) -> dict:
-    from sacfast import TrainConfig
+    from sacfast import SACConfig, TrainConfig
     from sacfast.logger import read_csv
     from sacfast.train import train
 
@@ -33,6 +33,7 @@ def ours(schedule: str, env: str, steps: int, threads: int) -> dict:
             learning_starts=STARTS,
             eval_every=0,
             eval_episodes=1,
+            sac=SACConfig(batch_size=256),
         )
         rows = read_csv(train(config) / "progress.csv")
     before = next(row for row in rows if row["step"] >= WARM_UP)

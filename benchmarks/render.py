@@ -2,7 +2,6 @@
 
     pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
     pytest benchmarks/bench_train.py benchmarks/bench_checkpoint.py --benchmark-json=benchmarks/results/train.json
-    python benchmarks/training.py RUN...   # results/training.json, from finished training runs
     python benchmarks/accuracy.py          # results/accuracy.json
     python benchmarks/learning.py TABLE... # results/learning.json
     python benchmarks/render.py            # rewrites the tables between README's markers
@@ -171,24 +170,6 @@ def checkpoint_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
-def training_table(entries: list[Entry]) -> list[str]:
-    """One line per environment and engine, with the score of each seed; then what other actions score there."""
-    seeds = [run["seed"] for run in entries[0]["runs"]]
-    lines = [
-        "| return per episode | engine | " + " | ".join(f"seed {seed}" for seed in seeds) + " | minutes |",
-        "|---|---|" + "---:|" * (len(seeds) + 1),
-    ]
-    for entry in entries:
-        runs = entry["runs"]
-        first = runs[0]
-        others = ", ".join(f"{name} actions {score:.1f}" for name, score in first["baselines"].items())
-        cells = [f"{first['env']}, {first['steps']:,} steps ({others})", f"`{first['engine']}`"]
-        cells += [f"{run['score']['mean']:.1f} ± {run['score']['std']:.1f}" for run in runs]
-        cells.append(f"{statistics.median(run['minutes'] for run in runs):.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
 def precision_table(entries: list[Entry]) -> list[str]:
     """One line per precision and path: the error of either network's gradient, and the angle where it matters."""
     (entry,) = entries
@@ -205,11 +186,11 @@ def precision_table(entries: list[Entry]) -> list[str]:
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
-    """By environment: ours and Stable-Baselines3's with default settings, then what others have published.
+    """By environment: ours with the default and the notebook's settings, Stable-Baselines3's, and those published.
 
     The last column: after how many minutes the mean over seeds first was what Stable-Baselines3's was at its end.
     """
-    shown = [entry for entry in entries if entry["variant"] == "default"]
+    shown = [entry for entry in entries if entry["variant"] in SHOWN]
     environments = list(dict.fromkeys(entry["env"] for entry in shown))
     steps = {step for step in MILESTONES for entry in shown if _scores_at(entry, step)}
     for env in environments:
@@ -229,7 +210,9 @@ def learning_table(entries: list[Entry]) -> list[str]:
             cells = [_mean_and_deviation(_scores_at(entry, step)) for step in columns]
             cells.append(number(100_000 * statistics.median(paces)))
             cells.append(_minutes_to(entry, theirs[0]) if theirs else NONE)
-            lines.append(f"| {env} | {_learner(entry)} | {len(entry['runs'])} | {' | '.join(cells)} |")
+            bold = entry["implementation"] == OURS and entry["variant"] == "default"
+            name = f"**{learner(entry)}**" if bold else learner(entry)
+            lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
         for reference, scores in published(env):
             cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in columns]
             lines.append(
@@ -259,6 +242,7 @@ def ablation_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
+SHOWN = ("default", "notebook's")  # variants, of more than the ablation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 
 
@@ -282,11 +266,12 @@ def _minutes_to(entry: Entry, score: float) -> str:
     return next((number(minutes) for minutes, mean in mean_curve(entry) if mean >= score), NONE)
 
 
-def _learner(entry: Entry) -> str:
+def learner(entry: Entry) -> str:
+    """What learned: an implementation, with the settings and the device where these are not the usual ones."""
     machine = entry["runs"][0]["machine"]
-    if entry["implementation"] == "sb3":
-        return f"Stable-Baselines3 {machine['sb3']}"
-    return "**sacfast**" if entry["device"] == "cpu" else f"**sacfast**, {machine['gpu']}"
+    name = f"Stable-Baselines3 {machine['sb3']}" if entry["implementation"] == "sb3" else OURS
+    name += "" if entry["variant"] == "default" else f", {entry['variant']} settings"
+    return name if entry["device"] == "cpu" else f"{name}, {machine['gpu']}"
 
 
 def _scores_at(entry: Entry, step: int) -> list[float]:
@@ -313,7 +298,6 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "action": action_table,
     "loop": loop_table,
     "checkpoint": checkpoint_table,
-    "training": training_table,
     "precision": precision_table,
     "learning": learning_table,
     "ablation": ablation_table,
@@ -321,7 +305,6 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
 SOURCES = {
     "cpu.json": ("operators", "update", "phases", "action"),
     "train.json": ("loop", "checkpoint"),
-    "training.json": ("training",),
     "accuracy.json": ("precision",),
     "learning.json": ("learning", "ablation"),
 }
@@ -370,11 +353,6 @@ LEGENDS = {
         "median (first to third quartile), and how many times longer the latter takes."
         f" {INTERLEAVED}"
     ),
-    "training": (
-        "The deterministic policy with the best evaluation, mean ± standard deviation over {episodes} fresh episodes, "
-        "the same for the baselines; minutes of training are the median over seeds. `native` is what `--engine auto` "
-        "takes; `reference` is PyTorch's autograd."
-    ),
     "precision": (
         "Root mean square against float64, relative to the gradient's own, at Pusher-v5's dimensions, batch 256, after "
         "{updates:,} updates on random transitions. PyTorch is the reference engine. An emulated path computes what "
@@ -387,8 +365,9 @@ LEGENDS = {
         "Others' scores are as published: {published}."
     ),
     "ablation": (
-        "sacfast with one setting changed: mean ± standard deviation over as many seeds as the brackets say, of the "
-        "deterministic policy over {episodes} episodes."
+        "sacfast with one setting changed, or with the notebook's, but for 5,000 random steps, and what else is named: "
+        "mean ± standard deviation over as many seeds as the brackets say, of the deterministic policy over {episodes} "
+        "episodes."
     ),
 }
 
@@ -398,8 +377,6 @@ def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     first = entries[0]
     if name in ("operators", "update"):
         return {"threads": max(entry["threads"] for entry in entries)}
-    if name == "training":
-        return first["runs"][0]
     if name == "learning":
         return first | first["runs"][0]["machine"] | {"published": _sources(entries)}
     return first

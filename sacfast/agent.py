@@ -23,13 +23,17 @@ from sacfast.replay import FIELDS, ReplayBuffer, field_shapes
 from sacfast.requirements import is_whole
 from sacfast.state import SACState
 
+BATCH_SIZE = SACConfig.batch_size
+
 
 class SACAgent:
     """Soft Actor-Critic (arXiv:1812.05905) for observations [O] and actions [A].
 
-    The first ten arguments are the notebook's. `alpha` counts only with automatic_entropy_tuning=False;
-    otherwise the temperature starts at `initial_alpha` and is learned. `hidden_dim` is the width of both hidden
-    layers, or 1 to 4 widths, one per hidden layer.
+    The first ten arguments are the notebook's, and so are the defaults of the others, as far as it has them: the
+    networks of such an agent see observations as they are. `from_env` has the defaults of SACConfig, which learn best.
+
+    `alpha` counts only with automatic_entropy_tuning=False; otherwise the temperature starts at `initial_alpha` and is
+    learned. `hidden_dim` is the width of both hidden layers, or 1 to 4 widths, one per hidden layer.
 
     engine          "auto", "reference" or "native" (sacfast.engines.make_engine); `use_engine` changes it later
     threads         of the native engine; None or 0: one per physical core. PyTorch's are torch.set_num_threads
@@ -133,7 +137,7 @@ class SACAgent:
     @classmethod
     def from_env(cls, env: gymnasium.Env | VectorEnv, **kwargs: Any) -> "SACAgent":
         """An agent for `env`, or for each environment of a vector: dimensions and action bounds from its spaces,
-        `kwargs` as the constructor's.
+        `kwargs` as the constructor's, and for all else the defaults of SACConfig, which learn best.
 
         Raises SACError if the observations are not a 1-D Box or the actions not a bounded 1-D Box.
         """
@@ -143,7 +147,12 @@ class SACAgent:
         return cls(
             space.shape[0],
             bounds.dim,
-            **{"action_low": bounds.low, "action_high": bounds.high, **kwargs},
+            **{
+                **SACConfig().agent_kwargs(),
+                "action_low": bounds.low,
+                "action_high": bounds.high,
+                **kwargs,
+            },
         )
 
     @classmethod
@@ -307,11 +316,11 @@ class SACAgent:
         """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
         return self.train(1, batch_size).as_dict()
 
-    def train(self, updates: int = 1, batch_size: int = 256) -> Metrics:
+    def train(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Metrics:
         """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device."""
         return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
 
-    def start(self, updates: int = 1, batch_size: int = 256) -> Callable[[], Metrics]:
+    def start(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Callable[[], Metrics]:
         """Begin `train`, and return a function that waits for its end and returns what `train` would.
 
         In between an environment may be stepped, but the agent must be left alone, its replay buffer included. The

@@ -93,7 +93,10 @@ class LearningRates(NamedTuple):
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Hyper-parameters of soft actor-critic; the defaults are those of arXiv:1812.05905, table 1."""
+    """Hyper-parameters of soft actor-critic; the defaults are those that learned best (benchmarks/learning.py).
+
+    `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
+    """
 
     hidden_dim: int | tuple[int, ...] = 256
     """Width of both hidden layers of the actor and of each critic, or 1 to 4 widths, one per hidden layer
@@ -102,7 +105,7 @@ class SACConfig:
     lr: float = 3e-4
     """Learning rate of Adam, for the actor and whatever has none of its own."""
 
-    critic_lr: float | None = None
+    critic_lr: float | None = 1e-3
     """Learning rate of the critics; None means lr."""
 
     alpha_lr: float | None = None
@@ -129,7 +132,7 @@ class SACConfig:
     buffer_capacity: int = 1_000_000
     """Transitions that the replay buffer holds; the oldest are overwritten."""
 
-    batch_size: int = 256
+    batch_size: int = 128
     """Transitions per gradient update."""
 
     log_std_min: float = -20.0
@@ -157,7 +160,7 @@ class SACConfig:
     """How the replay buffer stores observations: float32, or in half the memory float16 (11 bits, up to 65504) or
     bfloat16 (8 bits)."""
 
-    normalize_obs: bool = False
+    normalize_obs: bool = True
     """Let the networks see observations minus their running mean, over their running standard deviation."""
 
     reward_scale: float = 1.0

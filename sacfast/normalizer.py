@@ -34,6 +34,7 @@ class ObservationNormalizer:
         # What native code reads, in place for as long as the normalizer lives.
         self.shift = torch.zeros(obs_dim, device=device)
         self.scale = torch.ones_like(self.shift)
+        self._share()
 
     @property
     def variance(self) -> Tensor:
@@ -42,23 +43,40 @@ class ObservationNormalizer:
 
     def update(self, obs: np.ndarray | Tensor) -> None:
         """Take n observations [n, O] into the statistics."""
-        x = torch.as_tensor(obs, dtype=torch.float64, device=self.mean.device)
+        if self.mean.device.type == "cpu" and not isinstance(obs, Tensor):
+            x = np.asarray(obs, np.float64)
+        else:
+            x = self._plain(torch.as_tensor(obs, dtype=torch.float64, device=self.mean.device))
         n = len(x)
         if n == 0:
             return
-        mean = x.mean(0)
-        delta, total = mean - self.mean, self.count + n
-        self.mean += delta * (n / total)
-        self.squares += (x - mean).square().sum(0) + delta.square() * (self.count * n / total)
+        mean = x.sum(0) / n
+        delta, total = mean - self._mean, self.count + n
+        self._mean += delta * (n / total)
+        self._squares += ((x - mean) ** 2).sum(0) + delta**2 * (self.count * n / total)
         self.count = total
         self._refresh()
 
     def _refresh(self) -> None:
-        self.shift.copy_(self.mean)
-        if self.count:
-            self.scale.copy_((self.variance + MIN_VARIANCE).rsqrt())
-        else:
-            self.scale.fill_(1)
+        self._shift[:] = self._mean
+        self._scale[:] = (self._squares / self.count + MIN_VARIANCE) ** -0.5 if self.count else 1.0
+
+    def _share(self) -> None:
+        self._mean, self._squares, self._shift, self._scale = map(
+            self._plain, (self.mean, self.squares, self.shift, self.scale)
+        )
+
+    @staticmethod
+    def _plain(tensor: Tensor) -> Any:
+        """The CPU's numbers as an array that shares them: for a single observation NumPy is three times as fast."""
+        return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share()
 
     def __call__(self, obs: Any) -> Any:
         """[..., O] normalised, float32: a tensor on its own device for a tensor, an array for an array."""

@@ -307,10 +307,11 @@ class Trainer:
             action = self.agent.select_action(observation, evaluate)
         if not math.isfinite(action.sum()):
             first = action.reshape(-1, self.agent.action_dim)[0].tolist()
+            rates = self.config.sac.learning_rates
             raise DivergedError(
-                f"the policy's action at step {self.at.step} is {first}: training diverged; start "
-                f"again with a lower --lr than {self.config.sac.lr:g} or with smaller rewards (checkpoints "
-                f"in {self.folder} are older)."
+                f"the policy's action at step {self.at.step} is {first}: training diverged; start again with a "
+                f"lower --lr than {rates.actor:g}, a lower --critic-lr than {rates.critic:g} or smaller rewards "
+                f"(checkpoints in {self.folder} are older)."
             )
         return action
 

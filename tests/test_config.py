@@ -92,8 +92,8 @@ def test_settings_that_contradict_each_other():
         TrainConfig(sac=SACConfig(batch_size=512, buffer_capacity=100))
     with pytest.raises(SACError, match="steps=4000 ends before the first update at step 5000"):
         TrainConfig(steps=4000)
-    with pytest.raises(SACError, match="first update at step 256"):
-        TrainConfig(steps=200, learning_starts=10)
+    with pytest.raises(SACError, match="first update at step 128"):
+        TrainConfig(steps=100, learning_starts=10)
 
 
 def test_numpy_numbers_become_plain_ones():

@@ -53,7 +53,7 @@ def entry(env: str, implementation: str, *runs: list[float], **details) -> dict:
         "runs": [
             {
                 "seed": seed,
-                "machine": MACHINE,
+                "machine": MACHINE | ({"sb3": "2.9.2"} if implementation == "sb3" else {}),
                 "evaluations": [
                     [(i + 1) * 1000, score, 1.0, pace * (i + 1)] for i, score in enumerate(scores)
                 ],
@@ -224,8 +224,8 @@ def test_results_are_written_row_by_row(learning, tmp_path):
     assert {(row["env"], row["cpu"], row["gpu"]) for row in rows} == {("Pusher-v5", "Test CPU", "")}
 
 
-def test_the_picture_has_a_curve_for_each_implementation(learning, tmp_path, monkeypatch):
-    """By step and by minute, in environments with several implementations, up to the step that all seeds reached."""
+def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatch):
+    """By step and by minute, in each environment, up to the step that all seeds reached."""
     figures = []
     results = importlib.import_module("learning_results")
     monkeypatch.setattr(results, "render", lambda fill, *args: figures.append(fill))
@@ -233,25 +233,36 @@ def test_the_picture_has_a_curve_for_each_implementation(learning, tmp_path, mon
         entry("Pusher-v5", "sacfast", [-50.0, -40.0, -35.0], [-52.0, -42.0]),
         entry("Reacher-v5", "sacfast", [-9.0]),
         entry("Pusher-v5", "sb3", [-60.0, -50.0]),
+        entry("Reacher-v5", "sacfast", [-9.5], variant="notebook's"),
         entry("Pusher-v5", "sacfast", [-99.0, -99.0], variant="tau 0.01"),
     ]
     learning.draw(entries, tmp_path / "picture.png")
     figure = Figure()
     figures[0](figure)
-    by_step, by_minute = figure.axes
+    by_step, by_minute, reacher, _ = figure.axes
     assert by_step.get_title() == by_minute.get_title() == "Pusher-v5"
     means = {line.get_label(): line for line in by_step.lines if "seed" in line.get_label()}
-    assert list(means) == ["sacfast, 2 seeds", "Stable-Baselines3, 1 seed"]
+    assert list(means) == ["sacfast, 2 seeds", "Stable-Baselines3 2.9.2, 1 seed"]
+    colors = {
+        line.get_label().rpartition(",")[0]: line.get_color() for line in (*by_step.lines, *reacher.lines)
+    }
+    assert (
+        len({colors[name] for name in ("sacfast", "Stable-Baselines3 2.9.2", "sacfast, notebook's settings")})
+        == 3
+    )
+    assert [line.get_color() for line in reacher.lines if line.get_label() == "sacfast, 1 seed"] == [
+        colors["sacfast"]
+    ]
     assert means["sacfast, 2 seeds"].get_xydata().tolist() == [[1, -51], [2, -41]]
     minutes = {line.get_label(): line for line in by_minute.lines if "seed" in line.get_label()}
-    assert minutes["Stable-Baselines3, 1 seed"].get_xydata().tolist() == [[2, -60], [4, -50]]
+    assert minutes["Stable-Baselines3 2.9.2, 1 seed"].get_xydata().tolist() == [[2, -60], [4, -50]]
     assert "(thousands)" in by_step.get_xlabel() and "minutes" in by_minute.get_xlabel()
 
 
 def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
-    assert "no table fast; there are main, long, peers, gpu, ablation, early" in capsys.readouterr().err
+    assert "no table fast; there are main, long, peers, gpu, ablation, search" in capsys.readouterr().err
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
     assert "holds no evaluations yet" in capsys.readouterr().err
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]
