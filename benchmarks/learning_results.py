@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
-from render import SHOWN, learner, published
+from render import SHOWN, learner, mean_curve, published
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -156,7 +156,7 @@ def draw(entries: list[Entry], path: Path) -> None:
         named = dict(
             pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
         )
-        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=3, frameon=False)
+        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=2, frameon=False)
         figure.supxlabel(
             f"Deterministic policy, mean of {EPISODES} episodes. Thin: each seed; thick: their mean.",
             fontsize=9,
@@ -185,12 +185,9 @@ def _published_points(axes, env: str, last: int) -> None:
 
 
 def _curves(axes, entry: Entry, x, style: dict[str, Any], marker: str) -> None:
-    runs = [np.array(run["evaluations"]) for run in entry["runs"]]
-    for run in runs:
-        axes.plot(x(run), run[:, 1], alpha=0.4, linewidth=0.7, **style)
-    length = min(map(len, runs))
-    mean = np.mean([run[:length] for run in runs], axis=0)
-    name = f"{learner(entry)}, {len(runs)} seed{'s' if len(runs) > 1 else ''}"
-    axes.plot(
-        x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=max(1, length // 8), label=name, **style
-    )
+    for run in entry["runs"]:
+        each = np.array(run["evaluations"])
+        axes.plot(x(each), each[:, 1], alpha=0.4, linewidth=0.7, **style)
+    mean = np.array(mean_curve(entry))
+    every = max(1, len(mean) // 8)
+    axes.plot(x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=every, label=learner(entry), **style)

@@ -253,17 +253,14 @@ def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
     return [(reference, reference["scores"][name]) for reference in references if name in reference["scores"]]
 
 
-def mean_curve(entry: Entry) -> list[tuple[float, float]]:
-    """(minutes, score), means over the seeds, evaluation by evaluation as far as all seeds are."""
+def mean_curve(entry: Entry) -> list[list[float]]:
+    """[step, mean, deviation, minutes], means over the seeds, evaluation by evaluation as far as all seeds are."""
     together = zip(*(run["evaluations"] for run in entry["runs"]), strict=False)
-    return [
-        (statistics.mean(row[3] for row in rows), statistics.mean(row[1] for row in rows))
-        for rows in together
-    ]
+    return [[statistics.mean(column) for column in zip(*rows, strict=True)] for rows in together]
 
 
 def _minutes_to(entry: Entry, score: float) -> str:
-    return next((number(minutes) for minutes, mean in mean_curve(entry) if mean >= score), NONE)
+    return next((number(minutes) for _, mean, _, minutes in mean_curve(entry) if mean >= score), NONE)
 
 
 def learner(entry: Entry) -> str:
