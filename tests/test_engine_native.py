@@ -402,13 +402,16 @@ def test_denormals_are_flushed_in_the_engine_alone():
     assert (tiny * 0.5).item() > 0
 
 
-def test_an_interrupt_leaves_weights_and_counters_together():
+def test_an_interrupt_leaves_weights_and_counters_together(request):
+    # Programs that a shell starts in the background are born with SIGINT ignored.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     agent, twin = make_agent(engine="native"), make_agent(engine="native")
     agent.train(1, 40)
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(5000):
+        for _ in range(100):
             agent.train(500, 40)
     timer.join()
     assert agent.training_steps > 1
