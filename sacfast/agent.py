@@ -144,16 +144,8 @@ class SACAgent:
         bounds = check_spaces(env)
         space = getattr(env, "single_observation_space", None) or env.observation_space
         assert space.shape is not None  # check_spaces saw a 1-D Box
-        return cls(
-            space.shape[0],
-            bounds.dim,
-            **{
-                **SACConfig().agent_kwargs(),
-                "action_low": bounds.low,
-                "action_high": bounds.high,
-                **kwargs,
-            },
-        )
+        own = {"action_low": bounds.low, "action_high": bounds.high}
+        return cls(space.shape[0], bounds.dim, **(SACConfig().agent_kwargs() | own | kwargs))
 
     @classmethod
     def from_checkpoint(
