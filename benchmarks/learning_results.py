@@ -85,8 +85,8 @@ def reached(job: Job, recorded: list[Entry]) -> int:
 
 
 def _runs_of(job: Job, entries: list[Entry]) -> list[dict[str, Any]]:
-    """Those of `job`'s seed, with its settings."""
-    wanted = {key: getattr(job, key) for key in KEYS} | {"settings": job.learned_with()}
+    """Those of `job`'s seed, with its settings: yesterday's default is a variant of today's."""
+    wanted = {key: getattr(job, key) for key in KEYS if key != "variant"} | {"settings": job.learned_with()}
     same = [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
     return [run for entry in same for run in entry["runs"] if run["seed"] == job.seed]
 

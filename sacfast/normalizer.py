@@ -36,11 +36,6 @@ class ObservationNormalizer:
         self.scale = torch.ones_like(self.shift)
         self._share()
 
-    @property
-    def variance(self) -> Tensor:
-        """Population variance [O], float64; ones before the first update."""
-        return self.squares / self.count if self.count else torch.ones_like(self.squares)
-
     def update(self, obs: np.ndarray | Tensor) -> None:
         """Take n observations [n, O] into the statistics."""
         if self.mean.device.type == "cpu" and not isinstance(obs, Tensor):

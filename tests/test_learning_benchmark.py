@@ -75,6 +75,11 @@ def test_every_run_of_the_tables_has_a_place_and_settings_that_exist(learning):
     assert once["Pusher-v5/sacfast/default/seed0"] == 300_000
     assert once["HalfCheetah-v5/sacfast-cuda/default/seed4"] == 1_000_000
     assert once["Pusher-v5/sacfast/target-entropy-A-2/seed1"] == 50_000
+    settings = [
+        json.dumps([job.env, job.implementation, job.device, job.seed, job.learned_with()])
+        for job in learning.longest(jobs)
+    ]
+    assert len(set(settings)) == len(settings)  # by which recorded runs are known again
 
 
 @contextmanager
@@ -168,6 +173,22 @@ def test_what_was_recorded_on_another_day_stays(learning):
     equal = entry("Pusher-v5", "sb3", [-1.0]), entry("Pusher-v5", "sb3", [-5.0])
     (merged,), _ = learning.merge(jobs[:1], [equal[0]], [equal[1]])
     assert merged["runs"][0]["evaluations"][0][1] == -1.0
+
+
+def test_what_was_recorded_under_another_name_of_its_settings_stays(learning):
+    """A default that another has taken the place of is a row of the ablation from then on."""
+    jobs = [
+        learning.Job("Pusher-v5", 2000, 0, "sb3", settings={"learning_rate": 1e-3}),
+        learning.Job("Pusher-v5", 2000, 0, "sb3", "the old", {"learning_rate": 3e-4}),
+    ]
+    old = entry("Pusher-v5", "sb3", [-9.0], settings={"learning_rate": 3e-4})
+    new = entry("Pusher-v5", "sb3", [-8.0], variant="faster", settings={"learning_rate": 1e-3})
+    merged, left_out = learning.merge(jobs, [], [old, new])
+    assert [(each["variant"], each["runs"]) for each in merged] == [
+        ("default", new["runs"]),
+        ("the old", old["runs"]),
+    ]
+    assert left_out == []
 
 
 def test_settings_are_recorded_as_far_as_they_bear_on_learning(learning):
