@@ -84,8 +84,10 @@ class Job:
         """Every setting that bears on what is learned, as JSON has it; of Stable-Baselines3 what is not its own."""
         if self.implementation != "sacfast":
             return self.settings
-        values = configuration(self, Path()).to_dict()
-        values |= values.pop("sac")
+        config = configuration(self, Path())
+        rates = config.sac.learning_rates
+        values = config.to_dict()
+        values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
         return json.loads(json.dumps({name: values[name] for name in sorted(values.keys() - UNIMPORTANT)}))
 
 

@@ -33,7 +33,7 @@ def ours(schedule: str, env: str, steps: int, threads: int) -> dict:
             learning_starts=STARTS,
             eval_every=0,
             eval_episodes=1,
-            sac=SACConfig(batch_size=256),
+            sac=SACConfig.notebook(),
         )
         rows = read_csv(train(config) / "progress.csv")
     before = next(row for row in rows if row["step"] >= WARM_UP)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -102,10 +102,10 @@ class SACConfig:
     """Width of both hidden layers of the actor and of each critic, or 1 to 4 widths, one per hidden layer
     (400 300, say; a single hidden layer can be had from Python only, as hidden_dim=(256,))."""
 
-    lr: float = 3e-4
+    lr: float = 1e-3
     """Learning rate of Adam, for the actor and whatever has none of its own."""
 
-    critic_lr: float | None = 1e-3
+    critic_lr: float | None = None
     """Learning rate of the critics; None means lr."""
 
     alpha_lr: float | None = None
@@ -148,7 +148,7 @@ class SACConfig:
     """First weights of the networks: orthogonal (zero biases, and a small last layer of the policy), or pytorch
     (nn.Linear's own, uniform in plus or minus one over the root of the inputs)."""
 
-    actor_update_period: int = 1
+    actor_update_period: int = 2
     """Updates per update of the actor and the temperature; critics and targets are updated every time. CleanRL's
     policy_frequency, without its repetition of the skipped updates."""
 
@@ -243,9 +243,12 @@ class SACConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SACConfig:
-        """Inverse of `to_dict`. Raises SACError for fields it does not know."""
+        """Inverse of `to_dict`. Raises SACError for fields it does not know.
+
+        Where there were no such fields yet, everything was as in the notebook.
+        """
         known_fields(cls, values)
-        return cls(**values)
+        return replace(cls.notebook(), **values)
 
 
 @dataclass(frozen=True)

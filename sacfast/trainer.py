@@ -307,11 +307,11 @@ class Trainer:
             action = self.agent.select_action(observation, evaluate)
         if not math.isfinite(action.sum()):
             first = action.reshape(-1, self.agent.action_dim)[0].tolist()
-            rates = self.config.sac.learning_rates
+            sac = self.config.sac
+            critics = "" if sac.critic_lr is None else f", a lower --critic-lr than {sac.critic_lr:g}"
             raise DivergedError(
                 f"the policy's action at step {self.at.step} is {first}: training diverged; start again with a "
-                f"lower --lr than {rates.actor:g}, a lower --critic-lr than {rates.critic:g} or smaller rewards "
-                f"(checkpoints in {self.folder} are older)."
+                f"lower --lr than {sac.lr:g}{critics} or smaller rewards (checkpoints in {self.folder} are older)."
             )
         return action
 

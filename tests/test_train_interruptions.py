@@ -128,7 +128,7 @@ class Enormous(Clockwork):
 
 
 def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path):
-    raw = dataclasses.replace(SMALL, normalize_obs=False)
+    raw = dataclasses.replace(SMALL, normalize_obs=False, lr=3e-4, critic_lr=1e-3)
     config = small(tmp_path, learning_starts=100, checkpoint_every=90, sac=raw)
     lower = r"a lower --lr than 0\.0003, a lower --critic-lr than 0\.001 or"
     with pytest.raises(SACError, match=f"training diverged; start again with {lower}"):
