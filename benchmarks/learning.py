@@ -64,7 +64,8 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
         "target entropy -A/2": {"target_entropy": -action_dim / 2},
         "target entropy -2A": {"target_entropy": -2.0 * action_dim},
-        "actor's learning rate 3e-4": {"lr": 3e-4, "critic_lr": 1e-3, "alpha_lr": 1e-3},
+        "actor's learning rate 1e-4": {"lr": 1e-4},
+        "actor's learning rate 1e-3": {"lr": 1e-3},
         "critics' learning rate 3e-4": {"critic_lr": 3e-4},
         "temperature's learning rate 3e-4": {"alpha_lr": 3e-4},
         "temperature from 0.1": {"initial_alpha": 0.1},
@@ -76,11 +77,9 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     }
 
 
-# The search for the defaults set out from the notebook's settings, and came by others.
-NOTEBOOKS = asdict(SACConfig.notebook())
-HALF_WAY = "actor at every update, at 3e-4"
-SEARCH: dict[str, dict[str, Any]] = {
-    "notebook's" + name: NOTEBOOKS | change
+# The search for the defaults set out from the notebook's settings,
+NOTEBOOKS: dict[str, dict[str, Any]] = {
+    "notebook's" + name: asdict(SACConfig.notebook()) | change
     for name, change in {
         "": {},
         ", 10,000 random steps": {"learning_starts": 10_000},
@@ -97,21 +96,33 @@ SEARCH: dict[str, dict[str, Any]] = {
         ", 1,000 random steps, temperature from 0.1": {"learning_starts": 1_000, "initial_alpha": 0.1},
         ", 1,000 random steps, batches of 64": {"learning_starts": 1_000, "batch_size": 64},
     }.items()
-} | {
-    HALF_WAY + name: {"lr": 3e-4, "critic_lr": 1e-3, "actor_update_period": 1} | change
+}
+# and stopped half-way at these.
+CAUTIOUS = "actor at every update, temperature's learning rate 3e-4"
+HALF_WAY: dict[str, dict[str, Any]] = {
+    name: {"lr": 3e-4, "critic_lr": 1e-3, "alpha_lr": 3e-4, "actor_update_period": 1} | change
     for name, change in {
-        "": {"alpha_lr": 1e-3},
-        ", and the temperature": {},
-        ", and the temperature, from 0.1": {"initial_alpha": 0.1},
-        ", and the temperature, batches of 64": {"batch_size": 64},
-        ", and the temperature, batches of 256": {"batch_size": 256},
+        CAUTIOUS: {},
+        CAUTIOUS + ", from 0.1": {"initial_alpha": 0.1},
+        CAUTIOUS + ", batches of 64": {"batch_size": 64},
+        CAUTIOUS + ", batches of 256": {"batch_size": 256},
+        "actor at every update, its learning rate 1e-3": {"lr": 1e-3, "alpha_lr": 1e-3},
+        "actor at every update, tau 0.01": {"alpha_lr": 1e-3, "tau": 0.01},
     }.items()
+}
+SEARCH = NOTEBOOKS | HALF_WAY
+LONGER = {name: SEARCH[name] for name in ("notebook's", "notebook's, 1,000 random steps", CAUTIOUS)} | {
+    "actor's learning rate 1e-3": {"lr": 1e-3}
 }
 
 
-def searched(env: str, steps: int, *variants: str) -> list[Job]:
-    """Rows of SEARCH, with three seeds each."""
-    return [Job(env, steps, seed, variant=name, settings=SEARCH[name]) for name in variants for seed in SEEDS]
+def searched(env: str, steps: int, settings: dict[str, dict[str, Any]]) -> list[Job]:
+    """Runs with each of the settings, named by their keys, of three seeds each."""
+    return [
+        Job(env, steps, seed, variant=name, settings=each)
+        for name, each in settings.items()
+        for seed in SEEDS
+    ]
 
 
 TABLES: dict[str, list[Job]] = {
@@ -128,14 +139,10 @@ TABLES: dict[str, list[Job]] = {
         for seed in SEEDS
     ],
     "search": [
-        *searched("Pusher-v5", 50_000, "notebook's", "notebook's, 1,000 random steps"),
-        *searched("Pusher-v5", 50_000, HALF_WAY, HALF_WAY + ", and the temperature, from 0.1"),
-        *searched("Pusher-v5", 100_000, HALF_WAY + ", and the temperature"),
-        *searched("Hopper-v5", 100_000, "notebook's", "notebook's, 1,000 random steps"),
-        *searched("Hopper-v5", 100_000, HALF_WAY + ", and the temperature"),
-        *searched("HalfCheetah-v5", 100_000, "notebook's", "notebook's, 1,000 random steps"),
-        *searched("HalfCheetah-v5", 100_000, HALF_WAY + ", and the temperature"),
-        *searched("HalfCheetah-v5", 50_000, *SEARCH),
+        *searched("Pusher-v5", 50_000, HALF_WAY | LONGER),
+        *searched("Hopper-v5", 100_000, LONGER),
+        *searched("HalfCheetah-v5", 100_000, LONGER),
+        *searched("HalfCheetah-v5", 50_000, SEARCH),
     ],
 }
 

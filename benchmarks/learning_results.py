@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
-from render import SHOWN, learner, mean_curve, published
+from learning_tables import SHOWN, learner, mean_curve, published
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES

@@ -13,279 +13,28 @@ The markers are lines of their own for each of TABLES: <!-- BEGIN table:NAME -->
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-OURS = "sacfast"
-NONE = "-"
+from learning_tables import ablation_table, learning_table, published
+from tables import (
+    Entry,
+    action_table,
+    checkpoint_table,
+    loop_table,
+    operators_table,
+    phases_table,
+    precision_table,
+    update_table,
+)
 
-Entry = dict[str, Any]  # one benchmark's extra_info
+HERE = Path(__file__).resolve().parent
 
 
 class RenderError(Exception):
     """The JSON or the README is not what it should be; the message says what to do."""
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def with_range(quartiles: list[float], scale: float = 1.0) -> str:
-    """median (first quartile to third quartile)"""
-    low, median, high = (number(value * scale) for value in quartiles)
-    return f"{median} ({low} to {high})"
-
-
-def operators_table(entries: list[Entry]) -> list[str]:
-    """One line per operation and shape: ours, then each baseline with how many times longer it takes."""
-    lines = [
-        "| µs per call | shape | sacfast | usual eager | fastest eager | torch.compile | GB/s (of stream) |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for entry in entries:
-        results = entry["contestants"]
-        cells = [with_range(results[OURS]["us"])]
-        cells += [_baseline(results.get(role)) for role in ("usual", "eager", "compiled")]
-        cells.append(_bandwidth(results))
-        lines.append(f"| {entry['operation']} | {entry['shape']} | {' | '.join(cells)} |")
-    return lines
-
-
-def _baseline(result: dict[str, Any] | None) -> str:
-    if result is None:
-        return NONE
-    return f"{number(result['us'][1])} ({number(result['ratio'][1])}x)"
-
-
-def _bandwidth(results: dict[str, Any]) -> str:
-    if "stream" not in results:
-        return NONE
-    ours, stream = results[OURS]["gb_per_s"], results["stream"]["gb_per_s"]
-    return f"{number(ours)} ({ours / stream:.0%})"
-
-
-ROLES = {
-    OURS: "**sacfast**",
-    "avx512": "sacfast, AVX-512",
-    "bf16x3": "sacfast, bf16x3",
-    "bf16": "sacfast, bf16",
-    "reference": "reference",
-    "notebook": "notebook",
-    "eager": "by hand, eager",
-    "compiled": "by hand, compiled",
-    "sb3": "SB3",
-    "sbx": "SBX",
-}
-
-
-def _roles(entries: list[Entry]) -> list[str]:
-    """Those that took part in any of the races, in the order of ROLES."""
-    return [role for role in ROLES if any(role in entry["contestants"] for entry in entries)]
-
-
-def update_table(entries: list[Entry]) -> list[str]:
-    """One line per shape, one column per implementation; ours with GFLOP/s and its share of the peak."""
-    roles = _roles(entries)
-    lines = [
-        "| ms per update | GFLOP/s (of peak) | " + " | ".join(ROLES[role] for role in roles) + " |",
-        "|---|---:|" + "---:|" * len(roles),
-    ]
-    for entry in entries:
-        results = entry["contestants"]
-        rate, peak = results[OURS]["gflop_per_s"], entry["peak_gflop_per_s"]["float32"]
-        cells = [entry["shape"], f"{number(rate)} ({rate / peak:.0%})"]
-        cells += [_time_and_ratio(results.get(role), 1e-3) for role in roles]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _time_and_ratio(result: dict[str, Any] | None, scale: float) -> str:
-    if result is None:
-        return NONE
-    if "ratio" not in result:
-        return with_range(result["us"], scale)
-    return f"{number(result['us'][1] * scale)} ({number(result['ratio'][1])}x)"
-
-
-def phases_table(entries: list[Entry]) -> list[str]:
-    """One line per shape, one column per phase of the native update: microseconds of all threads, and the share."""
-    phases = list(entries[0]["phases_us"])
-    lines = [
-        "| µs of all threads per update | " + " | ".join(phases) + " |",
-        "|---|" + "---:|" * len(phases),
-    ]
-    for entry in entries:
-        total = sum(entry["phases_us"].values())
-        cells = [f"{number(us)} ({us / total:.0%})" for us in entry["phases_us"].values()]
-        lines.append(f"| {entry['shape']} | {' | '.join(cells)} |")
-    return lines
-
-
-def action_table(entries: list[Entry]) -> list[str]:
-    """One line per implementation; again and again, and straight after an update."""
-    lines = [
-        "| µs per action | " + " | ".join(entry["shape"] for entry in entries) + " |",
-        "|---|" + "---:|" * len(entries),
-    ]
-    for role in _roles(entries):
-        cells = [_time_and_ratio(entry["contestants"].get(role), 1.0) for entry in entries]
-        lines.append(f"| {ROLES[role]} | {' | '.join(cells)} |")
-    return lines
-
-
-def loop_table(entries: list[Entry]) -> list[str]:
-    """One line per environment and loop: its pace, how near that is to the ideal, and where its time goes."""
-    stages = list(entries[0]["loops"]["strict"]["stages"])
-    lines = [
-        f"| training loop | steps/s | of the ideal | overlap is | {' | '.join(stages)} |",
-        "|---|---:|---:|---:|" + "---:|" * len(stages),
-    ]
-    for entry in entries:
-        for role, loop in entry["loops"].items():
-            name = ROLES.get(role, f"**sacfast, {role}**")
-            cells = [
-                f"{entry['shape']}, {name}",
-                with_range(loop["steps_per_s"]),
-                f"{loop['of_ideal'][1]:.0%}",
-            ]
-            cells.append(f"{number(loop['ratio'][1])}x")
-            cells += [f"{loop['stages'][stage]:.1%}" if "stages" in loop else NONE for stage in stages]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def checkpoint_table(entries: list[Entry]) -> list[str]:
-    """One line per size of the replay buffer."""
-    lines = ["| ms per checkpoint | what is new | everything, in one file |", "|---|---:|---:|"]
-    for entry in entries:
-        cells = [_time_and_ratio(entry["contestants"][role], 1e-3) for role in (OURS, "whole")]
-        lines.append(f"| {entry['shape']} | {' | '.join(cells)} |")
-    return lines
-
-
-def precision_table(entries: list[Entry]) -> list[str]:
-    """One line per precision and path: the error of either network's gradient, and the angle where it matters."""
-    (entry,) = entries
-    lines = [
-        "| gradient's relative error | arithmetic | critics | actor | cosine, critics | cosine, actor |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for row in entry["rows"]:
-        cells = [f"`{row['precision']}`", row["path"]]
-        cells += [f"{row['error'][name]:.0e}" for name in ("critic", "actor")]
-        cells += [f"{row['cosine'][name]:.4f}" for name in ("critic", "actor")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def learning_table(entries: list[Entry]) -> list[str]:
-    """By environment: ours with the default and the notebook's settings, Stable-Baselines3's, and those published.
-
-    The last column: after how many minutes the mean over seeds first was what Stable-Baselines3's was at its end.
-    """
-    shown = [entry for entry in entries if entry["variant"] in SHOWN]
-    environments = list(dict.fromkeys(entry["env"] for entry in shown))
-    steps = {step for step in MILESTONES for entry in shown if _scores_at(entry, step)}
-    for env in environments:
-        steps |= {int(step) for _, scores in published(env) for step in scores}
-    columns = sorted(steps)
-    lines = [
-        "| return per episode | by | seeds | "
-        + " | ".join(f"{step:,} steps" for step in columns)
-        + " | minutes per 100,000 steps | minutes to SB3's score |",
-        "|---|---|---:|" + "---:|" * (len(columns) + 2),
-    ]
-    for env in environments:
-        ours = [entry for entry in shown if entry["env"] == env]
-        theirs = [mean_curve(entry)[-1][1] for entry in ours if entry["implementation"] == "sb3"]
-        for entry in ours:
-            paces = [run["evaluations"][-1][3] / run["evaluations"][-1][0] for run in entry["runs"]]
-            cells = [_mean_and_deviation(_scores_at(entry, step)) for step in columns]
-            cells.append(number(100_000 * statistics.median(paces)))
-            cells.append(_minutes_to(entry, theirs[0]) if theirs else NONE)
-            bold = entry["implementation"] == OURS and entry["variant"] == "default"
-            name = f"**{learner(entry)}**" if bold else learner(entry)
-            lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
-        for reference, scores in published(env):
-            cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in columns]
-            lines.append(
-                f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - | - |"
-            )
-    return lines
-
-
-def ablation_table(entries: list[Entry]) -> list[str]:
-    """One line per variant of the settings, one column per environment, after as many steps as all of them have."""
-    environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
-    ours = [entry for entry in entries if (entry["implementation"], entry["device"]) == ("sacfast", "cpu")]
-    cells: dict[str, dict[str, str]] = {}
-    steps = {}
-    for env in environments:
-        rivals = [entry for entry in ours if entry["env"] == env]
-        steps[env] = min(run["evaluations"][-1][0] for entry in rivals for run in entry["runs"])
-        for entry in rivals:
-            text = _mean_and_deviation(_scores_at(entry, steps[env]))
-            cells.setdefault(entry["variant"], {})[env] = f"{text} ({len(entry['runs'])})"
-    lines = [
-        "| settings | " + " | ".join(f"{env}, {steps[env]:,} steps" for env in environments) + " |",
-        "|---|" + "---:|" * len(environments),
-    ]
-    for variant, by_env in cells.items():
-        lines.append(f"| {variant} | {' | '.join(by_env.get(env, NONE) for env in environments)} |")
-    return lines
-
-
-SHOWN = ("default", "notebook's")  # variants, of more than the ablation
-MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
-
-
-def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
-    """Who has published scores of any version of `env`, and these, [mean, deviation] by step."""
-    name = env.rpartition("-v")[0]
-    references = json.loads((HERE / "published.json").read_text())
-    return [(reference, reference["scores"][name]) for reference in references if name in reference["scores"]]
-
-
-def mean_curve(entry: Entry) -> list[list[float]]:
-    """[step, mean, deviation, minutes], means over the seeds, evaluation by evaluation as far as all seeds are."""
-    together = zip(*(run["evaluations"] for run in entry["runs"]), strict=False)
-    return [[statistics.mean(column) for column in zip(*rows, strict=True)] for rows in together]
-
-
-def _minutes_to(entry: Entry, score: float) -> str:
-    return next((number(minutes) for _, mean, _, minutes in mean_curve(entry) if mean >= score), NONE)
-
-
-def learner(entry: Entry) -> str:
-    """What learned: an implementation, with the settings and the device where these are not the usual ones."""
-    machine = entry["runs"][0]["machine"]
-    name = f"Stable-Baselines3 {machine['sb3']}" if entry["implementation"] == "sb3" else OURS
-    name += "" if entry["variant"] == "default" else f", {entry['variant']} settings"
-    return name if entry["device"] == "cpu" else f"{name}, {machine['gpu']}"
-
-
-def _scores_at(entry: Entry, step: int) -> list[float]:
-    """One score per seed, or none if a seed was not evaluated after this step."""
-    scores = [row[1] for run in entry["runs"] for row in run["evaluations"] if row[0] == step]
-    return scores if len(scores) == len(entry["runs"]) else []
-
-
-def _mean_and_deviation(scores: list[float]) -> str:
-    if not scores:
-        return NONE
-    return _score(statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else None)
-
-
-def _score(mean: float, deviation: float | None) -> str:
-    digits = 0 if abs(mean) >= 1000 else 1
-    return f"{mean:,.{digits}f}" + ("" if deviation is None else f" ± {deviation:,.{digits}f}")
 
 
 TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
@@ -364,7 +113,7 @@ LEGENDS = {
     "ablation": (
         "sacfast with one setting changed, or with the notebook's, but for 5,000 random steps, and what else is named: "
         "mean ± standard deviation over as many seeds as the brackets say, of the deterministic policy over {episodes} "
-        "episodes."
+        "episodes; then the median of the minutes that training took."
     ),
 }
 

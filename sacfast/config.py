@@ -102,13 +102,13 @@ class SACConfig:
     """Width of both hidden layers of the actor and of each critic, or 1 to 4 widths, one per hidden layer
     (400 300, say; a single hidden layer can be had from Python only, as hidden_dim=(256,))."""
 
-    lr: float = 1e-3
+    lr: float = 3e-4
     """Learning rate of Adam, for the actor and whatever has none of its own."""
 
-    critic_lr: float | None = None
+    critic_lr: float | None = 1e-3
     """Learning rate of the critics; None means lr."""
 
-    alpha_lr: float | None = None
+    alpha_lr: float | None = 1e-3
     """Learning rate of the temperature; None means lr."""
 
     gamma: float = 0.99

@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks/ is not 
 
 
 @pytest.fixture(scope="module")
-def script() -> dict:
-    return runpy.run_path(str(SCRIPT))
+def script() -> Iterator[dict]:
+    sys.path.insert(0, str(SCRIPT.parent))
+    yield runpy.run_path(str(SCRIPT))
+    sys.path.remove(str(SCRIPT.parent))
 
 
 MACHINE = {
@@ -287,8 +291,8 @@ def test_tables_of_learning(script, files, tmp_path):
     assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - | - |" in lines
     assert "| Pusher-v5 | SLM-Lab v5's SAC | - | - | - | - | - | -43.0 | - | - |" in lines
     assert "| settings | Pusher-v5, 50,000 steps | HalfCheetah-v5, 50,000 steps |" in lines
-    assert "| default | -37.2 ± 1.4 (2) | 3,500 ± 707 (2) |" in lines
-    assert "| tau 0.01 | -40.5 ± 0.7 (2) | 2,000 (1) |" in lines
+    assert "| default | -37.2 ± 1.4 (2), 6.00 min | 3,500 ± 707 (2), 6.50 min |" in lines
+    assert "| tau 0.01 | -40.5 ± 0.7 (2), 6.00 min | 2,000 (1), 6.00 min |" in lines
     caption = next(line for line in lines if line.startswith("<sub>The deterministic policy after"))
     for part in ("sac.csv", "-v4 environments, return of", "2 runs side by side", "on 2025-11-21: Test CPU"):
         assert part in caption

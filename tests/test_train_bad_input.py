@@ -84,7 +84,7 @@ def test_resume_refuses_contradictions_and_needs_a_run(tmp_path, capsys):
     run = train(small(tmp_path, steps=60, eval_every=0))
     before = contents(run)
     for flags, words in (
-        (["--lr", "0.1"], "--lr 0.1 contradicts the run being resumed, which has 0.001"),
+        (["--lr", "0.1"], "--lr 0.1 contradicts the run being resumed, which has 0.0003"),
         (["--env", "Pusher-v5"], "--env Pusher-v5 contradicts"),
         (["--steps", "55"], "--steps 55 is below the 60"),
     ):
