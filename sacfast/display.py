@@ -24,19 +24,21 @@ class Display:
         self.console = console or Console(highlight=False)
         self._last: Row = {}
         self._evaluation: float | None = None
+        self._step = 0
         self._window: deque[tuple[float, int]] = deque(maxlen=20)
 
     def start(self, step: int) -> None:
+        self._step = step
         self._window.append((perf_counter(), step))
 
     def step(self, step: int) -> None:
         """Called at every step; must cost next to nothing."""
+        self._step = step
 
     def phase(self, text: str) -> None:
         """What is going on, in a word or two."""
         # The pace changes with the phase, so estimate anew.
-        if self._window:
-            self._window = deque([self._window[-1]], maxlen=self._window.maxlen)
+        self._window = deque([(perf_counter(), self._step)], maxlen=self._window.maxlen)
 
     def pause(self, seconds: float) -> None:
         """Leave `seconds` out of the rates: no environment steps were taken."""
@@ -44,7 +46,7 @@ class Display:
 
     def row(self, row: Row) -> None:
         self._last = row
-        step = int(row["step"] or 0)
+        self._step = step = int(row["step"] or 0)
         self._window.append((perf_counter(), step))
         left = f"  {self.time_left()}" if self.time_left() else ""
         self.message(f"step {step:,}/{self.total:,} ({step / self.total:.0%})  {self.numbers('  ')}{left}")
@@ -103,16 +105,16 @@ class LiveDisplay(Display):
         super().__init__(name, total_steps, console or Console(highlight=False))
         self._bar = _TwoLineProgress(self, self.console)
         self._task: TaskID = self._bar.add_task("starting", total=total_steps, left="")
-        self._next, self._step = 0.0, 0
+        self._next = 0.0
 
     def start(self, step: int) -> None:
         super().start(step)
-        self._step = step
         self._bar.update(self._task, completed=step)
         self._bar.start()
 
     def step(self, step: int) -> None:
-        self._step, now = step, perf_counter()
+        super().step(step)
+        now = perf_counter()
         if now >= self._next:
             self._next = now + self.REFRESH_S
             self._window.append((now, step))

@@ -179,9 +179,9 @@ class Trainer:
             self._advance()
             self._learn()
             self._stopwatch.lap("update")
+            self.display.step(self.at.step)
             if before < config.learning_starts <= self.at.step:
                 self._enter_phase()
-            self.display.step(self.at.step)
             if self._due(config.log_every, before):
                 self._log()
             if self._due(config.eval_every, before):

@@ -38,22 +38,24 @@ def test_the_live_display_shows_every_number_in_eighty_columns():
 
 
 def test_time_left_follows_the_pace_and_leaves_pauses_out(monkeypatch):
-    clock = iter([0.0, 1.0, 10.0, 110.0, 130.0])
+    clock = iter([0.0, 1.0, 2.0, 11.0, 111.0, 112.0, 132.0])
     monkeypatch.setattr("sacfast.display.perf_counter", lambda: next(clock))
     display = Display("Toy", 1000, Console(file=io.StringIO()))
     display.start(0)
     assert display.time_left() == ""
     display.row({"step": 100, "updates": 0})
     assert display.time_left() == ""  # random steps, whose pace says nothing of learning's
+    display.step(150)
     display.phase("training")
-    display.row({"step": 200, "updates": 100})
-    assert display.time_left() == "1:12 left"  # 9 seconds for 100 steps
+    assert display.time_left() == ""
+    display.row({"step": 250, "updates": 100})
+    assert display.time_left() == "1:08 left"  # 9 seconds for 100 steps
     display.pause(90.0)
-    display.row({"step": 300, "updates": 200})
-    assert display.time_left() == "1:06 left"  # 19 for 200
+    display.row({"step": 350, "updates": 200})
+    assert display.time_left() == "1:02 left"  # 19 for 200
     display.phase("training")
-    display.row({"step": 400, "updates": 300})
-    assert display.time_left() == "2:00 left"  # 20 for the 100 of this phase
+    display.row({"step": 450, "updates": 300})
+    assert display.time_left() == "1:50 left"  # 20 for the 100 of this phase
 
 
 def test_a_pipe_gets_plain_lines():
