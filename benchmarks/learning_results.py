@@ -152,7 +152,7 @@ def draw(entries: list[Entry], path: Path) -> None:
             for axes in (by_step, by_minute):
                 axes.set_xlim(left=0)
                 axes.grid(alpha=0.3, linewidth=0.5)
-                axes.yaxis.set_major_formatter("{x:,.0f}")
+                axes.yaxis.set_major_formatter("{x:,g}")
         named = dict(
             pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
         )
