@@ -93,7 +93,7 @@ class LearningRates(NamedTuple):
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Hyper-parameters of soft actor-critic; the defaults are those that learned best (benchmarks/learning.py).
+    """Hyper-parameters of soft actor-critic; the defaults are those that learned best by the minute (benchmarks/learning.py).
 
     `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
     """
