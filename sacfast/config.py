@@ -93,9 +93,8 @@ class LearningRates(NamedTuple):
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Hyper-parameters of soft actor-critic; the defaults are those that learned best by the minute (benchmarks/learning.py).
-
-    `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
+    """Hyper-parameters of soft actor-critic; the defaults are those that learned best (benchmarks/learning.py), by the
+    minute. `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
     """
 
     hidden_dim: int | tuple[int, ...] = 256

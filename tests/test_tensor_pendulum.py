@@ -86,7 +86,8 @@ def test_observations_actions_and_transitions_stay_tensors_and_are_right(tmp_pat
 
 @pytest.mark.native
 def test_the_pendulum_is_learned(tmp_path):
-    sac = SACConfig(hidden_dim=64, lr=2e-3, critic_lr=2e-3, normalize_obs=False)  # for so few steps
+    rates = {"lr": 2e-3, "critic_lr": 2e-3, "alpha_lr": 2e-3, "actor_update_period": 1}  # for so few steps
+    sac = SACConfig(hidden_dim=64, normalize_obs=False, **rates)
     settings = {"steps": 9600, "learning_starts": 800, "utd": 0.25, "engine": "native", "eval_episodes": 8}
     run = train(small(tmp_path, eval_every=0, sac=sac, **settings), env=lambda: TensorPendulum(16))
     summary = json.loads((run / "summary.json").read_text())
