@@ -111,8 +111,9 @@ HALF_WAY: dict[str, dict[str, Any]] = {
     }.items()
 }
 SEARCH = NOTEBOOKS | HALF_WAY
-LONGER = {name: SEARCH[name] for name in ("notebook's", "notebook's, 1,000 random steps", CAUTIOUS)} | {
-    "actor's learning rate 1e-3": {"lr": 1e-3}
+LONGER = {
+    name: (SEARCH | variants(ABLATED["HalfCheetah-v5"]))[name]
+    for name in ("notebook's", "notebook's, 1,000 random steps", CAUTIOUS, "actor's learning rate 1e-3")
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tables import NONE, OURS, Entry, number
 
 SHOWN = ("default", "notebook's")  # variants, of more than the ablation
-MEAN, MINUTES = 1, 3  # columns of an evaluation
+STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 
 
@@ -19,7 +19,7 @@ def learning_table(entries: list[Entry]) -> list[str]:
     """
     shown = [entry for entry in entries if entry["variant"] in SHOWN]
     environments = list(dict.fromkeys(entry["env"] for entry in shown))
-    steps = {step for step in MILESTONES for entry in shown if _scores_at(entry, step)}
+    steps = {step for step in MILESTONES for entry in shown if _at(entry, step)}
     for env in environments:
         steps |= {int(step) for _, scores in published(env) for step in scores}
     columns = sorted(steps)
@@ -31,10 +31,10 @@ def learning_table(entries: list[Entry]) -> list[str]:
     ]
     for env in environments:
         ours = [entry for entry in shown if entry["env"] == env]
-        theirs = [mean_curve(entry)[-1][1] for entry in ours if entry["implementation"] == "sb3"]
+        theirs = [mean_curve(entry)[-1][MEAN] for entry in ours if entry["implementation"] == "sb3"]
         for entry in ours:
-            paces = [run["evaluations"][-1][3] / run["evaluations"][-1][0] for run in entry["runs"]]
-            cells = [_mean_and_deviation(_scores_at(entry, step)) for step in columns]
+            paces = [run["evaluations"][-1][MINUTES] / run["evaluations"][-1][STEP] for run in entry["runs"]]
+            cells = [_mean_and_deviation(_at(entry, step)) for step in columns]
             cells.append(number(100_000 * statistics.median(paces)))
             cells.append(_minutes_to(entry, theirs[0]) if theirs else NONE)
             bold = entry["implementation"] == OURS and entry["variant"] == "default"
@@ -56,10 +56,10 @@ def ablation_table(entries: list[Entry]) -> list[str]:
     steps = {}
     for env in environments:
         rivals = [entry for entry in ours if entry["env"] == env]
-        steps[env] = min(run["evaluations"][-1][0] for entry in rivals for run in entry["runs"])
+        steps[env] = min(run["evaluations"][-1][STEP] for entry in rivals for run in entry["runs"])
         for entry in rivals:
-            text = _mean_and_deviation(_scores_at(entry, steps[env]))
-            minutes = number(statistics.median(_column_at(entry, steps[env], MINUTES)))
+            text = _mean_and_deviation(_at(entry, steps[env]))
+            minutes = number(statistics.median(_at(entry, steps[env], MINUTES)))
             cells.setdefault(entry["variant"], {})[env] = f"{text} ({len(entry['runs'])}), {minutes} min"
     lines = [
         "| settings | " + " | ".join(f"{env}, {steps[env]:,} steps" for env in environments) + " |",
@@ -95,13 +95,9 @@ def learner(entry: Entry) -> str:
     return name if entry["device"] == "cpu" else f"{name}, {machine['gpu']}"
 
 
-def _scores_at(entry: Entry, step: int) -> list[float]:
-    return _column_at(entry, step, MEAN)
-
-
-def _column_at(entry: Entry, step: int, column: int) -> list[float]:
+def _at(entry: Entry, step: int, column: int = MEAN) -> list[float]:
     """One number per seed, or none if a seed was not evaluated after this step."""
-    values = [row[column] for run in entry["runs"] for row in run["evaluations"] if row[0] == step]
+    values = [row[column] for run in entry["runs"] for row in run["evaluations"] if row[STEP] == step]
     return values if len(values) == len(entry["runs"]) else []
 
 

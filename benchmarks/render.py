@@ -111,8 +111,8 @@ LEGENDS = {
         "Others' scores are as published: {published}."
     ),
     "ablation": (
-        "sacfast with one setting changed, or with the notebook's, but for 5,000 random steps, and what else is named: "
-        "mean ± standard deviation over as many seeds as the brackets say, of the deterministic policy over {episodes} "
+        "sacfast with the settings changed that are named; the notebook's with 5,000 random steps, unless named: mean "
+        "± standard deviation over as many seeds as the brackets say, of the deterministic policy over {episodes} "
         "episodes; then the median of the minutes that training took."
     ),
 }
