@@ -29,49 +29,37 @@ class ObservationNormalizer:
 
     def __init__(self, obs_dim: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self.mean = torch.zeros(obs_dim, dtype=torch.float64, device=device)
+        # On the device that the last observations came from, because a GPU is slow at a few numbers from elsewhere.
+        self.mean = torch.zeros(obs_dim, dtype=torch.float64)
         self.squares = torch.zeros_like(self.mean)  # sum over observations of (x - mean)^2
         # What native code reads, in place for as long as the normalizer lives.
         self.shift = torch.zeros(obs_dim, device=device)
         self.scale = torch.ones_like(self.shift)
-        self._share()
 
     def update(self, obs: np.ndarray | Tensor) -> None:
-        """Take n observations [n, O] into the statistics."""
-        if self.mean.device.type == "cpu" and not isinstance(obs, Tensor):
-            x = np.asarray(obs, np.float64)
-        else:
-            x = self._plain(torch.as_tensor(obs, dtype=torch.float64, device=self.mean.device))
+        """Take n observations [n, O] into the statistics, where they are: nothing waits for a GPU that holds them."""
+        where = obs.device if isinstance(obs, Tensor) else torch.device("cpu")
+        if self.mean.device != where:
+            self.mean, self.squares = self.mean.to(where), self.squares.to(where)
+        x = _plain(obs.double()) if isinstance(obs, Tensor) else np.asarray(obs, np.float64)
         n = len(x)
         if n == 0:
             return
+        total_mean, total_squares = _plain(self.mean), _plain(self.squares)
         mean = x.sum(0) / n
-        delta, total = mean - self._mean, self.count + n
-        self._mean += delta * (n / total)
-        self._squares += ((x - mean) ** 2).sum(0) + delta**2 * (self.count * n / total)
+        delta, total = mean - total_mean, self.count + n
+        total_mean += delta * (n / total)
+        total_squares += ((x - mean) ** 2).sum(0) + delta**2 * (self.count * n / total)
         self.count = total
         self._refresh()
 
     def _refresh(self) -> None:
-        self._shift[:] = self._mean
-        self._scale[:] = (self._squares / self.count + MIN_VARIANCE) ** -0.5 if self.count else 1.0
-
-    def _share(self) -> None:
-        self._mean, self._squares, self._shift, self._scale = map(
-            self._plain, (self.mean, self.squares, self.shift, self.scale)
-        )
-
-    @staticmethod
-    def _plain(tensor: Tensor) -> Any:
-        """The CPU's numbers as an array that shares them: for a single observation NumPy is three times as fast."""
-        return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._share()
+        if self.count == 0:
+            self.shift.zero_()
+            self.scale.fill_(1.0)
+        else:
+            _write(self.shift, _plain(self.mean))
+            _write(self.scale, (_plain(self.squares) / self.count + MIN_VARIANCE) ** -0.5)
 
     def __call__(self, obs: Any) -> Any:
         """[..., O] normalised, float32: a tensor on its own device for a tensor, an array for an array."""
@@ -98,3 +86,17 @@ class ObservationNormalizer:
             tensor.copy_(tensors[name])
         self.count = int(count)
         self._refresh()
+
+
+def _plain(tensor: Tensor) -> Any:
+    """The CPU's numbers as an array that shares them: for a single observation NumPy is three times as fast."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _write(tensor: Tensor, values: np.ndarray | Tensor) -> None:
+    if isinstance(values, Tensor):
+        tensor.copy_(values)
+    elif tensor.device.type == "cpu":
+        tensor.numpy()[:] = values
+    else:  # not awaited: memory that is not pinned has been read when this returns
+        tensor.copy_(torch.from_numpy(values.astype(np.float32)), non_blocking=True)

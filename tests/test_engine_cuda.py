@@ -102,7 +102,7 @@ def test_whole_gradients_against_float64(place, precision, shape):
             assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + 5e-8
         else:
             error = PRECISION_ERROR[precision]
-            assert ours.norm() / exact.norm() == pytest.approx(1, abs=error.whole)
+            assert (ours.norm() / exact.norm()).item() == pytest.approx(1, abs=error.whole)
             assert torch.cosine_similarity(ours.double(), exact, dim=0) >= 1 - error.whole
 
 

@@ -240,9 +240,9 @@ __global__ void __launch_bounds__(kRowBlock) target_kernel(const __grid_constant
 // min_i Q_i(s, pi(s)), and the gradient of -1/B of it one layer back: zero for the critic that is not the
 // smaller (the first is, where they are equal).
 template <typename T>
-__global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_constant__ Update<T> x, int u) {
+__global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_constant__ Update<T> x) {
   const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
-  if (row >= x.B || !x.call->turn[u].acts) return;
+  if (row >= x.B) return;
   float q[2];
   for (int c = 0; c < 2; ++c) {
     q[c] =
@@ -264,8 +264,7 @@ __global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_co
 // every row of the block reads them, and there lanes read neighbours.
 template <typename T>
 __global__ void __launch_bounds__(kRowBlock)
-    action_gradient_kernel(const __grid_constant__ Update<T> x, int u, bool cached) {
-  if (!x.call->turn[u].acts) return;
+    action_gradient_kernel(const __grid_constant__ Update<T> x, bool cached) {
   const int inputs = x.O + x.A, width = x.first_width;
   float* const columns = dynamic_shared();  // [2][A][width]
   if (cached) {

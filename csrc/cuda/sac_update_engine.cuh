@@ -14,14 +14,16 @@
 //   actor backward     through the hidden layers but the first
 //   actor step         all weights' gradients, Adam; the temperature; metrics
 //
-// The weights are the float32 masters themselves: there is no packed copy to go stale. Up to 32 updates are
-// one CUDA graph. What differs from launch to launch (counters, Adam's corrections, where the transitions
+// An update that leaves the actor as it is has no launches from the policy's critics to the actor's backward
+// pass. The weights are the float32 masters themselves: there is no packed copy to go stale. Up to 32 updates
+// are one CUDA graph. What differs from launch to launch (counters, Adam's corrections, where the transitions
 // are) comes in the parameters of the kernel before it.
 #include <array>
 #include <functional>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "rows.cuh"
 #include "sac_update.cuh"
@@ -58,7 +60,6 @@ __global__ void __launch_bounds__(Size::kBlock)
     if (blockIdx.y == 0) finish<Stored<P>, Size::kBlock>(x, turn);
     return;
   }
-  if (!turn.acts) return;
   int tile;
   const auto& job = find_job(jobs, tile);
   weight_gradient<P, Size>(job, tile, trained, turn.actor);
@@ -69,7 +70,7 @@ static __global__ void __launch_bounds__(kThreads)
     adam_kernel(const __grid_constant__ Trained trained, int splits, const Call* call, const int64_t* refused,
                 int u, bool actor) {
   const Turn& turn = call->turn[u];
-  if (*refused >= 0 || (actor && !turn.acts)) return;
+  if (*refused >= 0) return;
   for (int64_t i = thread_index(); i < trained.size; i += thread_count()) {
     float gradient = 0.0f;
     for (int split = 0; split < splits; ++split) gradient += trained.partial[split * trained.size + i];
@@ -155,8 +156,8 @@ class Engine final : public SacUpdate {
     prepare(call, workspace, stream);
     while (call.updates > 0) {
       const int n = static_cast<int>(std::min<int64_t>(call.updates, kMostUpdates));
-      begin(call, n, stream);
-      check(cudaGraphLaunch(graph(n), static_cast<cudaStream_t>(stream)), "the update's graph");
+      const uint32_t acting = begin(call, n, stream);
+      check(cudaGraphLaunch(graph(n, acting), static_cast<cudaStream_t>(stream)), "the update's graph");
       call.updates -= n;
     }
     check(cudaEventRecord(done_, static_cast<cudaStream_t>(stream)), "cudaEventRecord");
@@ -179,10 +180,10 @@ class Engine final : public SacUpdate {
     std::vector<cudaEvent_t> marks(phases_.size() + 1);
     for (cudaEvent_t& mark : marks) check(cudaEventCreateWithFlags(&mark, cudaEventDefault), "an event");
     for (; call.updates > 0; --call.updates) {
-      begin(call, 1, stream);
+      const bool acts = begin(call, 1, stream) != 0;
       check(cudaEventRecord(marks[0], on), "cudaEventRecord");
       size_t phase = 0;
-      enqueue(stream, 0, [&] { check(cudaEventRecord(marks[++phase], on), "cudaEventRecord"); });
+      enqueue(stream, 0, acts, [&] { check(cudaEventRecord(marks[++phase], on), "cudaEventRecord"); });
       check(cudaStreamSynchronize(on), "the update");
       for (size_t i = 0; i < phases_.size(); ++i) {
         float elapsed = 0.0f;
@@ -325,8 +326,9 @@ class Engine final : public SacUpdate {
   // calls
 
   // The counters of updates step, ..., step + n - 1, and where their transitions are, for the kernels of one
-  // graph.
-  void begin(UpdateCall& call, int n, void* stream) {
+  // graph. Returns in bit u whether update number u is of the actor too.
+  uint32_t begin(UpdateCall& call, int n, void* stream) {
+    uint32_t acting = 0;
     Call next = {};
     StatePointers& state = call.state;
     next.seed = state.seed, next.step = state.step;
@@ -338,10 +340,12 @@ class Engine final : public SacUpdate {
       if (acts) {
         next.turn[u].actor = adam_step(spec_, spec_.lr.actor, ++state.actor_adam_step);
         if (spec_.learn_alpha) next.turn[u].alpha = adam_step(spec_, spec_.lr.alpha, ++state.alpha_adam_step);
+        acting |= 1u << u;
       }
       ++state.step;
     }
     check(launch(begin_kernel, 1, 256, 0, stream, next, call_), "begin");
+    return acting;
   }
 
   // The counters as they were before update `step`.
@@ -355,39 +359,41 @@ class Engine final : public SacUpdate {
     }
   }
 
-  cudaGraphExec_t graph(int n) {
-    cudaGraphExec_t& made = graphs_[n];
+  cudaGraphExec_t graph(int n, uint32_t acting) {
+    const std::pair<int, uint32_t> which = {n, acting};
+    cudaGraphExec_t& made = graphs_[which];
     if (made == nullptr) {
       check(cudaStreamBeginCapture(capture_, cudaStreamCaptureModeThreadLocal), "capturing the update");
       cudaGraph_t line = nullptr;
       try {
-        for (int u = 0; u < n; ++u) enqueue(capture_, u, [] {});
+        for (int u = 0; u < n; ++u) enqueue(capture_, u, (acting >> u & 1) != 0, [] {});
       } catch (...) {
         cudaStreamEndCapture(capture_, &line);
         if (line != nullptr) cudaGraphDestroy(line);
-        graphs_.erase(n);
+        graphs_.erase(which);
         throw;
       }
       int error = cudaStreamEndCapture(capture_, &line);
       if (error == 0) error = cudaGraphInstantiate(&made, line, 0);
       if (line != nullptr) cudaGraphDestroy(line);
-      if (error != 0) graphs_.erase(n);
+      if (error != 0) graphs_.erase(which);
       check(error, "the update's graph");
     }
     return made;
   }
 
   void forget_graphs() {
-    for (auto& [n, made] : graphs_) cudaGraphExecDestroy(made);
+    for (auto& [which, made] : graphs_) cudaGraphExecDestroy(made);
     graphs_.clear();
   }
 
   // ---------------------------------------------------------------------------------------------------
   // phases
 
-  // All launches of update number u of a graph, in order; after_phase() behind each of `phases_`.
+  // All launches of update number u of a graph, in order; after_phase() behind each of `phases_`, done or
+  // left out.
   template <typename F>
-  void enqueue(void* stream, int u, F after_phase) {
+  void enqueue(void* stream, int u, bool acts, F after_phase) {
     const int64_t L = spec_.hidden_layers;
     const unsigned row_blocks = static_cast<unsigned>(tiles_of(x_.B, kRowWarps));
     const auto phase = [&](int error, const char* name) {
@@ -402,13 +408,17 @@ class Engine final : public SacUpdate {
     phase(launch(target_kernel<T>, row_blocks, kRowBlock, 0, stream, x_), "TD error");
     for (const int64_t l : backward_layers_) phase(critics_backward(l, stream), "critic backward");
     phase(critic_step(stream, u), "critic step");
-    for (int64_t l = 0; l < L; ++l)
-      phase(critics_forward(l, critic_.p, hidden_.critic, x_.policy_pair, stream), "policy's critics");
-    phase(launch(policy_value_kernel<T>, row_blocks, kRowBlock, 0, stream, x_, u), "policy's value");
-    for (const int64_t l : backward_layers_) phase(critics_backward(l, stream), "action gradient");
-    phase(action_gradient(stream, u), "action gradient");
-    for (const int64_t l : backward_layers_) phase(actor_backward(l, stream), "actor backward");
-    phase(actor_step(stream, u), "actor step");
+    if (acts) {
+      for (int64_t l = 0; l < L; ++l)
+        phase(critics_forward(l, critic_.p, hidden_.critic, x_.policy_pair, stream), "policy's critics");
+      phase(launch(policy_value_kernel<T>, row_blocks, kRowBlock, 0, stream, x_), "policy's value");
+      for (const int64_t l : backward_layers_) phase(critics_backward(l, stream), "action gradient");
+      phase(action_gradient(stream), "action gradient");
+      for (const int64_t l : backward_layers_) phase(actor_backward(l, stream), "actor backward");
+    } else {
+      for (int64_t left_out = 0; left_out < 3 * L; ++left_out) after_phase();
+    }
+    phase(actor_step(stream, u, acts), "actor step");
   }
 
   void name_phases() {
@@ -520,13 +530,13 @@ class Engine final : public SacUpdate {
     return run_backward(jobs, stream);
   }
 
-  int action_gradient(void* stream, int u) {
+  int action_gradient(void* stream) {
     const int64_t heads = 2 * spec_.action_dim * kRowWarps, columns = 2 * spec_.action_dim * x_.first_width;
     const int64_t float_bytes = sizeof(float);
     const bool cached = (heads + columns) * float_bytes <= kSharedBytes;
     const int blocks = std::min(tiles_of(x_.B, kRowWarps), kBlocksPerMultiprocessor * multiprocessors_);
     return launch(action_gradient_kernel<T>, static_cast<unsigned>(blocks), kRowBlock,
-                  (heads + (cached ? columns : 0)) * float_bytes, stream, x_, u, cached);
+                  (heads + (cached ? columns : 0)) * float_bytes, stream, x_, cached);
   }
 
   void add_layer(Jobs<WeightJob<T>>& jobs, const Rows<T>& dy, const Rows<T>& x, const Layer& layer) const {
@@ -565,18 +575,21 @@ class Engine final : public SacUpdate {
     return error != 0 ? error : finish_step(critic_, critic_splits_, stream, u, false);
   }
 
-  int actor_step(void* stream, int u) {
+  int actor_step(void* stream, int u, bool acts) {
     Jobs<WeightJob<T>> jobs = {};
     const int64_t L = spec_.hidden_layers;
-    for (int64_t l = L; l-- > 0;) {
+    for (int64_t l = acts ? L : 0; l-- > 0;) {
       add_layer(jobs, hidden_.actor_gradient[l], l == 0 ? x_.pair : hidden_.actor[l - 1], spec_.actor[l]);
     }
-    const Rows<T> log_std_gradient = {x_.head_gradient.data + x_.A, x_.head_gradient.stride};
-    add_layer(jobs, x_.head_gradient, hidden_.actor[L - 1], spec_.actor[L]);
-    add_layer(jobs, log_std_gradient, hidden_.actor[L - 1], spec_.actor[L + 1]);
-    const int error = run_jobs(jobs, actor_step_kernel<P, Small>, actor_step_kernel<P, Large>, 1,
-                               actor_splits_, stream, actor_, x_, u);
-    return error != 0 ? error : finish_step(actor_, actor_splits_, stream, u, true);
+    if (acts) {
+      const Rows<T> log_std_gradient = {x_.head_gradient.data + x_.A, x_.head_gradient.stride};
+      add_layer(jobs, x_.head_gradient, hidden_.actor[L - 1], spec_.actor[L]);
+      add_layer(jobs, log_std_gradient, hidden_.actor[L - 1], spec_.actor[L + 1]);
+    }
+    const int splits = acts ? actor_splits_ : 1;
+    const int error = run_jobs(jobs, actor_step_kernel<P, Small>, actor_step_kernel<P, Large>, 1, splits,
+                               stream, actor_, x_, u);
+    return error != 0 ? error : finish_step(actor_, splits, stream, u, true);
   }
 
   static constexpr int kEach = 4,
@@ -595,7 +608,7 @@ class Engine final : public SacUpdate {
   Trained critic_ = {}, actor_ = {};
   int critic_splits_ = 1, actor_splits_ = 1;
   Key key_ = {};
-  std::map<int, cudaGraphExec_t> graphs_;  // by number of updates
+  std::map<std::pair<int, uint32_t>, cudaGraphExec_t> graphs_;  // by number of updates, and which act
   Call* call_ = nullptr;
   int64_t* refused_ = nullptr;
   volatile int64_t* host_refused_ = nullptr;

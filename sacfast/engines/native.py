@@ -155,7 +155,7 @@ class NativeEngine(Engine):
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
         ring = buffer.ring_to_sample(batch_size)
-        if buffer.device != state.device:
+        if not buffer.is_on(state.device):
             raise SACError(f"the buffer is on {buffer.device}, but this agent is on {state.device}")
         if (buffer.obs_dim, buffer.action_dim) != (state.obs_dim, state.action_dim):
             raise SACError(

@@ -389,11 +389,20 @@ def link_flags(*, openmp: bool, nvcc: str | None) -> list[str]:
     """
     if sys.platform == "darwin":
         return ["-shared", "-undefined", "dynamic_lookup"]
-    chosen = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    chosen = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", *_cpp_runtime()]
     if openmp:
         bundled = [*(TORCH / "lib").glob("libgomp*.so*"), *(TORCH.parent / "torch.libs").glob("libgomp*.so*")]
         chosen.append(str(bundled[0]) if bundled else "-lgomp")
     return [*chosen, "-ltorch_cuda", "-lc10_cuda", *_cudart_flags(nvcc)] if nvcc else chosen
+
+
+def _cpp_runtime() -> list[str]:
+    """The C++ runtime that torch uses, before the compiler's own, which some compilers link statically: an exception
+    that two copies of the runtime have a part in ends the process.
+    """
+    with suppress(OSError):
+        return re.findall(r"/\S*libstdc\+\+\.so[.\d]*$", Path("/proc/self/maps").read_text(), re.MULTILINE)[:1]
+    return []
 
 
 def _cudart_flags(nvcc: str) -> list[str]:

@@ -103,6 +103,10 @@ class ReplayBuffer:
         self.obs_dim, self.action_dim = obs_dim, action_dim
         return self._ring
 
+    def is_on(self, device: torch.device) -> bool:
+        """Whether batches come to `device`. A buffer on "cuda" is on whichever GPU was the current one."""
+        return device.type == self.device.type and self.device.index in (None, device.index)
+
     @property
     def pushed(self) -> int:
         """Transitions ever stored."""
@@ -167,7 +171,7 @@ class ReplayBuffer:
         if single and self._push_plainly(*(value[0] for value in values)):
             return
         on_gpu = self.storage == "device" and self.device.type != "cpu"
-        if on_gpu and all(isinstance(value, Tensor) and _same_device(value, self.device) for value in values):
+        if on_gpu and all(isinstance(value, Tensor) and self.is_on(value.device) for value in values):
             self._push_blindly(*values)
         else:
             self._push([as_float32(name, value) for name, value in zip(FIELDS, values, strict=True)])
@@ -385,10 +389,6 @@ class ReplayBuffer:
 def field_shapes(rows: int, obs_dim: int, action_dim: int) -> tuple[tuple[int, ...], ...]:
     """The shapes of the FIELDS of `rows` transitions."""
     return (rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,)
-
-
-def _same_device(value: Tensor, device: torch.device) -> bool:
-    return value.device.type == device.type and device.index in (None, value.device.index)
 
 
 def _bounds(low: np.ndarray | None, high: np.ndarray | None) -> ActionBounds | None:

@@ -11,7 +11,8 @@ record is overwritten or its observation arrives as the obs of a new record; onl
 use, found by looking whether their record still links to them, moved together.
 
 Which transition a new one continues is told by its obs, which must equal that one's next_obs bit for bit, so it
-does not matter who pushed what in which order, and a wrong guess costs a slot but is never wrong data.
+does not matter who pushed what in which order, and a wrong guess costs a slot but is never wrong data. One that
+terminated is taken to be continued by none.
 """
 
 from dataclasses import dataclass, fields
@@ -140,12 +141,7 @@ class Ring:
         before_end = min(len(rows), self.capacity - self.position)
         self._put(self.records, self.position, records[:before_end])
         self._put(self.records, 0, records[before_end:])
-        if self.device.type == "cpu":
-            link = self.link.numpy()
-            for row, next_row in zip(earlier, later, strict=True):
-                link[row] = ~next_row if link[row] < 0 else next_row
-        elif earlier:
-            self._relink(torch.tensor(earlier), torch.tensor(later))
+        self._continue_by(earlier, later)
         self._advance(len(rows))
         self._previous = None
 
@@ -162,10 +158,10 @@ class Ring:
         key = next_obs.tobytes()
         continued = self._open.pop(record[: self.obs_dim].tobytes(), -1)
         if continued >= max(number + 1 - N, 0):
-            before = (continued + row - number) % N
-            link[before] = ~row if link[before] < 0 else row
+            link[(continued + row - number) % N] = row
         self._open.pop(key, None)
-        self._open[key] = number
+        if not terminated:
+            self._open[key] = number
         self._forget_unfinished(number + 1)
         side[slot], owner[slot], records[row] = next_obs, row, record
         link[row] = ~(N + slot) if terminated else N + slot
@@ -195,9 +191,21 @@ class Ring:
                 earlier.append((continued + shift) % N)
                 later.append((number + shift) % N)
             open_.pop(next_obs, None)  # so that the dictionary stays in the order of the numbers
-            open_[next_obs] = number
+            if not rows.terminated[number - first]:
+                open_[next_obs] = number
         self._forget_unfinished(first + len(rows))
         return target, earlier, later
+
+    def _continue_by(self, rows: list[int], target: list[int]) -> None:
+        """Let the transitions at `rows`, none of which terminated, link to `target`."""
+        if not rows:
+            return
+        if self.device.type == "cpu":
+            self.link.numpy()[rows] = target
+        elif len(rows) == 1:
+            self._put(self.link, rows[0], np.array(target, np.int32))
+        else:
+            self.link[torch.tensor(rows).to(self.device)] = torch.tensor(target, dtype=torch.int32).to(self.device)
 
     def _put(self, tensor: Tensor, first: int, values: np.ndarray) -> None:
         """Write `values` to rows of `tensor` from `first` on."""
@@ -207,7 +215,8 @@ class Ring:
         if self.device.type == "cpu":
             bits.numpy()[first : first + len(values)] = values
         else:
-            bits[first : first + len(values)] = torch.from_numpy(values)
+            # Not awaited: memory that is not pinned has been read when this returns.
+            bits[first : first + len(values)].copy_(torch.from_numpy(values), non_blocking=True)
 
     def insert_blindly(self, rows: Rows) -> None:
         """Add n <= N transitions that lie on the ring's device, without reading anything back from it.
