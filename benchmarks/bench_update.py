@@ -25,7 +25,8 @@ from sacfast.ops import Stream
 ROWS = 100_000  # transitions in every buffer
 SEED = 0
 PROFILED_SECONDS = 0.5
-TOLERANCE = {"float32": (1e-3, 1e-4), "bf16x3": (1e-2, 1e-3), "tf32": (1e-2, 1e-3), "bf16": (0.1, 0.1)}  # rtol, atol of losses
+# By precision, rtol and atol of losses.
+TOLERANCE = {"float32": (1e-3, 1e-4), "bf16x3": (1e-2, 1e-3), "tf32": (1e-2, 1e-3), "bf16": (0.1, 0.1)}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import re
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import ACTION_DIM, OBS_DIM, GraphedSAC, HandWrittenSAC
+from baselines import ACTION_DIM, GraphedSAC, HandWrittenSAC
 from bench_update import PUSHER, Shape, check_losses, flop_per_update, make_transitions, our_agent
 from race import describe_machine
 
@@ -117,28 +118,33 @@ def phases(agent: SACAgent, batch: int) -> dict[str, float]:
     return {name: s * 1e4 for name, s in agent.engine.profile(False).items()}
 
 
-def operators() -> list[dict[str, Any]]:
-    """GB/s of each operator at sizes beyond the caches, and of a copy on the same card."""
+def operators() -> dict[str, dict[str, Any]]:
+    """Time and GB/s of each operator at a size beyond the caches, and of a copy on the same card."""
     one, other = torch.empty(2, COPY_BYTES // 4, device="cuda").unbind()
     rows, action = 2**22, torch.zeros(2**22, ACTION_DIM, device="cuda")
     noise, key = torch.randn_like(action), random_key(0, 2, 0, "cuda")
     storage = [torch.zeros(2**20, 64, device="cuda")]
     cases = {
-        "copy": (lambda: one.copy_(other), 2 * COPY_BYTES),
-        "polyak_update_": (lambda: polyak_update_(one, other, 0.005), 3 * COPY_BYTES),
-        "squashed_gaussian": (
+        "copy_ of 1 GiB": (lambda: one.copy_(other), 2 * COPY_BYTES),
+        "polyak_update_ of 1 GiB": (lambda: polyak_update_(one, other, 0.005), 3 * COPY_BYTES),
+        "squashed_gaussian [4194304, 7]": (
             lambda: squashed_gaussian(action, noise, noise=noise),
             4 * rows * (4 * ACTION_DIM + 1),
         ),
-        "normal": (lambda: normal((2**28,), key), 4 * 2**28),
-        "replay_sample": (lambda: replay_sample(storage, 2**20, 2**20, key), 2 * 2**20 * 256 + 8 * 2**20),
+        "normal of 1 GiB": (lambda: normal((2**28,), key), 4 * 2**28),
+        "replay_sample of 1048576 rows of 256 bytes": (
+            lambda: replay_sample(storage, 2**20, 2**20, key),
+            2 * 2**20 * 256 + 8 * 2**20,
+        ),
     }
-    found = []
+    found = {}
     for name, (call, moved) in cases.items():
         seconds(call)
         times = [seconds(call) for _ in range(ROUNDS)]
-        found.append({"operator": name, "us": quartiles([t * 1e6 for t in times])})
-        found[-1]["gb_per_s"] = moved / statistics.median(times) / 1e9
+        found[name] = {
+            "us": quartiles([t * 1e6 for t in times]),
+            "gb_per_s": moved / statistics.median(times) / 1e9,
+        }
     return found
 
 
@@ -157,7 +163,7 @@ def endurance(updates: int) -> dict[str, Any]:
         flat = torch.cat([agent.state.actor_params, agent.state.critic_params]).cpu().numpy()
         assert np.isfinite(flat).all()
         digests.append(hashlib.sha256(flat.tobytes()).hexdigest())
-    return {"updates": updates, "same_bytes": digests[0] == digests[1], "memory_grown_bytes": memory}
+    return {"updates": updates, "same_bytes": digests[0] == digests[1], "memory_grown_bytes": max(memory)}
 
 
 def describe_gpu() -> dict[str, Any]:
@@ -166,13 +172,23 @@ def describe_gpu() -> dict[str, Any]:
         "gpu": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
-        "date": datetime.date.today().isoformat(),
     }
+
+
+def write(entries: list[dict[str, Any]]) -> None:
+    """So far: what comes after may fail, or need more time than there is. The form is pytest-benchmark's."""
+    content = {
+        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "benchmarks": [{"extra_info": entry} for entry in entries],
+    }
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{RESULTS.name}: {entries[-1]['table']} {entries[-1].get('shape', '')}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--endurance", type=int, default=0, metavar="UPDATES")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="shapes")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("there is no NVIDIA GPU here, so there is nothing to measure", file=sys.stderr)
@@ -180,20 +196,19 @@ def main() -> int:
     if not native.available("cuda"):
         print(f"no CUDA kernels: {native.status().cuda_reason}", file=sys.stderr)
         return 1
-    result: dict[str, Any] = {"machine": describe_gpu(), "updates": [], "operators": operators()}
+    machine = describe_gpu()
+    entries = [{"table": "gpu_operators", "machine": machine, "operators": operators()}]
     for shape in SHAPES:
-        transitions = make_transitions(shape)
-        calls, ours = contestants(shape, transitions)
-        entry = {"shape": f"{shape.env}, batch {shape.batch}, 2 x {shape.hidden}"}
-        entry["obs_dim"], entry["flop"] = OBS_DIM, flop_per_update(shape)
-        entry["contestants"] = race(calls, UPDATES)
-        entry["phases_us"] = phases(ours, shape.batch)
-        result["updates"].append(entry)
-        print(json.dumps(entry), flush=True)
+        name = f"{shape.env}, batch {shape.batch}, 2 x {shape.hidden}"
+        if arguments.only.search(name):
+            calls, ours = contestants(shape, make_transitions(shape))
+            entry = {"table": "gpu_update", "shape": name, "machine": machine, "flop": flop_per_update(shape)}
+            entry["contestants"] = race(calls, UPDATES)
+            entry["phases_us"] = phases(ours, shape.batch)
+            write([*entries, entry])
+            entries.append(entry)
     if arguments.endurance:
-        result["endurance"] = endurance(arguments.endurance)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {RESULTS.name}")
+        write([*entries, {"table": "gpu_endurance", "machine": machine, **endurance(arguments.endurance)}])
     return 0
 
 

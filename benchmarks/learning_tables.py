@@ -15,7 +15,8 @@ MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 def learning_table(entries: list[Entry]) -> list[str]:
     """By environment: ours with the default and the notebook's settings, Stable-Baselines3's, and those published.
 
-    The last column: after how many minutes the mean over seeds first was what Stable-Baselines3's was at its end.
+    The last column: after how many minutes on the same machine the mean over seeds first was what
+    Stable-Baselines3's was at its end.
     """
     shown = [entry for entry in entries if entry["variant"] in SHOWN]
     environments = list(dict.fromkeys(entry["env"] for entry in shown))
@@ -31,12 +32,14 @@ def learning_table(entries: list[Entry]) -> list[str]:
     ]
     for env in environments:
         ours = [entry for entry in shown if entry["env"] == env]
-        theirs = [mean_curve(entry)[-1][MEAN] for entry in ours if entry["implementation"] == "sb3"]
+        theirs = {
+            _place(entry): mean_curve(entry)[-1][MEAN] for entry in ours if entry["implementation"] == "sb3"
+        }
         for entry in ours:
             paces = [run["evaluations"][-1][MINUTES] / run["evaluations"][-1][STEP] for run in entry["runs"]]
             cells = [_mean_and_deviation(_at(entry, step)) for step in columns]
             cells.append(number(100_000 * statistics.median(paces)))
-            cells.append(_minutes_to(entry, theirs[0]) if theirs else NONE)
+            cells.append(_minutes_to(entry, theirs[_place(entry)]) if _place(entry) in theirs else NONE)
             bold = entry["implementation"] == OURS and entry["variant"] == "default"
             name = f"**{learner(entry)}**" if bold else learner(entry)
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
@@ -81,6 +84,21 @@ def mean_curve(entry: Entry) -> list[list[float]]:
     """[step, mean, deviation, minutes], means over the seeds, evaluation by evaluation as far as all seeds are."""
     together = zip(*(run["evaluations"] for run in entry["runs"]), strict=False)
     return [[statistics.mean(column) for column in zip(*rows, strict=True)] for rows in together]
+
+
+def _place(entry: Entry) -> tuple:
+    """What minutes are of."""
+    machine = entry["runs"][0]["machine"]
+    return machine["cpu"], machine["cores"], machine.get("gpu")
+
+
+def side_by_side(entries: list[Entry]) -> str:
+    """How many runs shared a machine: "2", and where there was a GPU "5 on the NVIDIA H200"."""
+    machines = [run["machine"] for entry in entries for run in entry["runs"]]
+    texts = (
+        f"{each['side_by_side']}" + (f" on the {each['gpu']}" if "gpu" in each else "") for each in machines
+    )
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _minutes_to(entry: Entry, score: float) -> str:

@@ -53,11 +53,13 @@ ROLES = {
     OURS: "**sacfast**",
     "avx512": "sacfast, AVX-512",
     "bf16x3": "sacfast, bf16x3",
+    "tf32": "sacfast, tf32",
     "bf16": "sacfast, bf16",
     "reference": "reference",
     "notebook": "notebook",
     "eager": "by hand, eager",
     "compiled": "by hand, compiled",
+    "graph": "by hand, compiled, as a CUDA graph",
     "sb3": "SB3",
     "sbx": "SBX",
 }
@@ -90,6 +92,30 @@ def _time_and_ratio(result: dict[str, Any] | None, scale: float) -> str:
     if "ratio" not in result:
         return with_range(result["us"], scale)
     return f"{number(result['us'][1] * scale)} ({number(result['ratio'][1])}x)"
+
+
+def gpu_update_table(entries: list[Entry]) -> list[str]:
+    """One line per shape, one column per implementation; ours with the rate of its arithmetic."""
+    roles = _roles(entries)
+    lines = [
+        "| µs per update | TFLOP/s | " + " | ".join(ROLES[role] for role in roles) + " |",
+        "|---|---:|" + "---:|" * len(roles),
+    ]
+    for entry in entries:
+        results = entry["contestants"]
+        rate = entry["flop"] / results[OURS]["us"][1] / 1e6
+        cells = [entry["shape"], number(rate), *(_time_and_ratio(results.get(role), 1.0) for role in roles)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def gpu_operators_table(entries: list[Entry]) -> list[str]:
+    """One line per operator: its time, and how much of the card's bandwidth it uses."""
+    lines = ["| operator | µs | GB/s |", "|---|---:|---:|"]
+    for entry in entries:
+        for name, result in entry["operators"].items():
+            lines.append(f"| {name} | {with_range(result['us'])} | {number(result['gb_per_s'])} |")
+    return lines
 
 
 def phases_table(entries: list[Entry]) -> list[str]:

@@ -122,6 +122,29 @@ ACCURACY = {
     ],
 }
 
+GPU = {
+    "datetime": "2025-11-22T18:00:00+00:00",
+    "benchmarks": [
+        {
+            "extra_info": {
+                "table": "gpu_operators",
+                "machine": MACHINE | {"gpu": "Test GPU"},
+                "operators": {"copy_ of 1 GiB": {"us": [510.0, 520.0, 530.0], "gb_per_s": 4130.0}},
+            }
+        },
+        entry(
+            "gpu_update",
+            "SAC update",
+            "Pusher-v5, batch 256",
+            {
+                "sacfast": {"us": [190.0, 200.0, 210.0]},
+                "graph": {"us": [400.0, 420.0, 440.0], "ratio": [2.0, 2.1, 2.2]},
+            },
+            flop=600_000_000,
+        ),
+    ],
+}
+
 LOOP = {
     "steps_per_s": [120.0, 125.5, 130.0],
     "ratio": [1.01, 1.04, 1.1],
@@ -222,6 +245,10 @@ between
 <!-- END table:checkpoint -->
 <!-- BEGIN table:precision -->
 <!-- END table:precision -->
+<!-- BEGIN table:gpu_update -->
+<!-- END table:gpu_update -->
+<!-- BEGIN table:gpu_operators -->
+<!-- END table:gpu_operators -->
 <!-- BEGIN table:learning -->
 <!-- END table:learning -->
 <!-- BEGIN table:ablation -->
@@ -236,6 +263,7 @@ def files(tmp_path) -> list[str]:
     (tmp_path / "cpu.json").write_text(json.dumps(RUN))
     (tmp_path / "train.json").write_text(json.dumps(TRAIN))
     (tmp_path / "accuracy.json").write_text(json.dumps(ACCURACY))
+    (tmp_path / "gpu.json").write_text(json.dumps(GPU))
     (tmp_path / "learning.json").write_text(json.dumps(LEARNING))
     (tmp_path / "README.md").write_text(README)
     return ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
@@ -262,8 +290,11 @@ def test_tables(script, files, tmp_path):
     assert "| HalfCheetah-v5, SB3 | 21.0 (20.0 to 22.0) | 15% | 6.00x | - | - |" in lines
     assert "| 100 transitions | 16.0 (15.0 to 17.0) | 320 (20.0x) |" in lines
     assert "| `bf16` | amx | 8e-02 | 2e-01 | 0.9971 | 0.9800 |" in lines
+    assert "| µs per update | TFLOP/s | **sacfast** | by hand, compiled, as a CUDA graph |" in lines
+    assert "| Pusher-v5, batch 256 | 3.00 | 200 (190 to 210) | 420 (2.10x) |" in lines
+    assert "| copy_ of 1 GiB | 520 (510 to 530) | 4,130 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 9
+    assert len(captions) == 11
     for part in (
         "2025-11-22",
         "Test CPU, 2 cores",
@@ -286,7 +317,7 @@ def test_tables_of_learning(script, files, tmp_path):
         "| HalfCheetah-v5 | **sacfast** | 2 | 3,500 ± 707 | 6,500 ± 707 | - | - | - | 13.0 | 13.0 |" in lines
     )
     assert "| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | - | 5,500 | - | - | - | 25.0 | 25.0 |" in lines
-    assert "| HalfCheetah-v5 | **sacfast, Test GPU** | 1 | - | - | - | - | 11,000 | 5.00 | 50.0 |" in lines
+    assert "| HalfCheetah-v5 | **sacfast, Test GPU** | 1 | - | - | - | - | 11,000 | 5.00 | - |" in lines
     theirs = "- | 6,156 ± 700 | - | 8,593 ± 964 | 11,321 ± 1,051"
     assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - | - |" in lines
     assert "| Pusher-v5 | SLM-Lab v5's SAC | - | - | - | - | - | -43.0 | - | - |" in lines
@@ -294,7 +325,12 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "| default | -37.2 ± 1.4 (2), 6.00 min | 3,500 ± 707 (2), 6.50 min |" in lines
     assert "| tau 0.01 | -40.5 ± 0.7 (2), 6.00 min | 2,000 (1), 6.00 min |" in lines
     caption = next(line for line in lines if line.startswith("<sub>The deterministic policy after"))
-    for part in ("sac.csv", "-v4 environments, return of", "2 runs side by side", "on 2025-11-21: Test CPU"):
+    for part in (
+        "sac.csv",
+        "-v4 environments, return of",
+        "side by side: 2, 1 on the Test GPU",
+        "on 2025-11-21: Test CPU",
+    ):
         assert part in caption
     assert "; on 2025-11-22: Test GPU, Test CPU" in caption
 
@@ -335,7 +371,7 @@ def test_no_run_yet(script, files, tmp_path, capsys):
 
 
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
-RECORDED = [RESULT.with_name(f"{name}.json") for name in ("cpu", "train", "accuracy", "learning")]
+RECORDED = [RESULT.with_name(f"{name}.json") for name in ("cpu", "train", "accuracy", "gpu", "learning")]
 
 
 @pytest.mark.skipif(

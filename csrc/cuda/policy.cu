@@ -1,7 +1,7 @@
 // action = centre + half * tanh(mean + exp(log_std) * noise), within [low, high]; without noise tanh(mean)
 //
-// A block per observation: a warp per output of a layer, its lanes along the inputs, the layers' numbers in
-// shared memory. Made for one observation or a few; for many, products of matrices read the weights less
+// A block per observation: a warp per few outputs of a layer, its lanes along the inputs, the layers' numbers
+// in shared memory. Made for one observation or a few; for many, products of matrices read the weights less
 // often.
 #include <algorithm>
 
@@ -13,18 +13,25 @@ namespace sacfast::cuda {
 namespace {
 
 constexpr int kBlock = 512;
+constexpr int kAtOnce = 4;  // outputs of a warp that load side by side, since every load waits long
 
 // y = W x + b, relu(y) on request, for all threads of the block; x and y in shared memory.
 __device__ __forceinline__ void dense_vector(const float* params, const Layer& layer, const float* x,
                                              float* y, bool relu) {
   const int inputs = static_cast<int>(layer.inputs), outputs = static_cast<int>(layer.outputs);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int o = static_cast<int>(threadIdx.x) / kWarp; o < outputs; o += kBlock / kWarp) {
+  for (int o = static_cast<int>(threadIdx.x) / kWarp * kAtOnce; o < outputs; o += kBlock / kWarp * kAtOnce) {
     const float* const w = params + layer.weight + static_cast<int64_t>(o) * inputs;
-    float sum = 0.0f;
-    for (int i = lane; i < inputs; i += kWarp) sum += w[i] * x[i];
-    sum = warp_sum(sum) + params[layer.bias + o];
-    if (lane == 0) y[o] = relu ? fmaxf(sum, 0.0f) : sum;
+    float sum[kAtOnce] = {};
+    for (int i = lane; i < inputs; i += kWarp) {
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) sum[n] += w[min(n, outputs - 1 - o) * inputs + i] * x[i];
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const float total = warp_sum(sum[n]) + params[layer.bias + min(o + n, outputs - 1)];
+      if (lane == 0 && o + n < outputs) y[o + n] = relu ? fmaxf(total, 0.0f) : total;
+    }
   }
   __syncthreads();
 }

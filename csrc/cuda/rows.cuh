@@ -57,11 +57,20 @@ struct Update {
 __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-template <typename T>
-__device__ __forceinline__ float dot(const T* x, const float* w, int n) {
-  float sum = 0.0f;
-  for (int j = lane_id(); j < n; j += kWarp) sum += as_float(x[j]) * w[j];
-  return warp_sum(sum);
+constexpr int kAtOnce = 4;  // dot products of a warp that load side by side, since every load waits long
+
+// The dot products x[n] . w[n] of `length` numbers.
+template <int kCount, typename T>
+__device__ __forceinline__ void dots(const T* const (&x)[kCount], const float* const (&w)[kCount], int length,
+                                     float (&sum)[kCount]) {
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) sum[n] = 0.0f;
+  for (int j = lane_id(); j < length; j += kWarp) {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) sum[n] += as_float(x[n][j]) * w[n][j];
+  }
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) sum[n] = warp_sum(sum[n]);
 }
 
 // --------------------------------------------------------------------------------------------------- gather
@@ -165,18 +174,31 @@ __global__ void __launch_bounds__(kRowBlock) policy_kernel(const __grid_constant
     h[e] = row < x.B ? x.next_top.data + row * x.next_top.stride
                      : x.actor_top.data + (row - x.B) * x.actor_top.stride;
   }
-  for (int o = 0; o < outputs; ++o) {
-    const int a = o < x.A ? o : o - x.A;
-    const float* const w = (o < x.A ? x.mean_weight : x.log_std_weight) + static_cast<int64_t>(a) * x.H;
-    float sum[kEach] = {};
+  for (int o = 0; o < outputs; o += kAtOnce) {
+    const float* w[kAtOnce];
+    float sum[kAtOnce][kEach] = {};
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int a = min(o + n, outputs - 1);
+      w[n] = a < x.A ? x.mean_weight + static_cast<int64_t>(a) * x.H
+                     : x.log_std_weight + static_cast<int64_t>(a - x.A) * x.H;
+    }
     for (int j = lane_id(); j < x.H; j += kWarp) {
 #pragma unroll
-      for (int e = 0; e < kEach; ++e) sum[e] += w[j] * as_float(h[e][j]);
+      for (int e = 0; e < kEach; ++e) {
+        const float number = as_float(h[e][j]);
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) sum[n][e] += w[n][j] * number;
+      }
     }
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const float total = warp_sum(sum[e]);
-      if (lane_id() == 0) heads[e * outputs + o] = total + (o < x.A ? x.mean_bias : x.log_std_bias)[a];
+    for (int n = 0; n < kAtOnce; ++n) {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        const float total = warp_sum(sum[n][e]);
+        if (lane_id() != 0 || o + n >= outputs) continue;
+        heads[e * outputs + o + n] = total + (o + n < x.A ? x.mean_bias[o + n] : x.log_std_bias[o + n - x.A]);
+      }
     }
   }
   __syncwarp();
@@ -219,18 +241,20 @@ template <typename T>
 __global__ void __launch_bounds__(kRowBlock) target_kernel(const __grid_constant__ Update<T> x) {
   const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
   if (row >= x.B) return;
-  float q[2], q_target[2];
-  for (int c = 0; c < 2; ++c) {
-    q_target[c] =
-        dot(x.target_top[c].data + row * x.target_top[c].stride, x.target_weight[c], x.H) + *x.target_bias[c];
-    q[c] =
-        dot(x.critic_top[c].data + row * x.critic_top[c].stride, x.value_weight[c], x.H) + *x.value_bias[c];
-  }
+  const T* const h[] = {x.target_top[0].data + row * x.target_top[0].stride,
+                        x.target_top[1].data + row * x.target_top[1].stride,
+                        x.critic_top[0].data + row * x.critic_top[0].stride,
+                        x.critic_top[1].data + row * x.critic_top[1].stride};
+  const float* const w[] = {x.target_weight[0], x.target_weight[1], x.value_weight[0], x.value_weight[1]};
+  float sum[4];
+  dots(h, w, x.H, sum);
+  const float q_target[] = {sum[0] + *x.target_bias[0], sum[1] + *x.target_bias[1]};
+  const float q[] = {sum[2] + *x.value_bias[0], sum[3] + *x.value_bias[1]};
   const float y = td_target(x.reward[row], x.not_terminated[row], q_target[0], q_target[1],
                             x.next_log_prob[row], exponential(*x.log_alpha), x.gamma);
   for (int c = 0; c < 2; ++c) {
     const float dq = 2.0f / static_cast<float>(x.B) * (q[c] - y);
-    value_gradient(dq, x.value_weight[c], x.critic_top[c].data + row * x.critic_top[c].stride,
+    value_gradient(dq, w[2 + c], h[2 + c],
                    x.critic_top_gradient[c].data + row * x.critic_top_gradient[c].stride, x.H);
     if (lane_id() == 0) x.q[c][row] = q[c], x.q_gradient[c][row] = dq;
   }
@@ -243,16 +267,17 @@ template <typename T>
 __global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_constant__ Update<T> x) {
   const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
   if (row >= x.B) return;
+  const T* const h[] = {x.critic_top[0].data + row * x.critic_top[0].stride,
+                        x.critic_top[1].data + row * x.critic_top[1].stride};
+  const float* const w[] = {x.value_weight[0], x.value_weight[1]};
   float q[2];
-  for (int c = 0; c < 2; ++c) {
-    q[c] =
-        dot(x.critic_top[c].data + row * x.critic_top[c].stride, x.value_weight[c], x.H) + *x.value_bias[c];
-  }
+  dots(h, w, x.H, q);
+  q[0] += *x.value_bias[0], q[1] += *x.value_bias[1];
   const int smaller = q[1] < q[0] ? 1 : 0;
   for (int c = 0; c < 2; ++c) {
     const float dq = c == smaller ? -1.0f / static_cast<float>(x.B) : 0.0f;
-    value_gradient(dq, x.value_weight[c], x.critic_top[c].data + row * x.critic_top[c].stride,
-                   x.critic_top_gradient[c].data + row * x.critic_top_gradient[c].stride, x.H);
+    value_gradient(dq, w[c], h[c], x.critic_top_gradient[c].data + row * x.critic_top_gradient[c].stride,
+                   x.H);
   }
   if (lane_id() == 0) x.q_policy[row] = q[smaller], x.smaller[row] = smaller;
 }
@@ -270,6 +295,7 @@ __global__ void __launch_bounds__(kRowBlock)
   if (cached) {
     for (int i = threadIdx.x; i < 2 * width; i += kRowBlock) {
       const int c = i / width, j = i % width;
+#pragma unroll 4
       for (int a = 0; a < x.A; ++a) {
         columns[(c * x.A + a) * width + j] = x.action_weight[c][static_cast<int64_t>(j) * inputs + a];
       }
@@ -284,12 +310,18 @@ __global__ void __launch_bounds__(kRowBlock)
     const T* const gradient = x.critic_first_gradient[c].data + row * x.critic_first_gradient[c].stride;
     const float* const w = cached ? columns + c * x.A * width : x.action_weight[c];
     const int64_t w_row = cached ? 1 : inputs, w_column = cached ? width : 1;
-    for (int a = 0; a < x.A; ++a) {
-      float sum = 0.0f;
-      for (int j = lane_id(); j < width; j += kWarp)
-        sum += as_float(gradient[j]) * w[j * w_row + a * w_column];
-      sum = warp_sum(sum);
-      if (lane_id() == 0) heads[a] = sum;
+    for (int a = 0; a < x.A; a += kAtOnce) {
+      float sum[kAtOnce] = {};
+      for (int j = lane_id(); j < width; j += kWarp) {
+        const float number = as_float(gradient[j]);
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) sum[n] += number * w[j * w_row + min(a + n, x.A - 1) * w_column];
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const float total = warp_sum(sum[n]);
+        if (lane_id() == 0 && a + n < x.A) heads[a + n] = total;
+      }
     }
     __syncwarp();
     for (int a = lane_id(); a < x.A; a += kWarp) {
@@ -304,6 +336,7 @@ __global__ void __launch_bounds__(kRowBlock)
     __syncwarp();
     for (int j = lane_id(); j < x.H; j += kWarp) {
       float sum = 0.0f;
+#pragma unroll 4
       for (int a = 0; a < x.A; ++a) {
         const int64_t at = static_cast<int64_t>(a) * x.H + j;
         sum += heads[a] * x.mean_weight[at] + heads[x.A + a] * x.log_std_weight[at];

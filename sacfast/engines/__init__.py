@@ -35,8 +35,7 @@ def make_engine(
     "native": the whole update in one native call, on the CPU or on CUDA. Raises NativeUnavailable where native code
     cannot run and SACError where it does not serve `device` or `config.precision`; it never falls back.
     "auto": native where it runs, else autograd with what native operators there are. It falls back from float32
-    alone: another precision is never replaced by itself. On CUDA it is autograd still, unless the precision asks for
-    the native engine, because that one has been run under an emulator only, and not yet on a GPU.
+    alone: another precision is never replaced by itself.
 
     threads: of the native engine on the CPU; None or 0 for one per physical core.
     """
@@ -59,4 +58,4 @@ def make_engine(
 def _serves(device: torch.device, config: SACConfig) -> bool:
     if config.precision != "float32":
         return True
-    return device.type == "cpu" and native_available()
+    return device.type in ("cpu", "cuda") and native_available(device.type)

@@ -65,6 +65,8 @@ class CudaEngine(NativeEngine):
                 f"precision={config.precision!r} is not available on CUDA, which has {', '.join(PRECISIONS)}"
             )
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self._settings = {"device": self.device, "library": library}
         self._library = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
         self.path = "cuda"
@@ -181,12 +183,14 @@ class CudaEngine(NativeEngine):
         return self._workspace
 
     def _on_device(self) -> Any:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
+            return nullcontext()
+        return torch.cuda.device(self.device)
 
     def _stream(self) -> int | None:
         if self.device.type != "cuda":
             return None
-        return torch.cuda.current_stream(self.device).cuda_stream
+        return torch.cuda.current_stream(self.device.index).cuda_stream
 
 
 class CudaPolicy:

@@ -401,7 +401,8 @@ def _cpp_runtime() -> list[str]:
     that two copies of the runtime have a part in ends the process.
     """
     with suppress(OSError):
-        return re.findall(r"/\S*libstdc\+\+\.so[.\d]*$", Path("/proc/self/maps").read_text(), re.MULTILINE)[:1]
+        loaded = Path("/proc/self/maps").read_text()
+        return re.findall(r"/\S*libstdc\+\+\.so[.\d]*$", loaded, re.MULTILINE)[:1]
     return []
 
 

@@ -205,7 +205,8 @@ class Ring:
         elif len(rows) == 1:
             self._put(self.link, rows[0], np.array(target, np.int32))
         else:
-            self.link[torch.tensor(rows).to(self.device)] = torch.tensor(target, dtype=torch.int32).to(self.device)
+            rows_and_target = torch.tensor([rows, target]).to(self.device)
+            self.link[rows_and_target[0]] = rows_and_target[1].to(torch.int32)
 
     def _put(self, tensor: Tensor, first: int, values: np.ndarray) -> None:
         """Write `values` to rows of `tensor` from `first` on."""
