@@ -406,6 +406,11 @@ def test_without_a_gpu_the_reason_is_given():
 
 
 @GPU
+def test_auto_takes_it():
+    assert make_engine("auto", make_agent().config, device="cuda").name == "native cuda float32"
+
+
+@GPU
 def test_streams_do_not_disturb_one_another():
     agent, twin = (cuda_agent({"device": "cuda"}) for _ in range(2))
     for _ in range(5):

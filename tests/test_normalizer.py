@@ -48,6 +48,18 @@ def test_tensors_and_arrays_agree():
     np.testing.assert_array_equal(arrays(x), tensors(torch.from_numpy(x)).numpy())
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_they_agree_with_the_cpus_wherever_observations_come_from():
+    x = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
+    theirs, ours = ObservationNormalizer(4), ObservationNormalizer(4, "cuda")
+    for rows, where in ((x[:9], "cpu"), (x[9:10], None), (x[10:30], "cuda"), (x[30:], None)):
+        theirs.update(rows)
+        ours.update(rows if where is None else torch.from_numpy(rows).to(where))
+        np.testing.assert_allclose(ours.shift.cpu(), theirs.shift, rtol=1e-6)
+        np.testing.assert_allclose(ours.scale.cpu(), theirs.scale, rtol=1e-6)
+    assert copy.deepcopy(ours).count == ours.count == 50
+
+
 def filled(engine="reference", **kwargs):
     agent = SACAgent(3, 2, 8, engine=engine, seed=0, buffer_capacity=100, normalize_obs=True, **kwargs)
     rng = np.random.default_rng(2)

@@ -435,3 +435,15 @@ def test_availability_costs_next_to_nothing(fresh):
     for _ in range(10_000):
         fresh.available("cpu")
     assert (time.perf_counter() - start) / 10_000 < 5e-6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one C++ runtime")
+def test_a_compiler_with_a_static_cpp_runtime_leaves_it_out(tmp_path):
+    """Errors thrown through two copies of the runtime end the process."""
+    (tmp_path / "throws.cpp").write_text('#include <stdexcept>\nvoid f() { throw std::runtime_error(""); }\n')
+    command = [*toolchain.find_compiler(), "-fPIC", "throws.cpp", "-o", "throws.so", "-static-libstdc++"]
+    for flags, own in ((["-shared"], True), (toolchain.link_flags(openmp=False, nvcc=None), False)):
+        subprocess.run([*command, *flags], cwd=tmp_path, check=True)
+        listing = ["nm", "--dynamic", "--defined-only", "throws.so"]
+        symbols = subprocess.run(listing, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        assert ("__cxa_throw" in symbols) is own
