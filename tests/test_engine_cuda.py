@@ -177,6 +177,17 @@ def test_more_updates_than_one_graph_has(place):
     )
 
 
+def test_a_graph_is_made_once(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
+    made = []
+    for updates, batch_size in [(1, 40), (1, 40), (3, 40), (1, 40), (2, 40), (3, 40), (1, 24), (1, 24), (1, 24)]:
+        before = cuda_emulation.emulator_graphs_made()
+        agent.train(updates, batch_size)
+        made.append(cuda_emulation.emulator_graphs_made() - before)
+    # Every number of updates has one for those that begin with the actor's, and one for the others.
+    assert made == [1, 1, 1, 0, 1, 0, 1, 1, 0]
+
+
 def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, precision, monkeypatch):
     place = {"device": "cpu", "library": cuda_emulation}
     expected = run_for_bytes(place, precision, (2,))

@@ -25,88 +25,22 @@
 #include <string>
 #include <utility>
 
-#include "rows.cuh"
 #include "sac_update.cuh"
+#include "steps.cuh"
+#include "workspace.cuh"
 
 namespace sacfast::cuda {
-
-template <Precision P, typename Size>
-__global__ void __launch_bounds__(Size::kBlock)
-    critic_step_kernel(const __grid_constant__ Jobs<WeightJob<Stored<P>>> jobs,
-                       const __grid_constant__ Trained trained, const Call* call, const int64_t* refused,
-                       int u) {
-  if (*refused >= 0) return;
-  int tile;
-  const auto& job = find_job(jobs, tile);
-  weight_gradient<P, Size>(job, tile, trained, call->turn[u].critic);
-}
-
-// The last block of the grid is for temperature and metrics.
-template <Precision P, typename Size>
-__global__ void __launch_bounds__(Size::kBlock)
-    actor_step_kernel(const __grid_constant__ Jobs<WeightJob<Stored<P>>> jobs,
-                      const __grid_constant__ Trained trained, const __grid_constant__ Update<Stored<P>> x,
-                      int u) {
-  const bool last = static_cast<int>(blockIdx.x) == jobs.first[jobs.count];
-  if (*x.refused >= 0) {
-    if (last && threadIdx.x == 0) {
-      *x.host_refused = *x.refused;
-      __threadfence_system();
-    }
-    return;
-  }
-  const Turn& turn = x.call->turn[u];
-  if (last) {
-    if (blockIdx.y == 0) finish<Stored<P>, Size::kBlock>(x, turn);
-    return;
-  }
-  int tile;
-  const auto& job = find_job(jobs, tile);
-  weight_gradient<P, Size>(job, tile, trained, turn.actor);
-}
-
-// The step that gradients in parts are for.
-static __global__ void __launch_bounds__(kThreads)
-    adam_kernel(const __grid_constant__ Trained trained, int splits, const Call* call, const int64_t* refused,
-                int u, bool actor) {
-  const Turn& turn = call->turn[u];
-  if (*refused >= 0) return;
-  for (int64_t i = thread_index(); i < trained.size; i += thread_count()) {
-    float gradient = 0.0f;
-    for (int split = 0; split < splits; ++split) gradient += trained.partial[split * trained.size + i];
-    trained.step(i, gradient, actor ? turn.actor : turn.critic);
-  }
-}
-
-// Pieces of one allocation; with a null base it counts only.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <typename T>
-  void take(T*& piece, int64_t count) {
-    constexpr int64_t kAlign = 256;
-    piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
-  }
-
-  // Rows begin at multiples of 16 bytes in every precision.
-  template <typename T>
-  void take(Rows<T>& rows, int64_t count, int64_t columns) {
-    rows.stride = (columns + 7) / 8 * 8;
-    take(rows.data, count * rows.stride);
-  }
-
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 template <typename T>
 Rows<const T> constant(const Rows<T>& rows) {
   return {rows.data, rows.stride};
+}
+
+inline int count_multiprocessors() {
+  int device, count;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "the GPU's attributes");
+  return count;
 }
 
 template <Precision P>
@@ -115,10 +49,6 @@ class Engine final : public SacUpdate {
 
  public:
   explicit Engine(const UpdateSpec& spec) : spec_(spec) {
-    int device;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
-          "the GPU's attributes");
     check(cudaMalloc(reinterpret_cast<void**>(&call_), sizeof(Call)), "memory for a call");
     check(cudaMalloc(reinterpret_cast<void**>(&refused_), sizeof(int64_t)), "memory for a call");
     check(cudaMemset(refused_, 0xFF, sizeof(int64_t)), "cudaMemset");
@@ -145,11 +75,7 @@ class Engine final : public SacUpdate {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  int64_t workspace_bytes(int64_t batch_size) override {
-    Arena arena(nullptr);
-    lay_out(arena, batch_size);
-    return arena.used();
-  }
+  int64_t workspace_bytes(int64_t batch_size) override { return memory_.bytes(batch_size); }
 
   Result run(UpdateCall& call, void* workspace, void* stream) override {
     if (settle(call.state, stream) == kNotFinite) return kNotFinite;
@@ -198,72 +124,6 @@ class Engine final : public SacUpdate {
   const std::vector<const char*>& phases() const override { return phases_; }
 
  private:
-  // ------------------------------------------------------------------------------------------ what lies
-  // where
-
-  struct Hidden {
-    Rows<T> actor[kMaxHidden], next[kMaxHidden], critic[2][kMaxHidden], target[2][kMaxHidden];
-    Rows<T> actor_gradient[kMaxHidden], critic_gradient[2][kMaxHidden];
-  };
-
-  // Blocks over which the rows of a weight's gradient are divided.
-  int splits(int64_t batch_size, const Layer* layers, int networks) const {
-    int64_t tiles = 0;
-    const int size = large(batch_size) ? Large::kExtent : Small::kExtent;
-    for (int64_t l = 0; l < spec_.hidden_layers; ++l) {
-      tiles += networks * tiles_of(layers[l].outputs, size) * tiles_of(layers[l].inputs, size);
-    }
-    const int64_t wanted = 2 * multiprocessors_ / tiles, most = batch_size / kRowsPerSplit;
-    return static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
-  }
-
-  // Whether large tiles give the multiprocessors enough to do.
-  bool large(int64_t batch_size) const {
-    const int64_t width = spec_.actor[spec_.hidden_layers - 1].outputs;
-    return 4 * tiles_of(batch_size, Large::kExtent) * tiles_of(width, Large::kExtent) >= multiprocessors_;
-  }
-
-  static int64_t parameters(const Layer* layers, int64_t count) {
-    int64_t end = 0;
-    for (int64_t l = 0; l < count; ++l) {
-      end = std::max(
-          {end, layers[l].weight + layers[l].outputs * layers[l].inputs, layers[l].bias + layers[l].outputs});
-    }
-    return end;
-  }
-
-  void lay_out(Arena& arena, int64_t B) {
-    const int64_t O = spec_.obs_dim, A = spec_.action_dim, L = spec_.hidden_layers;
-    x_ = {};
-    hidden_ = {};
-    for (Rows<T>* pair : {&x_.pair, &x_.next_pair, &x_.policy_pair}) arena.take(*pair, B, O + A);
-    for (int64_t l = 0; l < L; ++l) {
-      for (Rows<T>* rows : {&hidden_.actor[l], &hidden_.next[l], &hidden_.actor_gradient[l]}) {
-        arena.take(*rows, B, spec_.actor[l].outputs);
-      }
-      for (int c = 0; c < 2; ++c) {
-        for (Rows<T>* rows : {&hidden_.critic[c][l], &hidden_.target[c][l], &hidden_.critic_gradient[c][l]}) {
-          arena.take(*rows, B, spec_.critic[c][l].outputs);
-        }
-      }
-    }
-    arena.take(x_.head_gradient, B, 2 * A);
-    for (float** numbers : {&x_.mean, &x_.log_std, &x_.noise, &x_.log_std_slope}) arena.take(*numbers, B * A);
-    for (float** numbers : {&x_.reward, &x_.not_terminated, &x_.next_log_prob, &x_.log_prob, &x_.target,
-                            &x_.q[0], &x_.q[1], &x_.q_gradient[0], &x_.q_gradient[1], &x_.q_policy}) {
-      arena.take(*numbers, B);
-    }
-    arena.take(x_.smaller, B);
-
-    critic_splits_ = splits(B, spec_.critic[0], 2);
-    actor_splits_ = splits(B, spec_.actor, 1);
-    critic_ = {}, actor_ = {};
-    critic_.size = parameters(spec_.critic[1], L + 1);
-    actor_.size = parameters(spec_.actor, L + 2);
-    if (critic_splits_ > 1) arena.take(critic_.partial, critic_splits_ * critic_.size);
-    if (actor_splits_ > 1) arena.take(actor_.partial, actor_splits_ * actor_.size);
-  }
-
   // What the kernels are given, for one set of pointers. Graphs made for another one are of no use any more.
   void prepare(const UpdateCall& call, void* workspace, void* stream) {
     check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), done_, 0), "cudaStreamWaitEvent");
@@ -282,44 +142,9 @@ class Engine final : public SacUpdate {
     if (key == key_ && call.batch_size == x_.B) return;
     if (!graphs_.empty()) check(cudaEventSynchronize(done_), "cudaEventSynchronize");
     forget_graphs();
-    key_ = {};
-    Arena arena(workspace);
-    lay_out(arena, call.batch_size);
-    fill(call);
-    key_ = key;
-  }
-
-  void fill(const UpdateCall& call) {
-    const StatePointers& state = call.state;
-    const int64_t L = spec_.hidden_layers, O = spec_.obs_dim;
-    x_.B = static_cast<int>(call.batch_size);
-    x_.O = static_cast<int>(O), x_.A = static_cast<int>(spec_.action_dim);
-    x_.H = static_cast<int>(spec_.actor[L - 1].outputs),
-    x_.first_width = static_cast<int>(spec_.critic[0][0].outputs);
-    x_.gamma = static_cast<float>(spec_.gamma);
-    x_.log_std_bounds = spec_.log_std;
-    x_.target_entropy = static_cast<float>(spec_.target_entropy), x_.learn_alpha = spec_.learn_alpha != 0;
+    memory_.prepare(call, workspace);
     x_.call = call_, x_.refused = refused_, x_.host_refused = const_cast<int64_t*>(host_refused_);
-    x_.log_alpha = state.log_alpha, x_.alpha_m = state.alpha_m, x_.alpha_v = state.alpha_v;
-    x_.metrics = call.metrics;
-    x_.mean_weight = state.actor + spec_.actor[L].weight, x_.mean_bias = state.actor + spec_.actor[L].bias;
-    x_.log_std_weight = state.actor + spec_.actor[L + 1].weight;
-    x_.log_std_bias = state.actor + spec_.actor[L + 1].bias;
-    x_.actor_top = hidden_.actor[L - 1], x_.next_top = hidden_.next[L - 1];
-    x_.actor_top_gradient = hidden_.actor_gradient[L - 1];
-    for (int c = 0; c < 2; ++c) {
-      const Layer& value = spec_.critic[c][L];
-      x_.value_weight[c] = state.critic + value.weight, x_.value_bias[c] = state.critic + value.bias;
-      x_.target_weight[c] = state.critic_target + value.weight,
-      x_.target_bias[c] = state.critic_target + value.bias;
-      x_.action_weight[c] = state.critic + spec_.critic[c][0].weight + O;
-      x_.critic_top[c] = hidden_.critic[c][L - 1], x_.target_top[c] = hidden_.target[c][L - 1];
-      x_.critic_top_gradient[c] = hidden_.critic_gradient[c][L - 1];
-      x_.critic_first_gradient[c] = hidden_.critic_gradient[c][0];
-    }
-    critic_.p = state.critic, critic_.m = state.critic_m, critic_.v = state.critic_v;
-    critic_.target = state.critic_target, critic_.tau = static_cast<float>(spec_.tau);
-    actor_.p = state.actor, actor_.m = state.actor_m, actor_.v = state.actor_v;
+    key_ = key;
   }
 
   // ----------------------------------------------------------------------------------------------------
@@ -443,7 +268,7 @@ class Engine final : public SacUpdate {
   int run_jobs(Jobs<Job>& jobs, void (*small_tiles)(Jobs<Job>, Parameters...),
                void (*large_tiles)(Jobs<Job>, Parameters...), int extra, int splits, void* stream,
                const Arguments&... arguments) {
-    const bool big = large(x_.B);
+    const bool big = memory_.large(x_.B);
     const int size = big ? Large::kExtent : Small::kExtent;
     int tiles = 0;
     for (int n = 0; n < jobs.count; ++n) {
@@ -571,8 +396,8 @@ class Engine final : public SacUpdate {
       jobs.job[jobs.count++] = {{}, {}, x_.q_gradient[c], value.bias, x_.B, 1, 1};
     }
     const int error = run_jobs(jobs, critic_step_kernel<P, Small>, critic_step_kernel<P, Large>, 0,
-                               critic_splits_, stream, critic_, call_, refused_, u);
-    return error != 0 ? error : finish_step(critic_, critic_splits_, stream, u, false);
+                               memory_.critic_splits, stream, critic_, call_, refused_, u);
+    return error != 0 ? error : finish_step(critic_, memory_.critic_splits, stream, u, false);
   }
 
   int actor_step(void* stream, int u, bool acts) {
@@ -586,7 +411,7 @@ class Engine final : public SacUpdate {
       add_layer(jobs, x_.head_gradient, hidden_.actor[L - 1], spec_.actor[L]);
       add_layer(jobs, log_std_gradient, hidden_.actor[L - 1], spec_.actor[L + 1]);
     }
-    const int splits = acts ? actor_splits_ : 1;
+    const int splits = acts ? memory_.actor_splits : 1;
     const int error = run_jobs(jobs, actor_step_kernel<P, Small>, actor_step_kernel<P, Large>, 1, splits,
                                stream, actor_, x_, u);
     return error != 0 ? error : finish_step(actor_, splits, stream, u, true);
@@ -596,17 +421,16 @@ class Engine final : public SacUpdate {
                        kRowsToShare = 4096;           // rows per warp of the policy's head, and from when on
   static constexpr int64_t kSharedBytes = 48 * 1024;  // what a block may have without asking
   static constexpr int kBlocksPerMultiprocessor = 4;
-  static constexpr int64_t kRowsPerSplit = 512;
   using Key = std::array<const void*, 12>;
 
   const UpdateSpec spec_;
-  int multiprocessors_ = 0;
+  const int multiprocessors_ = count_multiprocessors();
+  Workspace<P> memory_{spec_, multiprocessors_};
+  Update<T>& x_ = memory_.x;
+  typename Workspace<P>::Hidden& hidden_ = memory_.hidden;
+  Trained &critic_ = memory_.critic, &actor_ = memory_.actor;
   std::vector<int64_t> backward_layers_;  // hidden layers that have one below, from the last
   std::vector<const char*> phases_;
-  Update<T> x_ = {};
-  Hidden hidden_ = {};
-  Trained critic_ = {}, actor_ = {};
-  int critic_splits_ = 1, actor_splits_ = 1;
   Key key_ = {};
   std::map<std::pair<int, uint32_t>, cudaGraphExec_t> graphs_;  // by number of updates, and which act
   Call* call_ = nullptr;

@@ -229,6 +229,8 @@ SACFAST_EXPORT const char* sacfast_error() { return sacfast::last_error.c_str();
 // parts.
 static int multiprocessors = 132;
 SACFAST_EXPORT void emulator_set_multiprocessors(int count) { multiprocessors = count; }
+static int graphs_made = 0;
+SACFAST_EXPORT int emulator_graphs_made() { return graphs_made; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   return error == 2 ? "out of memory" : "invalid configuration";
@@ -277,6 +279,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
   *made = new EmulatedGraph(*graph);
+  ++graphs_made;
   return 0;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
