@@ -19,14 +19,8 @@ from sacfast import native
 from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
-from sacfast.engines.native import (
-    NativeEngine,
-    _layers,
-    _log_std,
-    _pointers,
-    _statistics,
-    _take_counters,
-)
+from sacfast.engines.native import NativeEngine
+from sacfast.engines.structs import layer_specs, log_std_bounds, obs_statistics, state_pointers, take_counters
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
@@ -104,7 +98,7 @@ class CudaEngine(NativeEngine):
                 return
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
-            counters = _pointers(state)
+            counters = state_pointers(state)
             result = self._library.sacfast_cuda_update_settle(
                 self._update, ctypes.byref(counters), self._stream()
             )
@@ -160,7 +154,7 @@ class CudaEngine(NativeEngine):
         if result < 0:
             raise SACError(f"the CUDA update failed: {self._library.sacfast_error().decode()}")
         if result > 0:
-            _take_counters(state, counters)
+            take_counters(state, counters)
             raise SACError(
                 f"the batch of update {state.step} holds a NaN or an infinity, so neither that update nor those "
                 "after it were applied; check what was pushed"
@@ -212,12 +206,12 @@ class CudaPolicy:
         self._spec = abi.PolicySpec(
             *self._dims,
             len(state.actor_layers) - 2,
-            _layers(state.actor_layers),
-            _log_std(state),
+            layer_specs(state.actor_layers),
+            log_std_bounds(state),
             *(bound.data_ptr() for bound in self._bounds),
         )
         self._call = abi.PolicyCall(obs=self._obs.data_ptr(), action=self._action.data_ptr())
-        self._call.statistics = _statistics(state)
+        self._call.statistics = obs_statistics(state)
         self._call.stream = Stream.EXPLORE
 
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:

@@ -22,11 +22,20 @@ from sacfast import native
 from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Engine, Metrics, Noise, Policy, TorchPolicy, check_inputs, check_observation
+from sacfast.engines.structs import (
+    check_memory,
+    layer_specs,
+    log_std_bounds,
+    obs_statistics,
+    state_pointers,
+    take_counters,
+    transitions_of,
+)
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
 from sacfast.replay import FIELDS, OBS_TYPES, Batch, ReplayBuffer
-from sacfast.state import BETA1, BETA2, EPSILON, Layer, SACState
+from sacfast.state import BETA1, BETA2, EPSILON, SACState
 
 SEVERAL = 64  # observations from which on products of matrices in PyTorch are faster than one after the other
 PHASES = (
@@ -119,7 +128,7 @@ class NativeEngine(Engine):
         else:
             check_inputs(state, batch)
         fields = [_unit_stride(getattr(batch, name)) for name in FIELDS]
-        return self._run(state, _transitions(*fields), len(batch.reward), 1, noise)
+        return self._run(state, transitions_of(*fields), len(batch.reward), 1, noise)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
         return self._run(state, self._drawn(state, buffer, batch_size, updates), batch_size, updates, None)
@@ -162,7 +171,7 @@ class NativeEngine(Engine):
                 f"the buffer holds observations [{buffer.obs_dim}] and actions [{buffer.action_dim}]; "
                 f"this agent needs [{state.obs_dim}] and [{state.action_dim}]"
             )
-        return _transitions(
+        return transitions_of(
             ring.obs,
             ring.action,
             ring.reward,
@@ -228,11 +237,11 @@ class NativeEngine(Engine):
     ) -> tuple[int, abi.UpdateCall]:
         """The native object and the call to make."""
         handle = self._handle(state)
-        _check_memory(state)
+        check_memory(state)
         return handle, abi.UpdateCall(
-            state=_pointers(state),
+            state=state_pointers(state),
             transitions=transitions,
-            statistics=_statistics(state),
+            statistics=obs_statistics(state),
             batch_size=batch_size,
             updates=updates,
             next_noise=noise and noise.next_action.data_ptr(),
@@ -257,7 +266,7 @@ class NativeEngine(Engine):
         try:
             result = execute()
         finally:  # Ctrl-C arrives as the call returns, with the weights already ahead
-            _take_counters(state, call.state)
+            take_counters(state, call.state)
             state.written()
         self._conclude(result, state, call, first)
 
@@ -274,7 +283,7 @@ class NativeEngine(Engine):
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
-        shape = (state.actor_layers, state.critic_layers, _log_std(state))
+        shape = (state.actor_layers, state.critic_layers, log_std_bounds(state))
         if self._update is None or self._shape != shape:
             nets = (state.actor_layers[:-2], state.critic_layers[0][:-1])
             actor, critic = ([layer.outputs for layer in net] for net in nets)
@@ -307,8 +316,8 @@ class NativeEngine(Engine):
             action_dim=state.action_dim,
             hidden_layers=len(state.actor_layers) - 2,
             threads=self.threads,
-            actor=_layers(state.actor_layers),
-            critic=tuple(_layers(layers) for layers in state.critic_layers),
+            actor=layer_specs(state.actor_layers),
+            critic=tuple(layer_specs(layers) for layers in state.critic_layers),
             lr=tuple(config.learning_rates),
             gamma=config.gamma,
             tau=config.tau,
@@ -316,7 +325,7 @@ class NativeEngine(Engine):
             beta2=BETA2,
             epsilon=EPSILON,
             target_entropy=self.target_entropy,
-            log_std=_log_std(state),
+            log_std=log_std_bounds(state),
             learn_alpha=config.automatic_entropy_tuning,
             actor_update_period=config.actor_update_period,
         )
@@ -333,8 +342,8 @@ class NativePolicy:
         spec = abi.PolicySpec(
             *self._dims,
             len(state.actor_layers) - 2,
-            _layers(state.actor_layers),
-            _log_std(state),
+            layer_specs(state.actor_layers),
+            log_std_bounds(state),
             bounds.low.ctypes.data,
             bounds.high.ctypes.data,
         )
@@ -346,7 +355,7 @@ class NativePolicy:
         self._act = self._library.sacfast_policy_act
         self._obs, self._action = (np.zeros(dim, np.float32) for dim in self._dims)
         self._call = abi.PolicyCall(n=1, obs=self._obs.ctypes.data, action=self._action.ctypes.data)
-        self._call.statistics = _statistics(state)
+        self._call.statistics = obs_statistics(state)
         self._call.stream = Stream.EXPLORE
         self._reference = ctypes.byref(self._call)
 
@@ -388,79 +397,8 @@ def _free_with(owner: object, delete: Any, handle: int) -> weakref.finalize:
     return finalizer
 
 
-def _layers(layers: tuple[Layer, ...]) -> tuple[abi.LayerSpec, ...]:
-    return tuple(abi.LayerSpec(x.weight_offset, x.bias_offset, x.outputs, x.inputs) for x in layers)
-
-
-def _log_std(state: SACState) -> tuple[float, float, bool]:
-    """Of abi.LogStdBounds."""
-    actor = state.actor
-    return actor.log_std_min, actor.log_std_max, actor.log_std_bound == "tanh"
-
-
-def _pointers(state: SACState) -> abi.StatePointers:
-    tensors = (
-        state.actor_params,
-        state.critic_params,
-        state.critic_target_params,
-        state.log_alpha,
-        state.actor_adam.exp_avg,
-        state.actor_adam.exp_avg_sq,
-        state.critic_adam.exp_avg,
-        state.critic_adam.exp_avg_sq,
-        state.alpha_adam.exp_avg,
-        state.alpha_adam.exp_avg_sq,
-    )
-    return abi.StatePointers(
-        *(tensor.data_ptr() for tensor in tensors),
-        state.seed,
-        state.step,
-        state.actor_adam.step,
-        state.critic_adam.step,
-        state.alpha_adam.step,
-    )
-
-
-def _statistics(state: SACState) -> abi.ObsStatistics:
-    normalizer = state.normalizer
-    if normalizer is None:
-        return abi.ObsStatistics()
-    return abi.ObsStatistics(normalizer.shift.data_ptr(), normalizer.scale.data_ptr())
-
-
-def _transitions(
-    obs: Tensor,
-    action: Tensor,
-    reward: Tensor,
-    next_obs: Tensor,
-    terminated: Tensor | None = None,
-    link: Tensor | None = None,
-    **sizes: int,
-) -> abi.Transitions:
-    fields = (obs, action, reward, next_obs, terminated, link)
-    pointers = (field if field is None else field.data_ptr() for field in fields)
-    return abi.Transitions(*pointers, *(0 if field is None else field.stride(0) for field in fields), **sizes)
-
-
 def _unit_stride(field: Tensor) -> Tensor:
     return field if field.ndim == 1 or field.stride(1) == 1 else field.contiguous()
-
-
-def _take_counters(state: SACState, done: abi.StatePointers) -> None:
-    state.step = done.step
-    state.actor_adam.step, state.critic_adam.step = done.actor_adam_step, done.critic_adam_step
-    state.alpha_adam.step = done.alpha_adam_step
-
-
-def _check_memory(state: SACState) -> None:
-    """Raise SACError unless each network's parameters are float32 and lie in the flat buffer that is trained."""
-    for name in ("actor", "critic", "critic_target"):
-        flat, first = getattr(state, f"{name}_params"), getattr(state, name).fc1.weight
-        if flat.dtype != torch.float32 or first.data_ptr() != flat.data_ptr():
-            raise SACError(
-                f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to() or "
-                ".double() moved them away; make a new agent and load the weights into it"
-            )
 
 
 def _missing(found: dict[str, list[str]], path: str, precision: str) -> str:

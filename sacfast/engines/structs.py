@@ -1,0 +1,79 @@
+"""A state, its layers and what it learns from, as the structs of abi.py that native code is called with."""
+
+import torch
+from torch import Tensor
+
+from sacfast.engines import abi
+from sacfast.errors import SACError
+from sacfast.state import Layer, SACState
+
+
+def layer_specs(layers: tuple[Layer, ...]) -> tuple[abi.LayerSpec, ...]:
+    return tuple(abi.LayerSpec(x.weight_offset, x.bias_offset, x.outputs, x.inputs) for x in layers)
+
+
+def log_std_bounds(state: SACState) -> tuple[float, float, bool]:
+    """Of abi.LogStdBounds."""
+    actor = state.actor
+    return actor.log_std_min, actor.log_std_max, actor.log_std_bound == "tanh"
+
+
+def state_pointers(state: SACState) -> abi.StatePointers:
+    tensors = (
+        state.actor_params,
+        state.critic_params,
+        state.critic_target_params,
+        state.log_alpha,
+        state.actor_adam.exp_avg,
+        state.actor_adam.exp_avg_sq,
+        state.critic_adam.exp_avg,
+        state.critic_adam.exp_avg_sq,
+        state.alpha_adam.exp_avg,
+        state.alpha_adam.exp_avg_sq,
+    )
+    return abi.StatePointers(
+        *(tensor.data_ptr() for tensor in tensors),
+        state.seed,
+        state.step,
+        state.actor_adam.step,
+        state.critic_adam.step,
+        state.alpha_adam.step,
+    )
+
+
+def obs_statistics(state: SACState) -> abi.ObsStatistics:
+    normalizer = state.normalizer
+    if normalizer is None:
+        return abi.ObsStatistics()
+    return abi.ObsStatistics(normalizer.shift.data_ptr(), normalizer.scale.data_ptr())
+
+
+def transitions_of(
+    obs: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    next_obs: Tensor,
+    terminated: Tensor | None = None,
+    link: Tensor | None = None,
+    **sizes: int,
+) -> abi.Transitions:
+    fields = (obs, action, reward, next_obs, terminated, link)
+    pointers = (field if field is None else field.data_ptr() for field in fields)
+    return abi.Transitions(*pointers, *(0 if field is None else field.stride(0) for field in fields), **sizes)
+
+
+def take_counters(state: SACState, done: abi.StatePointers) -> None:
+    state.step = done.step
+    state.actor_adam.step, state.critic_adam.step = done.actor_adam_step, done.critic_adam_step
+    state.alpha_adam.step = done.alpha_adam_step
+
+
+def check_memory(state: SACState) -> None:
+    """Raise SACError unless each network's parameters are float32 and lie in the flat buffer that is trained."""
+    for name in ("actor", "critic", "critic_target"):
+        flat, first = getattr(state, f"{name}_params"), getattr(state, name).fc1.weight
+        if flat.dtype != torch.float32 or first.data_ptr() != flat.data_ptr():
+            raise SACError(
+                f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to() or "
+                ".double() moved them away; make a new agent and load the weights into it"
+            )
