@@ -180,7 +180,7 @@ def test_more_updates_than_one_graph_has(place):
 def test_a_graph_is_made_once(cuda_emulation):
     agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
     made = []
-    for updates, batch_size in [(1, 40), (1, 40), (3, 40), (1, 40), (2, 40), (3, 40), (1, 24), (1, 24), (1, 24)]:
+    for updates, batch_size in zip((1, 1, 3, 1, 2, 3, 1, 1, 1), (40,) * 6 + (24,) * 3, strict=True):
         before = cuda_emulation.emulator_graphs_made()
         agent.train(updates, batch_size)
         made.append(cuda_emulation.emulator_graphs_made() - before)
