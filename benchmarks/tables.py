@@ -1,5 +1,6 @@
 """README's tables of times and errors: lines of Markdown from the extra_info of a benchmark's runs."""
 
+from collections.abc import Callable
 from typing import Any
 
 OURS = "sacfast"
@@ -72,17 +73,32 @@ def _roles(entries: list[Entry]) -> list[str]:
 
 def update_table(entries: list[Entry]) -> list[str]:
     """One line per shape, one column per implementation; ours with GFLOP/s and its share of the peak."""
+
+    def rate(entry: Entry) -> str:
+        ours, peak = entry["contestants"][OURS]["gflop_per_s"], entry["peak_gflop_per_s"]["float32"]
+        return f"{number(ours)} ({ours / peak:.0%})"
+
+    return _race_table(entries, "ms per update | GFLOP/s (of peak)", rate, 1e-3)
+
+
+def gpu_update_table(entries: list[Entry]) -> list[str]:
+    """One line per shape, one column per implementation; ours with the rate of its arithmetic."""
+
+    def rate(entry: Entry) -> str:
+        return number(entry["flop"] / entry["contestants"][OURS]["us"][1] / 1e6)
+
+    return _race_table(entries, "µs per update | TFLOP/s", rate, 1.0)
+
+
+def _race_table(entries: list[Entry], heading: str, rate: Callable[[Entry], str], scale: float) -> list[str]:
     roles = _roles(entries)
     lines = [
-        "| ms per update | GFLOP/s (of peak) | " + " | ".join(ROLES[role] for role in roles) + " |",
+        f"| {heading} | " + " | ".join(ROLES[role] for role in roles) + " |",
         "|---|---:|" + "---:|" * len(roles),
     ]
     for entry in entries:
-        results = entry["contestants"]
-        rate, peak = results[OURS]["gflop_per_s"], entry["peak_gflop_per_s"]["float32"]
-        cells = [entry["shape"], f"{number(rate)} ({rate / peak:.0%})"]
-        cells += [_time_and_ratio(results.get(role), 1e-3) for role in roles]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [_time_and_ratio(entry["contestants"].get(role), scale) for role in roles]
+        lines.append(f"| {entry['shape']} | {rate(entry)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -92,21 +108,6 @@ def _time_and_ratio(result: dict[str, Any] | None, scale: float) -> str:
     if "ratio" not in result:
         return with_range(result["us"], scale)
     return f"{number(result['us'][1] * scale)} ({number(result['ratio'][1])}x)"
-
-
-def gpu_update_table(entries: list[Entry]) -> list[str]:
-    """One line per shape, one column per implementation; ours with the rate of its arithmetic."""
-    roles = _roles(entries)
-    lines = [
-        "| µs per update | TFLOP/s | " + " | ".join(ROLES[role] for role in roles) + " |",
-        "|---|---:|" + "---:|" * len(roles),
-    ]
-    for entry in entries:
-        results = entry["contestants"]
-        rate = entry["flop"] / results[OURS]["us"][1] / 1e6
-        cells = [entry["shape"], number(rate), *(_time_and_ratio(results.get(role), 1.0) for role in roles)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
 
 
 def gpu_operators_table(entries: list[Entry]) -> list[str]:

@@ -247,8 +247,7 @@ class Ring:
         self._previous = rows.next_obs.clone()
 
     def _relink(self, rows: Tensor, target: Tensor) -> None:
-        """Let the transitions at `rows` link to `target`; whether they terminated stays."""
-        rows, target = rows.to(self.device), target.to(self.device)
+        """Let the transitions at `rows` link to `target`, both on the ring's device; whether they terminated stays."""
         self.link[rows] = torch.where(self.link[rows] < 0, ~target, target).to(torch.int32)
 
     def _advance(self, n: int) -> None:
