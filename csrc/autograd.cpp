@@ -171,7 +171,7 @@ TORCH_LIBRARY_IMPL(sacfast, Autograd, m) {
   m.impl("squashed_gaussian_backward", &sacfast::squashed_gaussian_backward_autograd);
   // Not differentiable: with gradients on or off they run as they are, also on leaves that require gradients.
   for (const char* name :
-       {"normal", "polyak_update_", "replay_sample", "replay_sample.int", "replay_insert_"}) {
+       {"normal", "polyak_update_", "replay_sample", "replay_sample.int", "replay_batch", "replay_insert_"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
 }

@@ -62,6 +62,10 @@ SACFAST_HD float exponential(float x) {
 
 SACFAST_HD double exponential(double x) { return exp(x); }
 
+// max(x, 0), and x within [low, high]. Unlike fmaxf and fminf they keep a NaN, which is how divergence shows.
+SACFAST_HD float rectified(float x) { return x < 0.0f ? 0.0f : x; }
+SACFAST_HD float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
 // What the networks see of observations: normalised() of each number i with shift[i] and scale[i], both [O],
 // or without `shift` the observations themselves. sacfast/normalizer.py keeps the statistics.
 struct ObsStatistics {
@@ -69,8 +73,7 @@ struct ObsStatistics {
 };
 
 SACFAST_HD float normalised(float x, float shift, float scale) {
-  const float deviations = (x - shift) * scale;
-  return deviations < -10.0f ? -10.0f : deviations > 10.0f ? 10.0f : deviations;
+  return clamped((x - shift) * scale, -10.0f, 10.0f);
 }
 
 // An observation [n] into `out`, which may be the same memory.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -379,6 +380,8 @@ class SACAgent:
         segment = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
         if replay and replay["size"]:
             _check_shapes(filepath, tensors, self._replay_shapes(replay["size"], segment))
+        with suppress(SACError):  # for an update that was refused: it is about what is replaced now
+            self.engine.settle(self.state)
         if replay:
             try:
                 self.replay_buffer.restore([segment] if replay["size"] else [], replay)

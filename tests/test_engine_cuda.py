@@ -18,6 +18,7 @@ from tolerances import PRECISION_ERROR
 
 from sacfast import Noise, SACAgent, SACError
 from sacfast.engines import ReferenceEngine, cuda, make_engine
+from sacfast.engines.base import TorchPolicy
 from sacfast.engines.cuda import CudaEngine
 from sacfast.errors import NativeUnavailable
 from sacfast.ops import Stream
@@ -364,6 +365,75 @@ def test_the_next_call_reports_it_too(cuda_emulation):
     agent.train(1, 40)
 
 
+def refused(agent: SACAgent) -> None:
+    """Lets the agent's engine make an update on a batch that is not finite, which is yet to be reported."""
+    batch, noise = draw(agent, agent.state, 40)
+    batch.reward[7] = float("inf")
+    agent.engine.update(agent.state, batch, noise)
+
+
+def test_what_is_refused_is_reported_of_its_own_state(cuda_emulation):
+    place = {"device": "cpu", "library": cuda_emulation}
+    first, second, twin = (cuda_agent(place, seed=seed) for seed in (1, 2, 2))
+    second.engine = first.engine
+    first.train(1, 40)
+    refused(first)
+    assert first.training_steps == 2
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        second.train(1, 40)
+    assert (first.training_steps, second.training_steps) == (1, 0)
+    second.train(2, 40)
+    twin.train(2, 40)
+    assert state_bytes(second.state) == state_bytes(twin.state)
+    first.engine.settle(first.state)
+
+
+def test_what_is_refused_does_not_outlive_loading_another_checkpoint(cuda_emulation, tmp_path):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(5, 40)
+    agent.save(tmp_path / "five.safetensors")
+    refused(agent)
+    agent.load(tmp_path / "five.safetensors")
+    agent.train(1, 40)
+    agent.engine.settle(agent.state)
+    assert agent.training_steps == 6
+
+
+def test_what_is_refused_while_profiling_is_reported(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.engine.profile()
+    agent.train(1, 40)
+    refused(agent)
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        agent.train(1, 40)
+    assert agent.training_steps == 1
+
+
+def test_a_graph_that_cannot_be_made_leaves_weights_and_counters_together(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
+    agent.train(1, 40)
+    before, counters = state_bytes(agent.state), agent.state.counters()
+    cuda_emulation.emulator_let_graphs_fail(True)
+    try:
+        with pytest.raises(SACError, match="the update's graph: out of memory"):
+            agent.train(7, 40)
+    finally:
+        cuda_emulation.emulator_let_graphs_fail(False)
+    assert (state_bytes(agent.state), agent.state.counters()) == (before, counters)
+    agent.train(7, 40)
+
+
+def test_divergence_shows_in_the_actions(place):
+    agent = cuda_agent(place)
+    for layer in (agent.actor.fc1, agent.actor.mean):
+        with torch.no_grad():
+            weight = layer.weight[0, 0].clone()
+            layer.weight[0, 0] = torch.nan
+        assert np.isnan(agent.select_action(np.ones(5), evaluate=True)).any()
+        with torch.no_grad():
+            layer.weight[0, 0] = weight
+
+
 def test_what_cuda_has_not_is_named(cuda_emulation):
     agent = make_agent()
     place = {"device": "cpu", "library": cuda_emulation}
@@ -383,6 +453,7 @@ def test_a_state_elsewhere_is_refused(cuda_emulation):
     agent.engine._metrics = torch.zeros(7, device="meta")
     with pytest.raises(SACError, match="this engine is for states on meta, and this agent is on cpu"):
         agent.train(1, 40)
+    assert isinstance(agent.engine.make_policy(agent.state, agent.bounds), TorchPolicy)
 
 
 def test_more_memory_than_there_is_is_named(cuda_emulation, monkeypatch):

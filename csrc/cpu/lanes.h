@@ -73,8 +73,9 @@ SACFAST_INLINE void store(float* to, V v, int64_t count) {
 // and were most of Adam's time. With e <= 2^-14 the step leaves 1.5 e^2 = 2^-27.4 and e^2 = 2^-28,
 // relatively, before its rounding; the residuals x - s^2 and a - q b are exact but for one rounding, of
 // themselves. Below 2^-126 the square root comes out too small (by less than 2^-63 = 1.1e-19, the largest
-// such root).
+// such root); infinity has the largest number's. NaN stays NaN, being the second operand.
 SACFAST_INLINE V square_root(V x) {
+  x = _mm512_maskz_min_ps(0xFFFF, V{} + 0x1.fffffep+127f, x);
   const V inverse = _mm512_maskz_rsqrt14_ps(0xFFFF, _mm512_maskz_max_ps(0xFFFF, x, V{} + 0x1p-126f));
   const V root = x * inverse;
   return root + 0.5f * inverse * (x - root * root);

@@ -65,10 +65,16 @@ void SacUpdate::start(UpdateCall& call) {
   updates_ = 0;
   finite_ = true;
   begin_ = std::chrono::steady_clock::now();
-  pool_.start(*this);
+  try {
+    pool_.start(*this);
+  } catch (...) {
+    call_ = nullptr;
+    throw;
+  }
 }
 
 SacUpdate::Result SacUpdate::finish() {
+  if (call_ == nullptr) return kApplied;
   pool_.finish();
   const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin_;
   if (profiling_) all_seconds_ += static_cast<double>(spec_.threads) * passed.count();

@@ -35,9 +35,7 @@ class SacUpdate final : Phases {
 
   // Throws std::bad_alloc and std::system_error.
   SacUpdate(const UpdateSpec& spec, const Arithmetic& arithmetic);
-  ~SacUpdate() {
-    if (call_ != nullptr) finish();
-  }
+  ~SacUpdate() { finish(); }
 
   // One caller at a time. Advances call.state. kNotFinite: a transition of the batch at state.step holds a
   // NaN or an infinity; the updates before it were applied, it was not. Throws std::bad_alloc.
@@ -47,7 +45,7 @@ class SacUpdate final : Phases {
   }
 
   // The same in two: between them the other threads work, while the caller does something else. `call` and
-  // what it points to must live until `finish` has returned.
+  // what it points to must live until `finish` has returned, which does nothing where nothing was started.
   void start(UpdateCall& call);
   Result finish();
 

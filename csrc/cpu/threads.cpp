@@ -115,6 +115,7 @@ void ThreadPool::start(Phases& work) {
 }
 
 void ThreadPool::finish() {
+  if (shared_ == nullptr || process_ != getpid()) return;  // the threads that had begun are the parent's
   const FlushDenormals mode;
   Shared& shared = *shared_;
   for (;;) {
@@ -131,8 +132,12 @@ void ThreadPool::open_phase(Shared& shared) const {
     int64_t total = 0;
     for (const int64_t count : shared.counts) total += count;
     shared.left.store(total, std::memory_order_relaxed);
-    for (int t = 0; t < size_; ++t) {
-      shared.shares[t].word.store(static_cast<uint64_t>(shared.counts[t]) << 32, std::memory_order_release);
+    // Not beyond the last piece: once that can be taken, others may end the phase and open the next one. The
+    // shares behind it are used up, as the phase before left them.
+    for (int t = 0; total > 0; ++t) {
+      const int64_t count = shared.counts[t];
+      total -= count;
+      shared.shares[t].word.store(static_cast<uint64_t>(count) << 32, std::memory_order_release);
     }
   } else {
     shared.finished.store(true, std::memory_order_release);

@@ -115,7 +115,7 @@ Workspace::Workspace(const UpdateSpec& spec, const Arithmetic& math, int64_t bat
       }
     }
     take_gradient(arena, math, head_gradient, rows, 2 * A);
-    for (float** piece : {&mean, &log_std, &log_std_slope, &noise, &action, &action_gradient}) {
+    for (float** piece : {&mean, &log_std, &log_std_slope, &noise, &action_gradient}) {
       arena.take(*piece, rows * A);
     }
     for (float** piece :

@@ -85,11 +85,11 @@ struct Workspace {
   Operand obs, pair, next_pair, policy_pair;         // s; (s, a); (s', a'); (s, pi(s))
   Operand actor[kMaxHidden], critic[2][kMaxHidden];  // hidden layers on s and (s, a), then on (s, pi(s))
   Operand actor_gradient[kMaxHidden], critic_gradient[2][kMaxHidden], head_gradient;
-  float *mean, *log_std, *noise, *action, *action_gradient;  // [rows][A]
-  float* log_std_slope;                                      // [rows][A]: of bounded_log_std
-  float *log_prob, *next_log_prob;                           // [rows]
-  float *reward, *not_terminated, *target;                   // [rows]
-  float *q[2], *q_target[2], *q_policy[2], *q_gradient[2];   // [rows]
+  float *mean, *log_std, *noise, *action_gradient;          // [rows][A]
+  float* log_std_slope;                                     // [rows][A]: of bounded_log_std
+  float *log_prob, *next_log_prob;                          // [rows]
+  float *reward, *not_terminated, *target;                  // [rows]
+  float *q[2], *q_target[2], *q_policy[2], *q_gradient[2];  // [rows]
   int32_t *chosen_rows, *chosen[2];  // [2 rows]; in it, the rows where each critic is the smaller, padded
   int64_t chosen_count[2];
   std::vector<Scratch> threads;

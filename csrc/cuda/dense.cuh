@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(Size::kBlock)
                         [&](int row, int output, float value, float next) {
                           if (row >= job.rows) return;
                           T* const to = job.y.data + row * job.y.stride + output;
-                          if (output < job.outputs) put(to, fmaxf(value + job.bias[output], 0.0f));
-                          if (output + 1 < job.outputs) put(to + 1, fmaxf(next + job.bias[output + 1], 0.0f));
+                          if (output < job.outputs) put(to, rectified(value + job.bias[output]));
+                          if (output + 1 < job.outputs) put(to + 1, rectified(next + job.bias[output + 1]));
                         });
 }
 

@@ -26,13 +26,10 @@ SACFAST_EXPORT int sacfast_cuda_update_settle(SacUpdate* update, sacfast::StateP
   return guarded(-1, [&] { return static_cast<int>(update->settle(*state, stream)); });
 }
 
-// 0, or -1; `ms` and the names are by phase, and a name can occur several times.
+// As run; `ms` and the names are by phase, and a name can occur several times.
 SACFAST_EXPORT int sacfast_cuda_update_profile(SacUpdate* update, sacfast::UpdateCall* call, void* workspace,
                                                void* stream, double* ms) {
-  return guarded(-1, [&] {
-    update->profile(*call, workspace, stream, ms);
-    return 0;
-  });
+  return guarded(-1, [&] { return static_cast<int>(update->profile(*call, workspace, stream, ms)); });
 }
 SACFAST_EXPORT int64_t sacfast_cuda_update_phases(SacUpdate* update) {
   return static_cast<int64_t>(update->phases().size());

@@ -30,7 +30,7 @@ __device__ __forceinline__ void dense_vector(const float* params, const Layer& l
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n) {
       const float total = warp_sum(sum[n]) + params[layer.bias + min(o + n, outputs - 1)];
-      if (lane == 0 && o + n < outputs) y[o + n] = relu ? fmaxf(total, 0.0f) : total;
+      if (lane == 0 && o + n < outputs) y[o + n] = relu ? rectified(total) : total;
     }
   }
   __syncthreads();
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kBlock) policy_kernel(const __grid_constant__ 
     }
     const float centre = 0.5f * (spec.high[a] + spec.low[a]), half = 0.5f * (spec.high[a] - spec.low[a]);
     const float scaled = centre + half * squash(u).action;
-    call.action[row * A + a] = fminf(fmaxf(scaled, spec.low[a]), spec.high[a]);
+    call.action[row * A + a] = clamped(scaled, spec.low[a], spec.high[a]);
   }
 }
 

@@ -29,19 +29,19 @@ class SacUpdate {
   // What `workspace` of run() must hold for batches of this size, aligned to 256 bytes.
   virtual int64_t workspace_bytes(int64_t batch_size) = 0;
 
-  // Enqueues call.updates updates on `stream`, and advances call.state as if they had happened. Neither waits
-  // nor allocates, but for the graphs that are made for a new combination of pointers, batch size and number
-  // of updates.
+  // Enqueues call.updates updates on `stream`, and advances call.state as if they had happened; where it
+  // throws, by those that were enqueued. Neither waits nor allocates, but for the graphs that are made for a
+  // new combination of pointers, batch size, number of updates and which of them act.
   //
   // kNotFinite: the batch of an update of an earlier call held a NaN or an infinity. It was not applied, nor
   // was any after it; call.state is set back to that update, and nothing of this call is enqueued.
   virtual Result run(UpdateCall& call, void* workspace, void* stream) = 0;
 
-  // The same as kNotFinite above, without updates; the caller has waited for the stream.
+  // The same as kNotFinite above, without updates, once those enqueued so far have ended.
   virtual Result settle(StatePointers& state, void* stream) = 0;
 
-  // Runs call.updates updates one phase after the other, with the milliseconds of each added to `ms`.
-  virtual void profile(UpdateCall& call, void* workspace, void* stream, double* ms) = 0;
+  // As run(), one phase after the other, with the milliseconds of each added to `ms`.
+  virtual Result profile(UpdateCall& call, void* workspace, void* stream, double* ms) = 0;
   virtual const std::vector<const char*>& phases() const = 0;
 };
 

@@ -19,7 +19,6 @@
 // are one CUDA graph. What differs from launch to launch (counters, Adam's corrections, where the transitions
 // are) comes in the parameters of the kernel before it.
 #include <array>
-#include <functional>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -43,73 +42,116 @@ inline int count_multiprocessors() {
   return count;
 }
 
+// Makes `device` the current one for as long as this lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) : before_(device) {
+    cudaGetDevice(&before_);
+    cudaSetDevice(device);
+  }
+  ~OnDevice() { cudaSetDevice(before_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_;
+};
+
+// What an engine has of its device beside the caller's workspace.
+struct Owned {
+  int device = 0;
+  Call* call = nullptr;
+  int64_t* refused = nullptr;
+  volatile int64_t* host_refused = nullptr;
+  cudaStream_t capture = nullptr;
+  cudaEvent_t done = nullptr;  // recorded behind the last update
+
+  Owned() {
+    try {
+      acquire();
+    } catch (...) {
+      release();
+      throw;
+    }
+  }
+  ~Owned() {
+    const OnDevice on(device);
+    release();
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+
+  void acquire() {
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaMalloc(reinterpret_cast<void**>(&call), sizeof(Call)), "memory for a call");
+    check(cudaMalloc(reinterpret_cast<void**>(&refused), sizeof(int64_t)), "memory for a call");
+    check(cudaMemset(refused, 0xFF, sizeof(int64_t)), "cudaMemset");
+    void* mapped;
+    check(cudaHostAlloc(&mapped, sizeof(int64_t), cudaHostAllocMapped), "pinned memory");
+    host_refused = static_cast<int64_t*>(mapped);
+    *host_refused = -1;
+    check(cudaStreamCreateWithFlags(&capture, cudaStreamNonBlocking), "a stream");
+    check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "an event");
+  }
+
+  void release() {
+    cudaFree(call);
+    cudaFree(refused);
+    cudaFreeHost(const_cast<int64_t*>(host_refused));
+    if (capture != nullptr) cudaStreamDestroy(capture);
+    if (done != nullptr) cudaEventDestroy(done);
+  }
+};
+
 template <Precision P>
 class Engine final : public SacUpdate {
   using T = Stored<P>;
 
  public:
   explicit Engine(const UpdateSpec& spec) : spec_(spec) {
-    check(cudaMalloc(reinterpret_cast<void**>(&call_), sizeof(Call)), "memory for a call");
-    check(cudaMalloc(reinterpret_cast<void**>(&refused_), sizeof(int64_t)), "memory for a call");
-    check(cudaMemset(refused_, 0xFF, sizeof(int64_t)), "cudaMemset");
-    void* mapped;
-    check(cudaHostAlloc(&mapped, sizeof(int64_t), cudaHostAllocMapped), "pinned memory");
-    host_refused_ = static_cast<int64_t*>(mapped);
-    *host_refused_ = -1;
-    check(cudaStreamCreateWithFlags(&capture_, cudaStreamNonBlocking), "a stream");
-    check(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "an event");
     for (int64_t l = 1; l < spec.hidden_layers; ++l) backward_layers_.push_back(spec.hidden_layers - l);
     name_phases();
   }
 
-  // Work in flight on any stream uses this memory.
+  // Work in flight on any stream uses the engine's memory.
   ~Engine() override {
+    const OnDevice on(owned_.device);
     cudaDeviceSynchronize();
     forget_graphs();
-    cudaFree(call_);
-    cudaFree(refused_);
-    cudaFreeHost(const_cast<int64_t*>(host_refused_));
-    cudaStreamDestroy(capture_);
-    cudaEventDestroy(done_);
   }
-  Engine(const Engine&) = delete;
-  Engine& operator=(const Engine&) = delete;
 
   int64_t workspace_bytes(int64_t batch_size) override { return memory_.bytes(batch_size); }
 
   Result run(UpdateCall& call, void* workspace, void* stream) override {
-    if (settle(call.state, stream) == kNotFinite) return kNotFinite;
+    if (*owned_.host_refused >= 0) return set_back_to_refused(call.state, stream);
     prepare(call, workspace, stream);
     while (call.updates > 0) {
       const int n = static_cast<int>(std::min<int64_t>(call.updates, kMostUpdates));
-      const uint32_t acting = begin(call, n, stream);
-      check(cudaGraphLaunch(graph(n, acting), static_cast<cudaStream_t>(stream)), "the update's graph");
-      call.updates -= n;
+      advance(call, n, stream, [&](uint32_t acting) {
+        check(cudaGraphLaunch(graph(n, acting), static_cast<cudaStream_t>(stream)), "the update's graph");
+      });
     }
-    check(cudaEventRecord(done_, static_cast<cudaStream_t>(stream)), "cudaEventRecord");
     return kApplied;
   }
 
   Result settle(StatePointers& state, void* stream) override {
-    const int64_t refused = *host_refused_;
-    if (refused < 0) return kApplied;
-    set_back(state, refused);
-    check(cudaMemsetAsync(refused_, 0xFF, sizeof(int64_t), static_cast<cudaStream_t>(stream)), "cudaMemset");
-    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize");
-    *host_refused_ = -1;
-    return kNotFinite;
+    check(cudaEventSynchronize(owned_.done), "the updates");
+    return *owned_.host_refused < 0 ? kApplied : set_back_to_refused(state, stream);
   }
 
-  void profile(UpdateCall& call, void* workspace, void* stream, double* ms) override {
+  Result profile(UpdateCall& call, void* workspace, void* stream, double* ms) override {
+    if (*owned_.host_refused >= 0) return set_back_to_refused(call.state, stream);
     const auto on = static_cast<cudaStream_t>(stream);
     prepare(call, workspace, stream);
     std::vector<cudaEvent_t> marks(phases_.size() + 1);
     for (cudaEvent_t& mark : marks) check(cudaEventCreateWithFlags(&mark, cudaEventDefault), "an event");
-    for (; call.updates > 0; --call.updates) {
-      const bool acts = begin(call, 1, stream) != 0;
-      check(cudaEventRecord(marks[0], on), "cudaEventRecord");
-      size_t phase = 0;
-      enqueue(stream, 0, acts, [&] { check(cudaEventRecord(marks[++phase], on), "cudaEventRecord"); });
+    while (call.updates > 0) {
+      advance(call, 1, stream, [&](uint32_t acting) {
+        check(cudaEventRecord(marks[0], on), "cudaEventRecord");
+        size_t phase = 0;
+        enqueue(stream, 0, acting != 0,
+                [&] { check(cudaEventRecord(marks[++phase], on), "cudaEventRecord"); });
+      });
       check(cudaStreamSynchronize(on), "the update");
       for (size_t i = 0; i < phases_.size(); ++i) {
         float elapsed = 0.0f;
@@ -118,7 +160,7 @@ class Engine final : public SacUpdate {
       }
     }
     for (cudaEvent_t mark : marks) cudaEventDestroy(mark);
-    check(cudaEventRecord(done_, on), "cudaEventRecord");
+    return kApplied;
   }
 
   const std::vector<const char*>& phases() const override { return phases_; }
@@ -126,7 +168,7 @@ class Engine final : public SacUpdate {
  private:
   // What the kernels are given, for one set of pointers. Graphs made for another one are of no use any more.
   void prepare(const UpdateCall& call, void* workspace, void* stream) {
-    check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), done_, 0), "cudaStreamWaitEvent");
+    check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), owned_.done, 0), "cudaStreamWaitEvent");
     const Key key = {workspace,
                      call.metrics,
                      call.state.actor,
@@ -140,10 +182,10 @@ class Engine final : public SacUpdate {
                      call.state.alpha_m,
                      call.state.alpha_v};
     if (key == key_ && call.batch_size == x_.B) return;
-    if (!graphs_.empty()) check(cudaEventSynchronize(done_), "cudaEventSynchronize");
-    forget_graphs();
+    forget_graphs();  // which may be running: CUDA ends them after that
     memory_.prepare(call, workspace);
-    x_.call = call_, x_.refused = refused_, x_.host_refused = const_cast<int64_t*>(host_refused_);
+    x_.call = owned_.call, x_.refused = owned_.refused;
+    x_.host_refused = const_cast<int64_t*>(owned_.host_refused);
     key_ = key;
   }
 
@@ -169,8 +211,34 @@ class Engine final : public SacUpdate {
       }
       ++state.step;
     }
-    check(launch(begin_kernel, 1, 256, 0, stream, next, call_), "begin");
+    check(launch(begin_kernel, 1, 256, 0, stream, next, owned_.call), "begin");
     return acting;
+  }
+
+  // The next n updates of `call`, which launch_all(acting) enqueues; where that fails, the counters are as
+  // before.
+  template <typename F>
+  void advance(UpdateCall& call, int n, void* stream, F launch_all) {
+    const int64_t first = call.state.step;
+    try {
+      launch_all(begin(call, n, stream));
+      check(cudaEventRecord(owned_.done, static_cast<cudaStream_t>(stream)), "cudaEventRecord");
+    } catch (...) {
+      set_back(call.state, first);
+      throw;
+    }
+    call.updates -= n;
+  }
+
+  // For the caller's counters, once the GPU has said which update it refused.
+  Result set_back_to_refused(StatePointers& state, void* stream) {
+    check(cudaEventSynchronize(owned_.done), "the updates");  // on whichever stream: they look at `refused`
+    set_back(state, *owned_.host_refused);
+    const auto on = static_cast<cudaStream_t>(stream);
+    check(cudaMemsetAsync(owned_.refused, 0xFF, sizeof(int64_t), on), "cudaMemset");
+    check(cudaStreamSynchronize(on), "cudaStreamSynchronize");
+    *owned_.host_refused = -1;
+    return kNotFinite;
   }
 
   // The counters as they were before update `step`.
@@ -188,17 +256,17 @@ class Engine final : public SacUpdate {
     const std::pair<int, uint32_t> which = {n, acting};
     cudaGraphExec_t& made = graphs_[which];
     if (made == nullptr) {
-      check(cudaStreamBeginCapture(capture_, cudaStreamCaptureModeThreadLocal), "capturing the update");
+      check(cudaStreamBeginCapture(owned_.capture, cudaStreamCaptureModeThreadLocal), "capturing the update");
       cudaGraph_t line = nullptr;
       try {
-        for (int u = 0; u < n; ++u) enqueue(capture_, u, (acting >> u & 1) != 0, [] {});
+        for (int u = 0; u < n; ++u) enqueue(owned_.capture, u, (acting >> u & 1) != 0, [] {});
       } catch (...) {
-        cudaStreamEndCapture(capture_, &line);
+        cudaStreamEndCapture(owned_.capture, &line);
         if (line != nullptr) cudaGraphDestroy(line);
         graphs_.erase(which);
         throw;
       }
-      int error = cudaStreamEndCapture(capture_, &line);
+      int error = cudaStreamEndCapture(owned_.capture, &line);
       if (error == 0) error = cudaGraphInstantiate(&made, line, 0);
       if (line != nullptr) cudaGraphDestroy(line);
       if (error != 0) graphs_.erase(which);
@@ -379,7 +447,8 @@ class Engine final : public SacUpdate {
   int finish_step(const Trained& trained, int splits, void* stream, int u, bool actor) {
     if (splits == 1) return 0;
     const unsigned blocks = std::min(blocks_for(trained.size), static_cast<unsigned>(8 * multiprocessors_));
-    return launch(adam_kernel, blocks, kThreads, 0, stream, trained, splits, call_, refused_, u, actor);
+    return launch(adam_kernel, blocks, kThreads, 0, stream, trained, splits, owned_.call, owned_.refused, u,
+                  actor);
   }
 
   int critic_step(void* stream, int u) {
@@ -396,7 +465,7 @@ class Engine final : public SacUpdate {
       jobs.job[jobs.count++] = {{}, {}, x_.q_gradient[c], value.bias, x_.B, 1, 1};
     }
     const int error = run_jobs(jobs, critic_step_kernel<P, Small>, critic_step_kernel<P, Large>, 0,
-                               memory_.critic_splits, stream, critic_, call_, refused_, u);
+                               memory_.critic_splits, stream, critic_, owned_.call, owned_.refused, u);
     return error != 0 ? error : finish_step(critic_, memory_.critic_splits, stream, u, false);
   }
 
@@ -433,11 +502,7 @@ class Engine final : public SacUpdate {
   std::vector<const char*> phases_;
   Key key_ = {};
   std::map<std::pair<int, uint32_t>, cudaGraphExec_t> graphs_;  // by number of updates, and which act
-  Call* call_ = nullptr;
-  int64_t* refused_ = nullptr;
-  volatile int64_t* host_refused_ = nullptr;
-  cudaStream_t capture_ = nullptr;
-  cudaEvent_t done_ = nullptr;
+  Owned owned_;
 };
 
 }  // namespace sacfast::cuda

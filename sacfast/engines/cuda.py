@@ -7,6 +7,7 @@ applied then, and the state's counters say so.
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -67,6 +68,7 @@ class CudaEngine(NativeEngine):
         self.name = f"native cuda {config.precision}"
         self._lock = threading.Lock()
         self._update, self._free, self._shape, self._packed, self._started = None, None, None, None, None
+        self._last: weakref.ref[SACState] | None = None  # the state whose updates the GPU may refuse yet
         self._workspace: Tensor | None = None
         self._metrics = torch.full((len(Metrics.names),), torch.nan, device=self.device)
         self._profiling = native.profiling()
@@ -93,16 +95,28 @@ class CudaEngine(NativeEngine):
         return finish
 
     def settle(self, state: SACState) -> None:
-        with self._lock, self._on_device():
-            if self._update is None:
-                return
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()
-            counters = state_pointers(state)
+        with self._lock:
+            if self._last is not None and self._last() is state:
+                self._settle_last()
+
+    def _settle_last(self) -> None:
+        """Wait for the updates of the last state. Raises SACError for one that was refused, its counters set back."""
+        last = self._last() if self._last is not None else None
+        if self._update is None:
+            return
+        counters = abi.StatePointers() if last is None else state_pointers(last)
+        with self._on_device():
             result = self._library.sacfast_cuda_update_settle(
                 self._update, ctypes.byref(counters), self._stream()
             )
-            self._report(result, state, counters)
+        if last is not None:
+            self._report(result, last, counters)
+
+    def _prepare(self, state: SACState, *args: Any) -> tuple[int, abi.UpdateCall]:
+        if self._last is None or self._last() is not state:
+            self._settle_last()
+        self._last = weakref.ref(state)
+        return super()._prepare(state, *args)
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
         """Seconds by phase, as Engine.profile; while it measures, phases are launched and awaited one by one."""
@@ -116,7 +130,7 @@ class CudaEngine(NativeEngine):
 
     def make_policy(self, state: SACState, bounds: ActionBounds) -> Policy:
         widest = max([2 * state.action_dim, state.obs_dim, *(layer.outputs for layer in state.actor_layers)])
-        if widest > WIDEST_POLICY:
+        if widest > WIDEST_POLICY or state.device != self._metrics.device:
             return TorchPolicy(state, bounds)
         return CudaPolicy(self, state, bounds)
 
@@ -165,7 +179,7 @@ class CudaEngine(NativeEngine):
         size = self._library.sacfast_cuda_update_workspace_bytes(handle, batch_size)
         if self._workspace is None or len(self._workspace) < size:
             if self._workspace is not None and self.device.type == "cuda":
-                self._workspace.record_stream(torch.cuda.current_stream(self.device))
+                torch.cuda.synchronize(self.device)  # updates may use it, on any stream
             self._workspace = None
             try:
                 self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)

@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -140,13 +141,19 @@ class NativeEngine(Engine):
         self._enter()
         try:
             handle, call = self._prepare(state, transitions, batch_size, updates)
+            # What the other threads work on must not go, whatever becomes of the function returned.
+            self._started = threading.get_ident(), state, buffer, call
             if self._library.sacfast_update_start(handle, ctypes.byref(call)) < 0:
+                self._started = None
                 raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
         except BaseException:
-            self._lock.release()
+            if self._started is None:
+                self._lock.release()
+            else:  # Ctrl-C arrives as the call returns, with the updates under way
+                with suppress(SACError):
+                    self._finish(handle, state, call)
+                self.sync()
             raise
-        # What the other threads work on must not go, whatever becomes of the function returned.
-        self._started = threading.get_ident(), state, buffer, call
         return partial(self._finish, handle, state, call)
 
     def _finish(self, handle: int, state: SACState, call: abi.UpdateCall) -> Metrics:

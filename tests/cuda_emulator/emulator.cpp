@@ -231,11 +231,14 @@ static int multiprocessors = 132;
 SACFAST_EXPORT void emulator_set_multiprocessors(int count) { multiprocessors = count; }
 static int graphs_made = 0;
 SACFAST_EXPORT int emulator_graphs_made() { return graphs_made; }
+static bool graphs_fail = false;
+SACFAST_EXPORT void emulator_let_graphs_fail(int fail) { graphs_fail = fail != 0; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   return error == 2 ? "out of memory" : "invalid configuration";
 }
 cudaError_t cudaGetDevice(int* device) { return *device = 0; }
+cudaError_t cudaSetDevice(int) { return 0; }
 cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? multiprocessors : 9;
   return 0;
@@ -278,6 +281,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return 0;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+  if (graphs_fail) return 2;
   *made = new EmulatedGraph(*graph);
   ++graphs_made;
   return 0;
