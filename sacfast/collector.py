@@ -25,8 +25,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from sacfast.envs import ActionBounds, check_finite, check_spaces
+from sacfast.envstate import NotCapturable
 from sacfast.errors import SACError
-from sacfast.vector import FAULT, SingleEnv, dead_worker, is_vector, takes_seeds
+from sacfast.vector import FAULT, SingleEnv, captured_states, dead_worker, is_vector, put_states, takes_seeds
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
 
@@ -159,6 +160,41 @@ class Collector:
             self._seed_spaces(ended)
         return [Episode(*each) for each in zip(ended, totals, lengths, strict=True)]
 
+    def captured(self, within_step: bool = False) -> dict[str, Any]:
+        """The episodes under way, with the environments' state, or with the obstacle to having it; `recover` is the
+        inverse. `within_step`: this is no moment between two steps.
+        """
+        state: dict[str, Any] = {
+            "obstacle": None,
+            "next_episodes": self.next_episodes(),
+            "under_way": any(length > 0 for _, length in self.under_way()),
+        }
+        try:
+            if within_step:
+                raise NotCapturable("the run ended within a step")
+            return state | {"simulators": captured_states(self.envs), "collector": self.state()}
+        except (NotCapturable, EOFError, OSError) as error:  # the latter two: a worker died just now
+            return state | {"obstacle": str(error) or type(error).__name__}
+
+    def recover(self, saved: dict[str, Any]) -> str | None:
+        """Put the environments back to where they were when `saved` was captured, or on to their next episodes.
+
+        Returns the obstacle in the latter case.
+        """
+        obstacle = saved["obstacle"]
+        if obstacle is None:
+            self.episodes[:] = saved["collector"]["episodes"]
+            self.reset()  # makes what an environment makes at its first reset only
+            try:
+                put_states(self.envs, saved["simulators"], saved["collector"]["resetting"])
+                self.restore(saved["collector"])
+                return None
+            except NotCapturable as error:
+                obstacle = str(error)
+        self.episodes[:] = saved["next_episodes"]
+        self.reset()
+        return obstacle
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beside the simulators themselves; `restore` is the inverse. JSON-able but for
         `obs` [N, O], the observations to act on next.
@@ -213,12 +249,14 @@ class Collector:
         seeds: list[int | None] = [None] * self.num_envs
         for i in begun:
             seeds[i] = self.seeds(i, int(self.episodes[i]))
-        seed: Any = seeds if self._takes_seeds else seeds[begun[0]]
+        # A single seed reaches the episodes that are under way too.
+        one = seeds[0] if len(begun) == self.num_envs else None
+        seed: Any = seeds if self._takes_seeds else one
         options = None if mask is None else {"reset_mask": mask}
         obs = self._own(self._call(lambda: self.envs.reset(seed=seed, options=options), at)[0], at)
         self.obs = obs
         self._seed_spaces(begun)
-        self._look(obs, obs[:, 0] * 0, None, at)
+        self._look(obs, self._zeros(self.num_envs, "float64"), None, at)
         return obs
 
     def _seed_spaces(self, begun: Any) -> None:
@@ -295,7 +333,7 @@ class Collector:
             next_obs = following.copy()
             for i in np.flatnonzero(done):
                 next_obs[i] = final[i]
-        self._look(next_obs, next_obs[:, 0] * 0, None, step)
+        self._look(next_obs, self._zeros(self.num_envs, "float64"), None, step)
         return next_obs
 
 

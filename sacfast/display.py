@@ -40,10 +40,6 @@ class Display:
         # The pace changes with the phase, so estimate anew.
         self._window = deque([(perf_counter(), self._step)], maxlen=self._window.maxlen)
 
-    def pause(self, seconds: float) -> None:
-        """Leave `seconds` out of the rates: no environment steps were taken."""
-        self._window = deque(((t + seconds, s) for t, s in self._window), maxlen=self._window.maxlen)
-
     def row(self, row: Row) -> None:
         self._last = row
         self._step = step = int(row["step"] or 0)

@@ -48,7 +48,8 @@ def capture(env: gymnasium.Env) -> dict[str, Any]:
     if _is_open(base):
         state = {name: _taken(base, name) for name in _variables(base)}
     elif _has_protocol(base):
-        state = _plain(base.get_state(), f"{_name(base)}.get_state()")  # type: ignore[attr-defined]
+        # What it returns goes to set_state, not into an object of the same kind.
+        state = _plain(base.get_state(), f"{_name(base)}.get_state()", within=True)  # type: ignore[attr-defined]
     else:
         raise NotCapturable(f"{_name(base)} has no get_state() and set_state()")
     return {
@@ -122,20 +123,24 @@ def _taken(layer: gymnasium.Env, name: str) -> Any:
     return _plain(value, f"{_name(layer)}.{name}")
 
 
-def _plain(value: Any, where: str) -> Any:
-    """`value` with copies of its arrays. Raises NotCapturable if anything in it is not plain."""
+def _plain(value: Any, where: str, within: bool = False) -> Any:
+    """`value` with copies of its arrays. Raises NotCapturable if anything in it is not plain.
+
+    Generators, deques and Gymnasium's statistics are taken apart; `_put` puts them together where they are a variable
+    themselves, not `within` a list or a dictionary.
+    """
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.char in _TYPES and value.dtype.isnative:
         return value.copy()
-    if isinstance(value, np.random.Generator):
+    if isinstance(value, np.random.Generator) and not within:
         return _generator(value)
-    if isinstance(value, (list, tuple, deque)):
-        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, (list, tuple)) or (isinstance(value, deque) and not within):
+        items = [_plain(item, f"{where}[{i}]", within=True) for i, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if type(value).__module__.startswith("gymnasium.wrappers."):  # RunningMeanStd of the normalizing wrappers
+        return {key: _plain(item, f"{where}[{key!r}]", within=True) for key, item in value.items()}
+    if type(value).__module__.startswith("gymnasium.wrappers.") and not within:  # RunningMeanStd
         return {key: _plain(item, f"{where}.{key}") for key, item in vars(value).items()}
     raise NotCapturable(f"{where} is a {type(value).__name__}, not plain numbers or arrays")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,10 +31,10 @@ from torch import Tensor
 
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector
-from sacfast.envs import ActionBounds, env_name, make_env
+from sacfast.envs import ActionBounds, check_finite, env_name, make_env
 from sacfast.errors import SACError, first_line
 from sacfast.requirements import is_whole
-from sacfast.runs import load_agent
+from sacfast.runs import given_environments, load_agent
 from sacfast.vector import is_vector
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
@@ -129,6 +130,8 @@ def _rollout(
     total, length, done = 0.0, 0, False
     while not done and length < MAX_EPISODE_STEPS:
         observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        if not math.isfinite(reward):
+            check_finite(env_name(env), length + 1, np.zeros(0), float(reward))
         on_step()
         total, length, done = total + float(reward), length + 1, terminated or truncated
     return total, length
@@ -229,20 +232,21 @@ def record_video(
     except ImportError as error:
         raise SACError(f"no video: {error.name} is not installed; pip install 'sacfast[video]'.") from None
     choose_mujoco_gl()
-    env = None
+    env, part = None, path.with_name(f".{path.stem}.part{path.suffix}")
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
     try:
         env = make_env(env_id, **{**make_kwargs, "render_mode": "rgb_array"})
-        frames: list[np.ndarray] = []
-        _rollout(_as_policy(agent_or_policy), env, seed, lambda: frames.append(np.asarray(env.render())))
         fps = env.metadata.get("render_fps", 30)
         options: dict[str, Any] = {} if path.suffix == ".gif" else {"macro_block_size": 2}
-        writer: Any = imageio.v2.get_writer(str(path), fps=fps, **options)
+        writer: Any = imageio.v2.get_writer(str(part), fps=fps, **options)
         with writer:
-            for frame in frames:
-                writer.append_data(frame)
+            policy = _as_policy(agent_or_policy)
+            _rollout(policy, env, seed, lambda: writer.append_data(np.asarray(env.render())))
+        os.replace(part, path)
     except Exception as error:
         reason = first_line(error)
+        with suppress(OSError):
+            part.unlink()
         raise SACError(f"no video of {env_id} at {path}: {reason}") from error
     finally:
         if env is not None:
@@ -308,6 +312,11 @@ def main(arguments: list[str] | None = None) -> int:
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint)
+        if "env" in given_environments(config.run):
+            print(
+                f"{config.run} was trained in an environment of its maker's; this is {trained.env}",
+                file=sys.stderr,
+            )
         with closing(make_env(trained.env, **trained.make_kwargs)) as env:
             score = evaluate(agent, env, config.episodes, config.seed)
             others = baselines(env, config.episodes, config.seed) if config.baselines else {}

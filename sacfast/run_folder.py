@@ -18,9 +18,11 @@ import itertools
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -38,6 +40,7 @@ from sacfast.errors import CheckpointError, SACError
 from sacfast.replay import ReplayBuffer
 
 VERSION = 1
+NAME = re.compile(r"\d+(\.\d+)?")  # of a checkpoint's folder
 
 # A segment of fewer transitions is written anew together with what followed, so that frequent checkpoints do not leave
 # thousands of files.
@@ -219,9 +222,28 @@ class RunFolder:
             path.unlink()
 
 
+def resume_command(run: Path, given: Sequence[str] = ()) -> str:
+    """How to go on: on the command line, or in Python where `train` was given "env" or "eval_env", or both."""
+    if given:
+        arguments = ["--resume", str(run)]
+        environments = ", ".join(f"{name}=..." for name in given)
+        return f"from sacfast.train import parse, train; train(parse({arguments}), {environments})"
+    return f"python -m sacfast.train --resume {shlex.quote(str(run))}"
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a small file of the run, atomically. Raises SACError where the disk refuses."""
+    try:
+        checkpoint.write_text(path, json.dumps(values, indent=2) + "\n")
+    except OSError as error:
+        raise SACError(
+            f"cannot write {path} ({error.strerror}); free some space and resume the run."
+        ) from error
+
+
 def complete(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    folders = (run / "checkpoints").glob("[0-9]*")
+    folders = [folder for folder in (run / "checkpoints").glob("*") if NAME.fullmatch(folder.name)]
     return sorted(folders, key=lambda folder: _number(folder.name))
 
 
@@ -239,9 +261,16 @@ def latest(run: Path) -> Path:
 
 
 def policy_file(run: Path, which: str) -> Path:
-    """The file of the policy that is "best" or "last". Raises CheckpointError if there is no checkpoint."""
+    """The file of the policy that is "best" or "last". Raises CheckpointError if there is none."""
     file = run / f"{which}.safetensors"  # last.safetensors: of runs before 0.1.0
-    return file if which == "best" or file.exists() else latest(run) / "agent.safetensors"
+    if file.exists():
+        return file
+    last = latest(run) / "agent.safetensors"
+    if which == "best":
+        raise CheckpointError(
+            f"{run} has no best policy, since none was evaluated so far; take the last one (--checkpoint last)"
+        )
+    return last
 
 
 def _free_name(step: int, taken: dict[str, Any]) -> str:

@@ -12,12 +12,33 @@ from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.run_folder import policy_file
 
+GIVEN = "given"  # the key in config.json that is no setting: `given_environments`
+
+
+def given_environments(run: Path) -> tuple[str, ...]:
+    """Which of train's arguments "env" and "eval_env" the run was made with. Raises SACError as read_config does."""
+    return tuple(_values(run).get(GIVEN, ()))
+
 
 def read_config(run: Path) -> TrainConfig:
     """The settings of a run folder. Raises SACError when it is none."""
+    values = _values(run)
+    values.pop(GIVEN, None)
+    try:
+        return TrainConfig.from_dict(values)
+    except SACError as error:
+        raise SACError(
+            f"{run / 'config.json'} was written by another version of sacfast, or by hand: {error}"
+        ) from None
+
+
+def _values(run: Path) -> dict[str, Any]:
     path = run / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        return values
     except FileNotFoundError:
         raise SACError(
             f"{run} is not the folder of a run (it has no config.json); give the folder that "
@@ -25,10 +46,6 @@ def read_config(run: Path) -> TrainConfig:
         ) from None
     except (OSError, ValueError) as error:
         raise SACError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
-    try:
-        return TrainConfig.from_dict(values)
-    except SACError as error:
-        raise SACError(f"{path} was written by another version of sacfast, or by hand: {error}") from None
 
 
 def load_agent(

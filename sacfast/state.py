@@ -7,6 +7,7 @@ single passes and a checkpoint is a handful of tensors. Engines read and write t
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,15 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 def flatten_parameters(module: nn.Module) -> Tensor:
     """Move a module's parameters into one new flat buffer [P] and make each parameter a view of its slice."""
+    flat = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    _link(module, flat)
+    return flat
+
+
+def _link(module: nn.Module, flat: Tensor) -> None:
     params = list(module.parameters())
-    flat = torch.cat([p.detach().reshape(-1) for p in params])
     for param, view in zip(params, split_like(flat, params), strict=True):
         param.data = view
-    return flat
 
 
 def split_like(flat: Tensor, params: list[nn.Parameter]) -> list[Tensor]:
@@ -190,6 +195,12 @@ class SACState:
         self.actor_adam.step = int(counters["actor_adam_step"])
         self.critic_adam.step = int(counters["critic_adam_step"])
         self.alpha_adam.step = int(counters["alpha_adam_step"])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a pickle, where a tensor is no view of another: links modules and buffers again."""
+        self.__dict__.update(state)
+        for name in ("actor", "critic", "critic_target"):
+            _link(getattr(self, name), getattr(self, f"{name}_params"))
 
     def __deepcopy__(self, memo: dict) -> "SACState":
         """A copy whose modules view the copy's own buffers (the default would leave them detached from each other)."""

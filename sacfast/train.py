@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,10 +27,10 @@ from sacfast.config import SACConfig, TrainConfig, check_resume
 from sacfast.cores import physical_cores
 from sacfast.engines import Engine
 from sacfast.envs import check_spaces, env_name, flattened, make_env, usable
-from sacfast.errors import SACError
-from sacfast.run_folder import RunFolder
-from sacfast.runs import read_config
-from sacfast.trainer import Trainer, TrainingInterrupted, resume_command, write_json
+from sacfast.errors import SACError, first_line
+from sacfast.run_folder import RunFolder, resume_command, write_json
+from sacfast.runs import GIVEN, given_environments, read_config
+from sacfast.trainer import Trainer, TrainingInterrupted
 from sacfast.vector import close_env, is_vector, make_vector_env, vectorise
 
 AnyEnv = gymnasium.Env | VectorEnv
@@ -52,26 +52,63 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
     cases what was learned has been saved. A third SIGINT ends even an environment that hangs.
     """
     config = config or TrainConfig()
-    saved = None if config.resume is None else read_config(Path(config.resume))
-    if saved is not None and env is None:
-        check_resume(saved, config)
+    given = tuple(name for name, source in (("env", env), ("eval_env", eval_env)) if source is not None)
+    saved = None
+    if config.resume is not None:
+        saved = read_config(Path(config.resume))
+        _check_given(Path(config.resume), given)
+        if env is None:
+            check_resume(saved, config)
     owned: list[AnyEnv] = []
     with ExitStack() as stack:
         stack.callback(_close, owned)
         name, training, evaluation = _environments(config, env, eval_env, owned)
+        _check_alike(training, evaluation)
         if env is not None:
             config = dataclasses.replace(config, env=name)
             if saved is not None:
                 check_resume(saved, config)
         try:
-            trainer = _make_trainer(config, training, evaluation, stack, custom_env=env is not None)
+            trainer = _make_trainer(config, training, evaluation, stack, given)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_nothing_done(config, custom_env=env is not None)) from None
+            raise KeyboardInterrupt(_nothing_done(config, given)) from None
         try:
             trainer.run()
         finally:
             _print_profile(trainer.agent.engine)
     return trainer.folder
+
+
+def _check_given(run: Path, given: Sequence[str]) -> None:
+    """Raise SACError for a run that would go on with another environment than the caller's own of before."""
+    before = given_environments(run)
+    missing = [name for name in before if name not in given]
+    if missing:
+        raise SACError(
+            f"{run} was trained with {' and '.join(f'{name}=' for name in missing)}, which only your program can "
+            f"make; to go on: {resume_command(run, before)}"
+        )
+
+
+def _check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
+    """Raise SACError where what was learned in one environment has no meaning in the other."""
+    bounds = check_spaces(training), check_spaces(evaluation)
+    dims = [_observations(env) for env in (training, evaluation)]
+    if dims[0] != dims[1]:
+        raise SACError(
+            f"training observes {dims[0]} numbers and evaluation {dims[1]}; give eval_env the same wrappers as env."
+        )
+    if bounds[0] != bounds[1]:
+        ours, theirs = (f"[{each.low.tolist()}, {each.high.tolist()}]" for each in bounds)
+        raise SACError(
+            f"training has actions in {ours} and evaluation in {theirs}; give eval_env the same wrappers as env."
+        )
+
+
+def _observations(env: AnyEnv) -> int:
+    space = env.single_observation_space if is_vector(env) else env.observation_space  # type: ignore[union-attr]
+    assert space.shape is not None  # check_spaces saw a 1-D Box
+    return space.shape[0]
 
 
 def _close(envs: list[AnyEnv]) -> None:
@@ -80,7 +117,7 @@ def _close(envs: list[AnyEnv]) -> None:
 
 
 def _make_trainer(
-    config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, stack: ExitStack, *, custom_env: bool
+    config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, stack: ExitStack, given: tuple[str, ...]
 ) -> Trainer:
     """The run's trainer; `stack` gives up the lock on its folder."""
     if config.resume is None:
@@ -113,7 +150,8 @@ def _make_trainer(
     if folder is None:
         folder = RunFolder(_new_folder(config), config.keep_checkpoints)
         stack.enter_context(folder.locked())
-    write_json(folder.path / "config.json", dataclasses.replace(config, resume=None).to_dict())
+    settings = dataclasses.replace(config, resume=None).to_dict()
+    write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
     note = flattened(eval_env)
     if note is not None:
         print(f"{config.env}: {note}")
@@ -130,7 +168,7 @@ def _make_trainer(
         f"run folder: {folder.path}",
         flush=True,
     )
-    return Trainer(config, agent, env, eval_env, folder, resumed, custom_env=custom_env)
+    return Trainer(config, agent, env, eval_env, folder, resumed, given)
 
 
 def _print_profile(engine: Engine) -> None:
@@ -142,11 +180,11 @@ def _print_profile(engine: Engine) -> None:
         print(f"updates, {total:.1f} s of all threads: {shares}")
 
 
-def _nothing_done(config: TrainConfig, custom_env: bool) -> str:
+def _nothing_done(config: TrainConfig, given: tuple[str, ...]) -> str:
     """What to say when Ctrl-C comes while a run is being set up."""
     if config.resume is None:
         return "interrupted before the first step; there is nothing to resume"
-    return f"interrupted before the first step; to go on: {resume_command(Path(config.resume), custom_env)}"
+    return f"interrupted before the first step; to go on: {resume_command(Path(config.resume), given)}"
 
 
 def _environments(
@@ -204,7 +242,16 @@ def _second(env: AnyEnv) -> AnyEnv:
     spec = copy.deepcopy(spec)
     for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # what gymnasium.make_vec leaves there
         spec.kwargs.pop(name, None)
-    return usable(gymnasium.make(spec))
+    try:
+        return usable(gymnasium.make(spec))
+    except SACError:
+        raise
+    # A wrapper that does not record its arguments leaves Gymnasium none; a constructor may raise anything.
+    except Exception as error:
+        raise SACError(
+            f"no second {env_name(env)} can be made for evaluation ({first_line(error).rstrip('.')}); pass a "
+            "function that makes it instead, or eval_env as well."
+        ) from error
 
 
 def _check_writable(out: Path) -> None:
@@ -315,7 +362,7 @@ def _train_each(configs: list[TrainConfig]) -> None:
     for config in configs:
         try:
             runs.append(train(config))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SACError):
             waiting = [other.seed for other in configs[len(runs) + 1 :]]
             if waiting:
                 print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)

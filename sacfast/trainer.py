@@ -16,11 +16,10 @@ are left behind, and the resumed run begins with the next ones.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,25 +28,22 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
-from sacfast.diagnostics import GradientNorms, Stopwatch, saturation
+from sacfast.diagnostics import Stopwatch, saturation
 from sacfast.display import Row, make_display
-from sacfast.engines import Metrics
-from sacfast.envstate import NotCapturable
 from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
+from sacfast.learner import Learner
 from sacfast.logger import RunLogger
 from sacfast.plotting import plot_run
-from sacfast.run_folder import RunFolder
+from sacfast.run_folder import RunFolder, resume_command, write_json
 from sacfast.stop import StopRequest
-from sacfast.vector import captured_states, put_states, raised
+from sacfast.vector import raised
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -84,8 +80,8 @@ class Trainer:
     """One run: the agent, its environments, its logs and its place in time. `run()` does everything.
 
     env and eval_env are single environments or vectors; they and the agent fit together; `folder` is locked; `resumed`
-    is what it gave with the checkpoint that the agent was loaded from; `custom_env` says that the environment is not
-    simply gymnasium.make(config.env).
+    is what it gave with the checkpoint that the agent was loaded from; `given` names those of "env" and "eval_env" that
+    are not simply gymnasium.make(config.env).
     """
 
     def __init__(
@@ -96,12 +92,11 @@ class Trainer:
         eval_env: gymnasium.Env | VectorEnv,
         folder: RunFolder,
         resumed: dict[str, Any] | None = None,
-        *,
-        custom_env: bool = False,
+        given: Sequence[str] = (),
     ) -> None:
         self.config, self.agent, self.eval_env = config, agent, eval_env
         self.folder, self._checkpoints = folder.path, folder
-        self.resume_command = resume_command(folder.path, custom_env)
+        self.resume_command = resume_command(folder.path, given)
         self.at = Counters() if resumed is None else Counters(**resumed["counters"])
         self._resumed = resumed
         self.collector = Collector(
@@ -123,14 +118,14 @@ class Trainer:
             settings=config.to_dict(),
             resume_step=resume_step,
         )
-        self.metrics: Metrics | None = None
         self._returns: list[float] = []  # of the episodes that ended since the last log row
-        self._norms: dict[str, Any] = dict.fromkeys(GradientNorms.names)  # None: not yet since then
-        self._changing = False  # a transition is being stored, or an update is under way
+        self._storing = False  # a transition is being stored
         self._within_step = True  # the environments' state is not that of a moment between two steps
+        self._begun = False  # a resumed run is where its checkpoint is
         self._finished = False  # the last checkpoint of this part of the run is written
         self._mark = (perf_counter(), self.at.step, agent.training_steps)
         self._stopwatch = Stopwatch()
+        self.learner = Learner(config, agent, self._stopwatch)
 
     def run(self) -> None:
         """Train to the end, score the best policy, draw the plots.
@@ -156,7 +151,7 @@ class Trainer:
         except (CheckpointError, DivergedError):
             raise
         except KeyboardInterrupt:  # the third SIGINT, wherever it struck
-            if self._changing or not self._rescue():
+            if self._storing or self.learner.updating or not self._rescue():
                 raise KeyboardInterrupt(
                     f"ended by SIGINT at step {self.at.step:,}; what was learned since the last checkpoint in "
                     f"{self.folder} is lost"
@@ -170,14 +165,16 @@ class Trainer:
         self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         self._enter_phase()
         self._begin()
+        self._begun = True
         self._stopwatch.skip()
         if self._due(config.eval_every, self.at.evaluated_step):
             self._evaluate()  # the signal that ended the run's previous part cut this one short
-        self._learn()  # an interrupt that insisted may have come between a step and its updates
+        # An interrupt that insisted may have come between a step and its updates.
+        self.learner.learn(self.at.step)
         while self.at.step < config.steps and self.stop.signum is None:
             before = self.at.step
             self._advance()
-            self._learn()
+            self.learner.learn(self.at.step)
             self._stopwatch.lap("update")
             self.display.step(self.at.step)
             if before < config.learning_starts <= self.at.step:
@@ -201,76 +198,15 @@ class Trainer:
             self._within_step = False
             self._save_last()
             return
-        self._returns, self._norms = self._resumed["returns"], self._resumed["norms"]
-        if self._resumed["metrics"] is not None:
-            self.metrics = Metrics(torch.from_numpy(self._resumed["metrics"]).to(self.agent.device))
-            self.agent.engine.recall(self.metrics)
-        self._restore_environments(self._resumed["environments"])
+        self._returns = self._resumed["returns"]
+        self.learner.restore(self._resumed)
+        environments = self._resumed["environments"]
+        obstacle = self.collector.recover(environments)
+        if obstacle is not None:
+            self.at.episode = sum(environments["next_episodes"])
+            if environments["under_way"]:
+                self.display.message(f"the episode that was interrupted is left behind ({obstacle})")
         self._within_step = False
-
-    def _restore_environments(self, saved: dict[str, Any]) -> None:
-        """Put the environments back to where they were, or on to their next episodes."""
-        collector, obstacle = self.collector, saved["obstacle"]
-        if obstacle is None:
-            collector.episodes[:] = saved["collector"]["episodes"]
-            collector.reset()  # makes what an environment makes at its first reset only
-            try:
-                put_states(collector.envs, saved["simulators"], saved["collector"]["resetting"])
-                collector.restore(saved["collector"])
-                return
-            except NotCapturable as error:
-                obstacle = str(error)
-        if saved["under_way"]:
-            self.display.message(f"the episode that was interrupted is left behind ({obstacle})")
-        collector.episodes[:] = saved["next_episodes"]
-        self.at.episode = sum(saved["next_episodes"])
-        collector.reset()
-
-    def _learn(self) -> None:
-        """The updates that are due by this step, unless they are for the next step to begin."""
-        if self.config.schedule == "strict":
-            left = self._measure(self._updates_due())
-            if left > 0:
-                self._update(left)
-
-    def _updates_due(self) -> int:
-        return self.config.updates_by(self.at.step) - self.agent.training_steps
-
-    def _update(self, updates: int) -> None:
-        self._changing = True
-        self.metrics = self.agent.train(updates, self.config.sac.batch_size)
-        self._changing = False
-
-    def _measure(self, due: int) -> int:
-        """Of the updates that are due make those whose gradients the next row of the log reports, one at a time: the
-        first since the row before, as a rule. Returns how many are left.
-        """
-        while due > 0 and any(norm is None for norm in self._norms.values()):
-            norms = GradientNorms(self.agent.state)
-            self._update(1)
-            self._norms |= norms.of_the_update_since()
-            due -= 1
-        return due
-
-    @contextmanager
-    def _learning_beside(self) -> Iterator[None]:
-        """Under schedule="overlap": the updates that are due by this step run while the environments are stepped."""
-        left = self._measure(self._updates_due()) if self.config.schedule == "overlap" else 0
-        if left <= 0:
-            yield
-            return
-        self._changing = True
-        finish = self.agent.start(left, self.config.sac.batch_size)
-        self._changing = False
-        self._stopwatch.lap("update")
-        try:
-            yield
-        finally:
-            self._stopwatch.lap("env")
-            self._changing = True
-            self.metrics = finish()
-            self._changing = False
-            self._stopwatch.lap("update")
 
     def _advance(self) -> None:
         """One step of every environment, its transitions into the replay buffer."""
@@ -279,17 +215,17 @@ class Trainer:
         random = at.step < self.config.learning_starts
         action = collector.random_action() if random else self._act(collector.obs)
         self._stopwatch.lap("act")
-        with self._learning_beside():
+        with self.learner.beside(at.step):
             rows, ended = collector.step(action, at.step)
         self._stopwatch.lap("env")
-        self._changing = True
+        self._storing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
         # The buffer sees by itself which row continues which; should it ask, rows.env says whose each row is.
         self.agent.replay_buffer.push_batch(
             rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated
         )
         at.step += len(rows.reward)
-        self._changing = False
+        self._storing = False
         self._stopwatch.lap("insert")
         for episode in ended:
             at.episode += 1
@@ -320,14 +256,14 @@ class Trainer:
         seconds = max(now - then, 1e-9)
         self.at.elapsed_s += seconds
         self._mark = (now, self.at.step, self.agent.training_steps)
-        buffer, norms = self.agent.replay_buffer, self._norms
+        buffer, learner = self.agent.replay_buffer, self.learner
         row: Row = {
             "step": self.at.step,
             "episode": self.at.episode,
             "updates": self.agent.training_steps,
             "episode_return": sum(self._returns) / len(self._returns) if self._returns else None,
             "saturation": saturation(buffer.newest_actions(self.at.step - self.at.logged_step)),
-            **{name: None if norm is None else float(norm) for name, norm in norms.items()},
+            **learner.norms,
             "buffer_fill": buffer.size / buffer.capacity,
             "steps_per_s": (self.at.step - step) / seconds,
             "updates_per_s": (self.agent.training_steps - updates) / seconds,
@@ -336,8 +272,8 @@ class Trainer:
         }
         self.at.logged_step = self.at.step
         self._returns.clear()
-        self._norms = dict.fromkeys(norms)
-        self.logger.progress(row, self.metrics)
+        learner.forget_norms()
+        self.logger.progress(row, learner.metrics)
 
     def _evaluate(self) -> None:
         """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
@@ -392,28 +328,12 @@ class Trainer:
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),
-            "norms": {name: None if norm is None else float(norm) for name, norm in self._norms.items()},
-            "metrics": None if self.metrics is None else self.metrics.tensor.cpu().numpy(),
-            "environments": self._environments(),
+            **self.learner.state(),
+            "environments": self.collector.captured(self._within_step),
         }
         with self.stop.shielded():
             self.logger.flush()
             self._checkpoints.save(self.agent, self.at.step, state)
-
-    def _environments(self) -> dict[str, Any]:
-        """The episodes under way, with the environments' state, or with the obstacle to having it."""
-        state: dict[str, Any] = {
-            "obstacle": None,
-            "next_episodes": self.collector.next_episodes(),
-            "under_way": any(length > 0 for _, length in self.collector.under_way()),
-        }
-        try:
-            if self._within_step:
-                raise NotCapturable("the run ended within a step")
-            simulators = captured_states(self.collector.envs)
-            return state | {"simulators": simulators, "collector": self.collector.state()}
-        except (NotCapturable, EOFError, OSError) as error:  # the latter two: a worker died just now
-            return state | {"obstacle": str(error) or type(error).__name__}
 
     def _rescue(self) -> bool:
         """Save what was learned before an error leaves, and say where; failing here must not hide the error.
@@ -422,6 +342,10 @@ class Trainer:
         """
         if self.at.step == 0:
             return False
+        if not self._begun:  # what would be saved is the checkpoint without the environments' state
+            with suppress(Exception):
+                self.display.message(f"nothing is lost; to go on: {self.resume_command}")
+            return True
         saved, text = True, f"saved step {self.at.step:,}; to go on: {self.resume_command}"
         try:
             if not self._finished:  # once it is, the agent may be the best policy already, not the last
@@ -441,7 +365,6 @@ class Trainer:
         seconds = perf_counter() - begin
         then, step, updates = self._mark
         self._mark = (then + seconds, step, updates)
-        self.display.pause(seconds)
         self._stopwatch.skip()
         self._enter_phase()
 
@@ -498,15 +421,6 @@ class Trainer:
         write_json(self.folder / "summary.json", summary)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    try:
-        checkpoint.write_text(path, json.dumps(values, indent=2) + "\n")
-    except OSError as error:
-        raise SACError(
-            f"cannot write {path} ({error.strerror}); free some space and resume the run."
-        ) from error
-
-
 def _draw(folder: Path) -> str | None:
     """Draw the pictures. What to print when that fails, since a picture must never cost a finished run."""
     try:
@@ -514,11 +428,3 @@ def _draw(folder: Path) -> str | None:
     except Exception as error:
         return f"no pictures ({error}); python -m sacfast.plot {shlex.quote(str(folder))} tries again"
     return None
-
-
-def resume_command(folder: Path, custom_env: bool = False) -> str:
-    """How to go on: on the command line, or in Python for an environment that only the caller can make."""
-    if custom_env:
-        arguments = ["--resume", str(folder)]
-        return f"from sacfast.train import parse, train; train(parse({arguments}), env=...)"
-    return f"python -m sacfast.train --resume {shlex.quote(str(folder))}"

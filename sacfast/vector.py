@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -24,6 +27,8 @@ from sacfast.envstate import NotCapturable
 from sacfast.errors import SACError, first_line
 
 FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
+RESPITE = 30  # seconds that a worker lives on after SIGTERM, for the trainer to save what it holds
+PATIENCE = 5.0  # seconds to wait for workers that are to close
 
 
 class EnvironmentFault(Exception):
@@ -212,10 +217,15 @@ def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> 
     Both are reset from outside, and hand out one buffer again and again: copy what you keep.
     """
 
+    here = os.getpid()
+
     def checked() -> gymnasium.Env:
-        if multiprocessing.parent_process() is not None:
-            # Ctrl-C reaches every process of a terminal; whether to stop, and when, is the trainer's to say.
+        if os.getpid() != here:
+            # Ctrl-C reaches every process of a terminal, a batch system's SIGTERM every process of the job; whether
+            # to stop, and when, is the trainer's to say.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if hasattr(signal, "alarm"):
+                signal.signal(signal.SIGTERM, lambda *_: signal.alarm(RESPITE))
         return CheckedEnv(make())
 
     kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]
@@ -239,7 +249,8 @@ def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> V
 def captured_states(envs: VectorEnv) -> list[dict[str, Any]]:
     """The state of each environment in mid-episode, whichever process it is in. Raises NotCapturable."""
     if type(envs) is SyncVectorEnv and not hasattr(envs, "checked"):  # the caller's own
-        return [envstate.capture(env) for env in envs.envs]
+        with _as_obstacle():
+            return [envstate.capture(env) for env in envs.envs]
     states = _checked(envs).get_attr("captured")
     for state in states:
         if isinstance(state, str):
@@ -252,14 +263,26 @@ def put_states(envs: VectorEnv, states: Sequence[dict[str, Any]], resetting: Seq
     next step resets (AutoresetMode.NEXT_STEP). Raises NotCapturable.
     """
     if type(envs) is SyncVectorEnv and not hasattr(envs, "checked"):
-        for env, state in zip(envs.envs, states, strict=True):
-            envstate.restore(env, state)
+        with _as_obstacle():
+            for env, state in zip(envs.envs, states, strict=True):
+                envstate.restore(env, state)
         envs._autoreset_envs[:] = resetting
         return
     _checked(envs).set_attr("captured", list(states))
     for obstacle in _checked(envs).get_attr("obstacle"):
         if obstacle is not None:
             raise NotCapturable(obstacle)
+
+
+@contextmanager
+def _as_obstacle() -> Iterator[None]:
+    """NotCapturable for whatever an environment's own get_state or set_state raises."""
+    try:
+        yield
+    except NotCapturable:
+        raise
+    except Exception as error:
+        raise NotCapturable(str(error) or type(error).__name__) from error
 
 
 def _checked(envs: Any) -> Any:
@@ -287,14 +310,24 @@ def dead_worker(envs: VectorEnv) -> str | None:
 def close_env(env: gymnasium.Env | VectorEnv) -> None:
     """Close, without waiting for workers that are dead or in the middle of something."""
     processes = getattr(env, "processes", [])
+    last_resort = threading.Timer(PATIENCE, _kill, [processes])
+    last_resort.daemon = True
+    if processes:
+        last_resort.start()
     try:
         if all(process.is_alive() for process in processes):
             env.close(**({"timeout": 2} if processes else {}))
             return
     except (EOFError, OSError):  # a worker died just now
         pass
+    finally:
+        last_resort.cancel()
+    _kill(processes)
     for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(5)
+        process.join(PATIENCE)
     env.closed = True  # type: ignore[union-attr]
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()

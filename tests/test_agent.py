@@ -85,6 +85,22 @@ def test_a_deep_copy_has_an_engine_and_a_policy_of_its_own():
     assert (twin.state.action_step, agent.state.action_step) == (1, 0)
 
 
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_a_pickled_agent_goes_on_as_the_agent_does(engine):
+    agent = make_agent(engine=engine, threads=1, normalize_obs=True)
+    agent.train(3, 32)
+    twin = pickle.loads(pickle.dumps(agent))
+    for one in (agent, twin):
+        one.train(3, 32)
+        rng = np.random.default_rng(5)
+        for _ in range(400):  # round the ring
+            one.replay_buffer.push(rng.normal(size=5), np.zeros(3), 1.0, rng.normal(size=5), False)
+        one.train(3, 32)
+    assert same_state(agent, twin)
+    obs = np.ones(5)
+    assert np.array_equal(agent.select_action(obs), twin.select_action(obs))
+
+
 def test_an_engine_is_copied_as_its_settings():
     for name in ("reference", "auto"):
         engine = make_agent(engine=name, threads=1, gamma=0.9).engine

@@ -209,3 +209,31 @@ def test_what_a_vector_of_others_does_wrong_is_one_sentence():
 
     with pytest.raises(SACError, match=r"Silent has metadata\['autoreset_mode'\]=None.*SameStep"):
         Collector(Silent(SyncVectorEnv(makers(COUNT))), "Silent", seeds)
+
+
+def test_an_observation_that_is_not_finite_at_reset_is_named_as_such():
+    class Broken(Exact):
+        def reset(self, **options):
+            obs, info = super().reset(**options)
+            return obs * np.nan, info
+
+    with pytest.raises(SACError, match=r"step 0 an observation whose entry 0 is nan"):
+        Collector(Broken(), "Broken", seeds).reset()
+
+
+def test_a_single_seed_reaches_no_episode_under_way():
+    class OneSeed(Torch):
+        given: list = []  # noqa: RUF012
+        unwrapped = property(lambda self: self)
+
+        def reset(self, *, seed=None, options=None):
+            self.given.append((seed, options is None or bool(options["reset_mask"].all())))
+            return super().reset(seed=seed, options=options)
+
+    envs = OneSeed(SyncVectorEnv(makers(COUNT), autoreset_mode=AutoresetMode.DISABLED))
+    collector = Collector(envs, "OneSeed", seeds)
+    collector.reset()
+    _, ended = collect(collector)
+    assert ended and envs.given[0] == (seeds(0, 0), True)
+    assert not all(every for _, every in envs.given)
+    assert all((seed is not None) == every for seed, every in envs.given)

@@ -10,7 +10,7 @@ from sacfast import plot
 from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, plot_comparison, read_curves
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.errors import SACError
-from sacfast.trainer import write_json
+from sacfast.run_folder import write_json
 
 
 @pytest.fixture

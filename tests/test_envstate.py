@@ -1,5 +1,7 @@
 """An environment's state, put into a fresh one, goes on with the same bytes."""
 
+from collections import deque
+
 import gymnasium
 import numpy as np
 import pytest
@@ -102,3 +104,34 @@ def test_packing_keeps_every_bit_and_type():
     assert again["c"]["empty"].shape == (0, 3) and again["c"]["empty"].dtype == np.float32
     assert (again["c"]["text"], again["c"]["big"]) == ("x", 2**100)
     assert again["c"]["bool"].dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ({"mass": np.random.default_rng(0)}, r"rngs\['mass'\] is a Generator"),
+        ([deque([1])], r"rngs\[0\] is a deque"),
+    ],
+)
+def test_what_would_come_back_as_something_else_is_named(value, what):
+    env = gymnasium.make("Hopper-v5")
+    env.reset(seed=0)
+    env.unwrapped.rngs = value
+    with pytest.raises(NotCapturable, match=what):
+        envstate.capture(env)
+    env.unwrapped.rngs = np.random.default_rng(0), 1
+    with pytest.raises(NotCapturable, match=r"rngs\[0\] is a Generator"):
+        envstate.capture(env)
+    env.unwrapped.rngs = np.random.default_rng(0)  # a variable by itself is put back
+    envstate.capture(env)
+
+
+def test_a_generator_in_the_state_that_an_environment_gives_is_named():
+    class Drawing(WithState):
+        def get_state(self):
+            return {"random": self.np_random}
+
+    env = Drawing()
+    env.reset(seed=0)
+    with pytest.raises(NotCapturable, match=r"get_state\(\)\['random'\] is a Generator"):
+        envstate.capture(env)

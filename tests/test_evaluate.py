@@ -26,7 +26,7 @@ from sacfast.evaluate import (
     record_video,
     zero_policy,
 )
-from sacfast.trainer import write_json
+from sacfast.run_folder import write_json
 
 TINY = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=100)
 
@@ -145,6 +145,15 @@ def test_command_line_prints_a_table_or_json(run, capsys):
         (line,) = (line for line in table.splitlines() if line.strip().startswith(name))
         wanted = [f"{row[key]:,.2f}" for key in ("mean", "std", "min", "max")]
         assert line.split()[-5:] == [*wanted, "200.0"]
+
+
+def test_a_reward_that_is_not_finite_is_named():
+    class Broken(Sum):
+        def step(self, action):
+            return (*super().step(action)[:1], np.nan, False, False, {})
+
+    with pytest.raises(SACError, match="Broken returned at step 1 the reward nan"):
+        evaluate(zero_policy(Sum().action_space), Broken(), 1)
 
 
 def test_baselines_can_be_left_out(run, capsys, monkeypatch):

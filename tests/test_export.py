@@ -19,7 +19,7 @@ from sacfast.errors import CheckpointError, SACError
 from sacfast.export import FORMATS, DeterministicPolicy
 from sacfast.export.__main__ import main
 from sacfast.networks import ActorNetwork
-from sacfast.trainer import write_json
+from sacfast.run_folder import write_json
 
 module = importlib.import_module("sacfast.export")  # the package's attribute of this name is the function
 README = Path(__file__).parent.parent / "README.md"

@@ -41,6 +41,7 @@ ORDER = [
     "comparison",
     "plot",
     "stop",
+    "learner",
     "trainer",
     "train",
 ]

@@ -22,25 +22,26 @@ from training_runs import (
 )
 
 from sacfast.config import SCHEDULES
+from sacfast.learner import Learner
 from sacfast.logger import read_csv
 from sacfast.run_folder import RunFolder
 from sacfast.stop import StopRequest
 from sacfast.train import main, parse, train
-from sacfast.trainer import Trainer, TrainingInterrupted
+from sacfast.trainer import TrainingInterrupted
 
 
 @pytest.fixture
 def stop_at(monkeypatch):
     """stop_at(step): the next run hears SIGTERM in the first step that reaches it."""
-    steps, real = [], Trainer._learn
+    steps, real = [], Learner.learn
 
-    def learn(self):
-        real(self)
-        if steps and self.at.step >= steps[0]:
+    def learn(self, step):
+        real(self, step)
+        if steps and step >= steps[0]:
             steps.pop()
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "_learn", learn)
+    monkeypatch.setattr(Learner, "learn", learn)
     return steps.append
 
 
@@ -139,16 +140,16 @@ class Stateless(Clockwork):
 def test_an_interrupt_between_a_step_and_its_updates_makes_them_up(tmp_path, monkeypatch):
     config = small(tmp_path, steps=120, eval_every=0)
     whole = train(config)
-    real, calls = Trainer._learn, []
+    real, calls = Learner.learn, []
 
-    def insist(self):
-        if self.at.step == 83 and not calls:
+    def insist(self, step):
+        if step == 83 and not calls:
             calls.append(1)
             for _ in range(StopRequest.INSISTENCE):
                 signal.raise_signal(signal.SIGINT)
-        real(self)
+        real(self, step)
 
-    monkeypatch.setattr(Trainer, "_learn", insist)
+    monkeypatch.setattr(Learner, "learn", insist)
     with pytest.raises(TrainingInterrupted):
         train(dataclasses.replace(config, out=str(tmp_path / "other")))
     (run,) = (tmp_path / "other" / "Pendulum-v1").iterdir()

@@ -210,3 +210,18 @@ def test_the_description_can_be_read(tmp_path):
     assert (values["format"], values["version"], values["step"]) == ("sacfast", 1, 20)
     assert values["state"] == {"counters": {"step": 20}, "array": {"$array": "0"}}
     assert [(s["first"], s["end"]) for s in values["replay"]["segments"]] == [(0, 20)]
+
+
+def test_a_folder_that_was_moved_away_under_another_name_is_left_alone(tmp_path):
+    run = RunFolder(tmp_path)
+    run.save(make_agent(20), 20, state(20))
+    run.save(make_agent(20), 30, state(30))
+    (tmp_path / "checkpoints" / "000000030").rename(tmp_path / "checkpoints" / "000000030.bak")
+    assert [folder.name for folder in complete(tmp_path)] == ["000000020"]
+    assert RunFolder(tmp_path).load(make_agent())["counters"]["step"] == 20
+
+
+def test_a_best_policy_that_is_not_there_yet_is_named(tmp_path):
+    RunFolder(tmp_path).save(make_agent(20), 20, state(20))
+    with pytest.raises(CheckpointError, match=r"no best policy.*--checkpoint last"):
+        policy_file(tmp_path, "best")

@@ -19,14 +19,15 @@ from training_runs import (
 )
 
 from sacfast import checkpoint, native, trainer
+from sacfast.collector import episode_seed
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.cores import physical_cores
 from sacfast.envs import ActionBounds
 from sacfast.evaluate import evaluate, load_agent
 from sacfast.logger import PROGRESS_FIELDS, read_csv
 from sacfast.plotting import plot_run
+from sacfast.run_folder import resume_command
 from sacfast.train import main, parse, train
-from sacfast.trainer import episode_seed, resume_command
 
 
 def test_transitions_are_stored_as_they_happened(tmp_path):
@@ -169,7 +170,7 @@ def test_a_custom_environments_run_goes_on_as_the_trainer_says(tmp_path, capsys)
 
     config = small(tmp_path, steps=100)
     whole, part = train(dataclasses.replace(config, steps=200), env=make), train(config, env=make)
-    imports, call = resume_command(part, custom_env=True).split("; ")
+    imports, call = resume_command(part, ["env"]).split("; ")
     assert call == f"train(parse(['--resume', '{part}']), env=...)"
     names: dict = {}
     exec(imports, names)
@@ -180,7 +181,7 @@ def test_a_custom_environments_run_goes_on_as_the_trainer_says(tmp_path, capsys)
     assert train(dataclasses.replace(config, steps=250, resume=str(part)), env=make) == part
     assert replay_of(part)[1]["extra"]["step"] == 250
     assert main(["--resume", str(part)]) == 2
-    assert "'PendulumEnv' is not registered" in capsys.readouterr().err
+    assert "was trained with env=, which only your program can make" in capsys.readouterr().err
 
 
 def test_a_buffer_smaller_than_the_random_phase_keeps_the_newest(tmp_path):

@@ -5,6 +5,7 @@ import json
 import gymnasium
 import pytest
 from gymnasium.spaces import Discrete
+from gymnasium.wrappers import RescaleAction, TransformReward
 from training_runs import (
     Clockwork,
     assert_one_error_line,
@@ -15,8 +16,11 @@ from training_runs import (
 
 from sacfast import native
 from sacfast.errors import NativeUnavailable, SACError
+from sacfast.evaluate import main as evaluate_main
 from sacfast.run_folder import latest
-from sacfast.train import main, train
+from sacfast.train import main, parse, train
+
+WAY = "from sacfast.train import parse, train; train(parse("
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,43 @@ def test_unregistered_environments_and_their_mistakes(tmp_path):
 
     with pytest.raises(SACError, match=r"Buttons has actions Discrete\(3\)"):
         train(small(tmp_path), env=Buttons)
+
+
+def test_a_wrapper_that_keeps_its_arguments_to_itself(tmp_path):
+    class Doubled(gymnasium.RewardWrapper):
+        def reward(self, reward):
+            return 2 * reward
+
+    with pytest.raises(SACError, match=r"no second Pendulum-v1 .*pass a function that makes it"):
+        train(small(tmp_path), env=Doubled(gymnasium.make("Pendulum-v1")))
+
+
+def test_an_evaluation_that_does_not_fit_is_refused(tmp_path):
+    config = small(tmp_path)
+    with pytest.raises(SACError, match=r"actions in .* and evaluation in .*same wrappers"):
+        train(config, eval_env=lambda: RescaleAction(gymnasium.make("Pendulum-v1"), -1.0, 1.0))
+    with pytest.raises(SACError, match="training observes 3 numbers and evaluation 2"):
+        train(config, eval_env=Clockwork)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_run_goes_on_in_the_environment_that_it_was_begun_in(tmp_path, capsys):
+    def make():
+        return TransformReward(gymnasium.make("Pendulum-v1"), lambda reward: reward / 10)
+
+    run = train(small(tmp_path, steps=120), env=make, eval_env=make)
+    capsys.readouterr()
+    assert main(["--resume", str(run), "--steps", "150"]) == 2
+    error = capsys.readouterr().err
+    assert_one_error_line(error)
+    assert f"was trained with env= and eval_env=, which only your program can make; to go on: {WAY}" in error
+    assert "env=..., eval_env=...)" in error
+    with pytest.raises(SACError, match=r"was trained with eval_env=,"):
+        train(parse(["--resume", str(run), "--steps", "150"]), env=make)
+    assert train(parse(["--resume", str(run), "--steps", "150"]), env=make, eval_env=make) == run
+    capsys.readouterr()
+    assert evaluate_main([str(run), "--episodes", "1"]) == 0
+    assert "was trained in an environment of its maker's; this is Pendulum-v1" in capsys.readouterr().err
 
 
 def test_a_mistake_on_the_real_command_line(tmp_path):

@@ -16,6 +16,7 @@ from training_runs import (
     FLAGS,
     SMALL,
     Clockwork,
+    WithState,
     assert_one_error_line,
     counters_of,
     described,
@@ -30,10 +31,10 @@ from sacfast import checkpoint, trainer
 from sacfast.errors import SACError
 from sacfast.evaluate import load_agent
 from sacfast.logger import read_csv
-from sacfast.run_folder import RunFolder, latest
+from sacfast.run_folder import RunFolder, latest, resume_command
 from sacfast.stop import StopRequest
 from sacfast.train import main, train
-from sacfast.trainer import TrainingInterrupted, resume_command
+from sacfast.trainer import TrainingInterrupted
 
 
 class Faulty(Clockwork):
@@ -69,7 +70,7 @@ def test_what_was_learned_is_saved_before_an_environments_fault_is_reported(tmp_
     assert len(replay["obs"]) == counters_of(run)["step"] == 99
     assert np.isfinite(replay["obs"]).all()
     assert meta["counters"]["step"] == 50  # an update per step from step 50 to 99
-    assert f"to go on: {resume_command(run, custom_env=True)}" in capsys.readouterr().out
+    assert f"to go on: {resume_command(run, ['env'])}" in capsys.readouterr().out
 
 
 def test_an_environments_own_exception_is_one_sentence_after_saving(tmp_path):
@@ -86,6 +87,20 @@ def test_an_environments_own_exception_is_one_sentence_after_saving(tmp_path):
     run = only_run(config)
     assert counters_of(run)["step"] == 99
     assert described(run)["state"]["environments"]["obstacle"] == "the run ended within a step"
+
+
+def test_a_fault_as_a_run_resumes_leaves_its_checkpoint(tmp_path, capsys, monkeypatch):
+    def absent(self, **options):
+        raise ConnectionError("no simulator")
+
+    config = small(tmp_path, steps=84, eval_every=0)
+    run = train(config, env=WithState)
+    before = described(run)
+    monkeypatch.setattr(WithState, "reset", absent)
+    with pytest.raises(SACError, match="no simulator"):
+        train(dataclasses.replace(config, resume=str(run), steps=92), env=WithState)
+    assert "nothing is lost; to go on: " in capsys.readouterr().out
+    assert described(run) == before
 
 
 def test_a_rescue_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, capsys):
@@ -220,7 +235,7 @@ def test_the_third_ctrl_c_ends_an_environment_that_hangs_and_what_was_learned_is
     assert signal.getsignal(signal.SIGINT) is before
     run = caught.value.run
     assert len(replay_of(run)[0]["obs"]) == 99
-    assert f"saved step 99; to go on: {resume_command(run, custom_env=True)}" in capsys.readouterr().out
+    assert f"saved step 99; to go on: {resume_command(run, ['env'])}" in capsys.readouterr().out
     resumed = dataclasses.replace(small(tmp_path, eval_every=0), resume=str(run))
     assert train(resumed, env=lambda: Faulty(lambda *results: results)) == run
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from training_runs import (
@@ -13,7 +14,7 @@ from training_runs import (
 import sacfast.train as module
 from sacfast.errors import SACError
 from sacfast.train import main, parse
-from sacfast.trainer import TrainingInterrupted
+from sacfast.trainer import DivergedError, TrainingInterrupted
 
 
 def test_one_run_per_seed_and_their_comparison(tmp_path, capsys):
@@ -48,12 +49,15 @@ def test_python_asks_for_one_run_at_a_time():
         parse(["--seeds", "3", "4"])
 
 
-def test_an_interruption_names_the_seeds_that_were_not_begun(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [TrainingInterrupted(Path(), signal.SIGINT, "..."), DivergedError("diverged")]
+)
+def test_an_interruption_names_the_seeds_that_were_not_begun(tmp_path, capsys, monkeypatch, error):
     def interrupted(config):
         if config.seed == 1:
-            raise TrainingInterrupted(tmp_path, signal.SIGINT, "...")
+            raise error
         return tmp_path / str(config.seed)
 
     monkeypatch.setattr(module, "train", interrupted)
-    assert main(["--seeds", "0", "1", "2", "3"]) == 128 + signal.SIGINT
-    assert capsys.readouterr().err == "not begun: --seeds 2 3\n"
+    assert main(["--seeds", "0", "1", "2", "3"]) == (2 if isinstance(error, SACError) else 130)
+    assert "not begun: --seeds 2 3\n" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium
@@ -26,6 +27,7 @@ from training_runs import (
     small,
 )
 
+from sacfast import vector
 from sacfast.errors import SACError
 from sacfast.evaluate import evaluate, load_agent, zero_policy
 from sacfast.logger import read_csv
@@ -147,7 +149,8 @@ def test_a_worker_that_dies_ends_the_run_with_everything_saved(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_the_run_still_saves(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])  # of a terminal, of a batch system
+def test_a_signal_that_reaches_the_workers_too_lets_the_run_save(tmp_path, signum):
     flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--log-every", "50"]
     flags += ["--num-envs", "2", "--vector", "async", "--out", str(tmp_path / "runs")]
     process = subprocess.Popen(
@@ -160,11 +163,12 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_the_run_still_saves(tm
     for line in process.stdout:
         if "alpha" in line and "updates/s" in line:
             break
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (130, "")
+    assert (process.returncode, errors) == (128 + signum, "")
     (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
     assert counters_of(run)["step"] >= 50
+    assert described(run)["state"]["environments"]["obstacle"] is None
 
 
 class Goal(gymnasium.Env):
@@ -285,6 +289,36 @@ def test_closing_waits_for_no_dead_worker():
     close_env(envs)
     assert envs.closed
     assert not any(process.is_alive() for process in envs.processes)
+
+
+class Stuck(Exact):
+    def step(self, action):
+        time.sleep(1000)
+
+
+@pytest.mark.timeout(60)
+def test_closing_waits_for_no_worker_that_is_stuck(monkeypatch):
+    monkeypatch.setattr(vector, "PATIENCE", 1.0)
+    envs = vectorise(Stuck, 2, "async")
+    envs.reset(seed=[0, 1])
+    envs.step_async(np.zeros((2, 1), np.float32))
+    close_env(envs)
+    assert not any(process.is_alive() for process in envs.processes)
+
+
+class OtherState(Exact):
+    """What get_state and set_state mean is nobody's to prescribe."""
+
+    def get_state(self, body):
+        return body
+
+    def set_state(self, qpos, qvel):
+        pass
+
+
+def test_a_get_state_of_another_meaning_is_no_state(tmp_path, capsys):
+    run = train(small(tmp_path, steps=60, eval_every=0), env=SyncVectorEnv([OtherState] * 2), eval_env=Exact)
+    assert "get_state() missing 1 required" in described(run)["state"]["environments"]["obstacle"]
 
 
 def test_envpool_missing_is_one_line(tmp_path, capsys, monkeypatch):

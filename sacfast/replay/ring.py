@@ -107,8 +107,15 @@ class Ring:
         return self.records, self.side, self._owner
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: without the arrays, which are views of this ring's tensors."""
-        return {**self.__dict__, "_arrays": None}
+        """For copies and pickles: without the views of this ring's tensors."""
+        views = ("obs", "action", "reward", "link")
+        return {name: value for name, value in self.__dict__.items() if name not in views} | {"_arrays": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._pinned:  # which no copy is
+            self.records, self.side, self._owner = (each.pin_memory() for each in self.tensors())
+        self.obs, self.action, self.reward, self.link = self._columns(self.records)
 
     def clear(self, pushed: int = 0, position: int = 0) -> None:
         """Forget all transitions; the next is number `pushed` and goes to row `position`."""
