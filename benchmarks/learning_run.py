@@ -240,6 +240,23 @@ def describe(job: Job, side_by_side: int) -> dict[str, Any]:
     return machine
 
 
+def _stay_on_the_machine(record: Path, now: dict[str, Any]) -> None:
+    """Minutes of two machines have no meaning together: a run is continued on the one it was begun on, on any day."""
+    if not record.exists():
+        checkpoint.write_text(record, json.dumps(now))
+        return
+    begun = json.loads(record.read_text())
+    changed = {name: (begun.get(name), now.get(name)) for name in begun | now if name != "date"}
+    changed = {name: values for name, values in changed.items() if values[0] != values[1]}
+    if changed:
+        text = "; ".join(
+            f"{name} was {before!r} and is {after!r}" for name, (before, after) in changed.items()
+        )
+        raise SystemExit(
+            f"{record.parent} was begun elsewhere ({text}): go on there, or remove it to start again"
+        )
+
+
 def _end_with_the_parent() -> None:
     """Its end, even by SIGKILL, closes our standard input; SIGTERM then lets the run save itself."""
     while os.read(0, 1):  # not by sys.stdin, whose lock would be in the way of our own end
@@ -255,7 +272,7 @@ def main(folder: str, job: str, side_by_side: str) -> int:
     with filelock.FileLock(work / "job.lock"):  # waits for one that an earlier scheduler left behind
         if this.finished(work):
             return 0
-        checkpoint.write_text(work / "machine.json", json.dumps(describe(this, int(side_by_side))))
+        _stay_on_the_machine(work / "machine.json", describe(this, int(side_by_side)))
         checkpoint.write_text(work / "job.json", json.dumps(asdict(this)))
         try:
             RUNNERS[this.implementation](this, work)

@@ -10,6 +10,7 @@ from tables import NONE, OURS, Entry, number
 SHOWN = ("default", "notebook's")  # variants, of more than the ablation
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
+LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
@@ -20,15 +21,11 @@ def learning_table(entries: list[Entry]) -> list[str]:
     """
     shown = [entry for entry in entries if entry["variant"] in SHOWN]
     environments = list(dict.fromkeys(entry["env"] for entry in shown))
-    steps = {step for step in MILESTONES for entry in shown if _at(entry, step)}
-    for env in environments:
-        steps |= {int(step) for _, scores in published(env) for step in scores}
-    columns = sorted(steps)
     lines = [
         "| return per episode | by | seeds | "
-        + " | ".join(f"{step:,} steps" for step in columns)
-        + " | minutes per 100,000 steps | minutes to SB3's score |",
-        "|---|---|---:|" + "---:|" * (len(columns) + 2),
+        + " | ".join(f"{step:,} steps" for step in MILESTONES)
+        + f" | minutes for {MILESTONES[0]:,} steps | minutes to SB3's score |",
+        "|---|---|---:|" + "---:|" * (len(MILESTONES) + 2),
     ]
     for env in environments:
         ours = [entry for entry in shown if entry["env"] == env]
@@ -36,34 +33,45 @@ def learning_table(entries: list[Entry]) -> list[str]:
             _place(entry): mean_curve(entry)[-1][MEAN] for entry in ours if entry["implementation"] == "sb3"
         }
         for entry in ours:
-            paces = [run["evaluations"][-1][MINUTES] / run["evaluations"][-1][STEP] for run in entry["runs"]]
-            cells = [_mean_and_deviation(_at(entry, step)) for step in columns]
-            cells.append(number(100_000 * statistics.median(paces)))
+            minutes = _at(entry, MILESTONES[0], MINUTES)
+            cells = [_mean_and_deviation(_at(entry, step)) for step in MILESTONES]
+            cells.append(number(statistics.median(minutes)) if minutes else NONE)
             cells.append(_minutes_to(entry, theirs[_place(entry)]) if _place(entry) in theirs else NONE)
             bold = entry["implementation"] == OURS and entry["variant"] == "default"
             name = f"**{learner(entry)}**" if bold else learner(entry)
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
         for reference, scores in published(env):
-            cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in columns]
+            cells = _published_cells(scores)
             lines.append(
                 f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - | - |"
             )
     return lines
 
 
+def _published_cells(scores: dict[str, list]) -> list[str]:
+    """One per milestone. A score after another number of steps stands under the next milestone, or the last, with its
+    steps, where that has none.
+    """
+    cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in MILESTONES]
+    for step in sorted(int(step) for step in scores if int(step) not in MILESTONES):
+        column = next((i for i, at in enumerate(MILESTONES) if at > step), len(MILESTONES) - 1)
+        if str(MILESTONES[column]) not in scores:
+            cells[column] = f"{_score(*scores[str(step)])}, after {step:,}"
+    return cells
+
+
 def ablation_table(entries: list[Entry]) -> list[str]:
-    """One line per variant of the settings, one column per environment, after as many steps as all of them have."""
+    """Of `ablated` entries: one line per variant of the settings, one column per environment, after as many steps as
+    all of them have.
+    """
     environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
-    ours = [entry for entry in entries if (entry["implementation"], entry["device"]) == ("sacfast", "cpu")]
     cells: dict[str, dict[str, str]] = {}
     steps = {}
     for env in environments:
-        rivals = [entry for entry in ours if entry["env"] == env]
+        rivals = [entry for entry in entries if entry["env"] == env]
         steps[env] = min(run["evaluations"][-1][STEP] for entry in rivals for run in entry["runs"])
         for entry in rivals:
-            text = _mean_and_deviation(_at(entry, steps[env]))
-            minutes = number(statistics.median(_at(entry, steps[env], MINUTES)))
-            cells.setdefault(entry["variant"], {})[env] = f"{text} ({len(entry['runs'])}), {minutes} min"
+            cells.setdefault(entry["variant"], {})[env] = _mean_and_deviation(_at(entry, steps[env]))
     lines = [
         "| settings | " + " | ".join(f"{env}, {steps[env]:,} steps" for env in environments) + " |",
         "|---|" + "---:|" * len(environments),
@@ -71,6 +79,15 @@ def ablation_table(entries: list[Entry]) -> list[str]:
     for variant, by_env in cells.items():
         lines.append(f"| {variant} | {' | '.join(by_env.get(env, NONE) for env in environments)} |")
     return lines
+
+
+def ablated(entries: list[Entry]) -> list[Entry]:
+    """Those that the ablation is about."""
+    return [
+        entry
+        for entry in entries
+        if (entry["implementation"], entry["device"]) == (OURS, "cpu") and len(entry["runs"]) >= LEAST_SEEDS
+    ]
 
 
 def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
@@ -89,7 +106,7 @@ def mean_curve(entry: Entry) -> list[list[float]]:
 def _place(entry: Entry) -> tuple:
     """What minutes are of."""
     machine = entry["runs"][0]["machine"]
-    return machine["cpu"], machine["cores"], machine.get("gpu")
+    return machine["cpu"], machine["cores"], machine["kernels"], machine.get("gpu")
 
 
 def side_by_side(entries: list[Entry]) -> str:

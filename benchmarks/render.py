@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from learning_tables import ablation_table, learning_table, published, side_by_side
+from learning_tables import ablated, ablation_table, learning_table, published, side_by_side
 from tables import (
     Entry,
     action_table,
@@ -85,7 +85,6 @@ LEGENDS = {
     "phases": (
         "The native update in float32, timed inside: microseconds in each phase summed over the threads, and "
         "its share of the sum."
-        f" {INTERLEAVED}"
     ),
     "action": (
         "select_action of one Pusher-v5 observation, sampled, NumPy in and out; two hidden layers of 256. Median "
@@ -120,15 +119,15 @@ LEGENDS = {
     "gpu_operators": "Median (first to third quartile), and the bytes that must move over the median.",
     "learning": (
         "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: mean ± "
-        "standard deviation over seeds. Minutes are of training, on a thread each, with so many runs side by side: "
-        "{side_by_side}; the last column: when, on the same machine, the mean over seeds first was as high as "
-        "Stable-Baselines3's at its end. "
+        "standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median over seeds, "
+        "on a thread each, with so many runs side by side: {side_by_side}; the last column: when, on the same machine, "
+        "the mean over seeds first was as high as Stable-Baselines3's at its end. "
         "Others' scores are as published: {published}."
     ),
     "ablation": (
         "sacfast with the settings changed that are named; the notebook's with 5,000 random steps, unless named: mean "
-        "± standard deviation over as many seeds as the brackets say, of the deterministic policy over {episodes} "
-        "episodes; then the median of the minutes that training took."
+        "± standard deviation over three seeds or more, of the deterministic policy over {episodes} episodes; A is the "
+        "dimension of the actions. Rows of fewer seeds are in results/learning.csv."
     ),
 }
 
@@ -184,6 +183,8 @@ def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -
     """`readme` with the tables `names` replaced. Raises RenderError if a marker or a table's runs are missing."""
     for name in names:
         chosen = [entry for entry in entries if entry.get("table") == RUNS_OF.get(name, name)]
+        if name == "ablation":
+            chosen = ablated(chosen)
         if not chosen:
             raise RenderError(f"the JSON has no benchmark for table {name}; run all of benchmarks/")
         begin, end = f"<!-- BEGIN table:{name} -->", f"<!-- END table:{name} -->"

@@ -30,6 +30,15 @@ from sacfast.networks import ActorNetwork
 from sacfast.runs import load_agent
 from sacfast.train import train
 
+QUICK = {
+    "hidden_dim": 64,
+    "lr": 1e-2,
+    "gamma": 0.98,
+    "tau": 0.1,
+    "batch_size": 128,
+    "buffer_capacity": 10_000,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -48,7 +57,7 @@ def pendulum(limit: int) -> gymnasium.Env:
     return gymnasium.make("InvertedPendulum-v5", max_episode_steps=limit)
 
 
-def train_on_the_pendulum(engine: str, out: Path, seed: int = 0) -> Outcome:
+def train_on_the_pendulum(engine: str, out: Path, seed: int = 0, **changes) -> Outcome:
     config = TrainConfig(
         steps=3000,
         learning_starts=400,
@@ -61,15 +70,7 @@ def train_on_the_pendulum(engine: str, out: Path, seed: int = 0) -> Outcome:
         tensorboard=False,
         out=str(out),
         # Not from the defaults, which may change: the bar is for these settings.
-        sac=dataclasses.replace(
-            SACConfig.notebook(),
-            hidden_dim=64,
-            lr=1e-2,
-            gamma=0.98,
-            tau=0.1,
-            batch_size=128,
-            buffer_capacity=10_000,
-        ),
+        sac=dataclasses.replace(SACConfig.notebook(), **(QUICK | changes)),
     )
     run = train(config, env=lambda: pendulum(36), eval_env=lambda: pendulum(50))
     agent, _, _ = load_agent(run, "last")
@@ -84,6 +85,7 @@ def train_on_the_pendulum(engine: str, out: Path, seed: int = 0) -> Outcome:
 def value(agent: SACAgent, obs: np.ndarray) -> float:
     """Mean over `obs` of min_i Q_i(s, tanh(mean(s)))."""
     rows = torch.as_tensor(obs, dtype=torch.float32)
+    rows = rows if agent.normalizer is None else agent.normalizer(rows)
     return torch.min(*agent.critic(rows, torch.tanh(agent.actor(rows)[0]))).mean().item()
 
 
@@ -101,6 +103,22 @@ def one_thread(monkeypatch):
 def test_learns_to_balance_a_pole(engine, tmp_path):
     outcome = train_on_the_pendulum(engine, tmp_path)
     assert outcome.learned, outcome
+
+
+@pytest.mark.native
+def test_learns_to_balance_a_pole_with_what_the_defaults_add(tmp_path):
+    """Of 24 seeds the lowest score was 33.1, and the values at the start were from 34.4 to 52.5. Normalised, the fall
+    is farther from what the critics have seen: they are not asked about it.
+    """
+    changes = {
+        "normalize_obs": True,
+        "actor_update_period": 2,
+        "lr": 5e-3,
+        "critic_lr": 1e-2,
+        "alpha_lr": 1e-2,
+    }
+    outcome = train_on_the_pendulum("native", tmp_path, **changes)
+    assert outcome.score > 30 and 32 < outcome.start < 60, outcome
 
 
 def frozen_target(patch):

@@ -129,6 +129,10 @@ def test_runs_stop_go_on_and_are_gathered(learning, tmp_path, capsys, implementa
     assert 1 <= len(before) < steps // every
     assert f"stopped   InvertedPendulum-v5/{implementation}/tiny/seed0" in capsys.readouterr().out
 
+    assert not learning.Scheduler(tmp_path, 3).run([job])
+    assert "side_by_side was 2 and is 3): go on there, or remove it" in (folder / "log.txt").read_text()
+    assert job.evaluations(folder) == before and "failed    " in capsys.readouterr().out
+
     wrong = dataclasses.replace(job, env="NoSuch-v5")
     assert not learning.Scheduler(tmp_path, 2).run([job, wrong])
     printed = capsys.readouterr().out
