@@ -314,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         agent, trained, extra = load_agent(config.run, config.checkpoint)
         if "env" in given_environments(config.run):
             print(
-                f"{config.run} was trained in an environment of its maker's; this is {trained.env}",
+                f"{config.run} was trained in an environment given in Python; what is scored is a plain {trained.env}",
                 file=sys.stderr,
             )
         with closing(make_env(trained.env, **trained.make_kwargs)) as env:

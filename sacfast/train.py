@@ -44,9 +44,11 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
         evaluation each get their own; config.num_envs of them are trained on together), or an environment made by
         gymnasium.make, which is left open. Its name replaces config.env. Either may also be a vector of
         environments, of arrays or of tensors, that follows Gymnasium's vector interface; it is stepped as it is.
-    eval_env: likewise, where evaluation needs another one than `env` gives.
+    eval_env: likewise, where evaluation needs another one than `env` gives, with the same observations and bounds of
+        actions.
 
-    To resume a run in Python, take its settings over: train(parse(["--resume", RUN])), with the same `env`.
+    To resume a run in Python, take its settings over: train(parse(["--resume", RUN])), with the same `env` and
+    `eval_env`; without those that it was given before it is refused.
 
     Raises SACError for anything the user can put right, TrainingInterrupted after SIGINT or SIGTERM; in both
     cases what was learned has been saved. A third SIGINT ends even an environment that hangs.
