@@ -16,7 +16,7 @@ from sacfast import checkpoint, notebook_file
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
 from sacfast.engines.base import Policy, TorchPolicy
-from sacfast.envs import ActionBounds, check_spaces
+from sacfast.envs import ActionBounds, check_spaces, observation_size
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
@@ -143,10 +143,8 @@ class SACAgent:
         Raises SACError if the observations are not a 1-D Box or the actions not a bounded 1-D Box.
         """
         bounds = check_spaces(env)
-        space = getattr(env, "single_observation_space", None) or env.observation_space
-        assert space.shape is not None  # check_spaces saw a 1-D Box
         own = {"action_low": bounds.low, "action_high": bounds.high}
-        return cls(space.shape[0], bounds.dim, **(SACConfig().agent_kwargs() | own | kwargs))
+        return cls(observation_size(env), bounds.dim, **(SACConfig().agent_kwargs() | own | kwargs))
 
     @classmethod
     def from_checkpoint(

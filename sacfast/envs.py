@@ -228,6 +228,13 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
         raise SACError(f"{name}: {error}") from None
 
 
+def observation_size(env: gymnasium.Env | VectorEnv) -> int:
+    """Numbers in an observation of `env`, or of each environment of a vector, that `check_spaces` lets pass."""
+    space = getattr(env, "single_observation_space", None) or env.observation_space
+    assert space.shape is not None
+    return space.shape[0]
+
+
 def _describe(space: gymnasium.Space) -> str:
     """The space in a few words: arrays of bounds (an image's, say) are left out."""
     if isinstance(space, Box):

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -38,6 +40,18 @@ _TYPES = "?BHILbhilqQefd"  # of arrays, as NumPy's codes: truth values, integers
 _OF_CONTACTS = ("efc_", "iefc_", "efm_", "island_", "map_", "iacc", "ifrc_")
 
 
+@contextmanager
+def _as_obstacle() -> Iterator[None]:
+    """NotCapturable for whatever an environment's own get_state or set_state raises."""
+    try:
+        yield
+    except NotCapturable:
+        raise
+    except Exception as error:
+        raise NotCapturable(str(error) or type(error).__name__) from error
+
+
+@_as_obstacle()
 def capture(env: gymnasium.Env) -> dict[str, Any]:
     """The state of `env`, its wrappers and its generator, in plain values and arrays of their own.
 
@@ -60,6 +74,7 @@ def capture(env: gymnasium.Env) -> dict[str, Any]:
     }
 
 
+@_as_obstacle()
 def restore(env: gymnasium.Env, captured: dict[str, Any]) -> None:
     """Put what `capture` returned into `env`, made like the one that it was taken from and reset at least once.
 

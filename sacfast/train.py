@@ -26,7 +26,7 @@ from sacfast.comparison import plot_comparison
 from sacfast.config import SACConfig, TrainConfig, check_resume
 from sacfast.cores import physical_cores
 from sacfast.engines import Engine
-from sacfast.envs import check_spaces, env_name, flattened, make_env, usable
+from sacfast.envs import check_spaces, env_name, flattened, make_env, observation_size, usable
 from sacfast.errors import SACError, first_line
 from sacfast.run_folder import RunFolder, resume_command, write_json
 from sacfast.runs import GIVEN, given_environments, read_config
@@ -95,7 +95,7 @@ def _check_given(run: Path, given: Sequence[str]) -> None:
 def _check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
     """Raise SACError where what was learned in one environment has no meaning in the other."""
     bounds = check_spaces(training), check_spaces(evaluation)
-    dims = [_observations(env) for env in (training, evaluation)]
+    dims = [observation_size(env) for env in (training, evaluation)]
     if dims[0] != dims[1]:
         raise SACError(
             f"training observes {dims[0]} numbers and evaluation {dims[1]}; give eval_env the same wrappers as env."
@@ -105,12 +105,6 @@ def _check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
         raise SACError(
             f"training has actions in {ours} and evaluation in {theirs}; give eval_env the same wrappers as env."
         )
-
-
-def _observations(env: AnyEnv) -> int:
-    space = env.single_observation_space if is_vector(env) else env.observation_space  # type: ignore[union-attr]
-    assert space.shape is not None  # check_spaces saw a 1-D Box
-    return space.shape[0]
 
 
 def _close(envs: list[AnyEnv]) -> None:

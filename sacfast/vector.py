@@ -13,8 +13,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -74,16 +73,16 @@ class CheckedEnv(gymnasium.Wrapper):
         """The environment's state (envstate.capture), or why it cannot be had; set it to put it back."""
         try:
             return envstate.capture(self.env)
-        except Exception as error:  # an environment's own get_state may raise anything
-            return str(error) or type(error).__name__
+        except NotCapturable as error:
+            return str(error)
 
     @captured.setter
     def captured(self, state: dict[str, Any]) -> None:
         try:
             envstate.restore(self.env, state)
             self.obstacle = None
-        except Exception as error:
-            self.obstacle = str(error) or type(error).__name__
+        except NotCapturable as error:
+            self.obstacle = str(error)
 
     def _checked(self, obs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         obs = np.asarray(obs)
@@ -249,8 +248,7 @@ def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> V
 def captured_states(envs: VectorEnv) -> list[dict[str, Any]]:
     """The state of each environment in mid-episode, whichever process it is in. Raises NotCapturable."""
     if type(envs) is SyncVectorEnv and not hasattr(envs, "checked"):  # the caller's own
-        with _as_obstacle():
-            return [envstate.capture(env) for env in envs.envs]
+        return [envstate.capture(env) for env in envs.envs]
     states = _checked(envs).get_attr("captured")
     for state in states:
         if isinstance(state, str):
@@ -263,26 +261,14 @@ def put_states(envs: VectorEnv, states: Sequence[dict[str, Any]], resetting: Seq
     next step resets (AutoresetMode.NEXT_STEP). Raises NotCapturable.
     """
     if type(envs) is SyncVectorEnv and not hasattr(envs, "checked"):
-        with _as_obstacle():
-            for env, state in zip(envs.envs, states, strict=True):
-                envstate.restore(env, state)
+        for env, state in zip(envs.envs, states, strict=True):
+            envstate.restore(env, state)
         envs._autoreset_envs[:] = resetting
         return
     _checked(envs).set_attr("captured", list(states))
     for obstacle in _checked(envs).get_attr("obstacle"):
         if obstacle is not None:
             raise NotCapturable(obstacle)
-
-
-@contextmanager
-def _as_obstacle() -> Iterator[None]:
-    """NotCapturable for whatever an environment's own get_state or set_state raises."""
-    try:
-        yield
-    except NotCapturable:
-        raise
-    except Exception as error:
-        raise NotCapturable(str(error) or type(error).__name__) from error
 
 
 def _checked(envs: Any) -> Any:

@@ -50,14 +50,20 @@ def test_python_asks_for_one_run_at_a_time():
 
 
 @pytest.mark.parametrize(
-    "error", [TrainingInterrupted(Path(), signal.SIGINT, "..."), DivergedError("diverged")]
+    ("error", "code", "words"),
+    [
+        (TrainingInterrupted(Path(), signal.SIGINT, "..."), 128 + signal.SIGINT, ""),
+        (DivergedError("diverged"), 2, "error: diverged\n"),
+    ],
 )
-def test_an_interruption_names_the_seeds_that_were_not_begun(tmp_path, capsys, monkeypatch, error):
+def test_an_interruption_names_the_seeds_that_were_not_begun(
+    tmp_path, capsys, monkeypatch, error, code, words
+):
     def interrupted(config):
         if config.seed == 1:
             raise error
         return tmp_path / str(config.seed)
 
     monkeypatch.setattr(module, "train", interrupted)
-    assert main(["--seeds", "0", "1", "2", "3"]) == (2 if isinstance(error, SACError) else 130)
-    assert "not begun: --seeds 2 3\n" in capsys.readouterr().err
+    assert main(["--seeds", "0", "1", "2", "3"]) == code
+    assert capsys.readouterr().err == "not begun: --seeds 2 3\n" + words
