@@ -132,7 +132,11 @@ TABLES: dict[str, list[Job]] = {
         Job(env, 300_000, seed) for env in ("Hopper-v5", "HalfCheetah-v5", "Pusher-v5") for seed in SEEDS
     ],
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
-    "gpu": [Job(env, 1_000_000, seed, device="cuda") for env in LARGE for seed in range(5)],
+    "large": [
+        *(Job(env, 100_000, seed) for env in ("Walker2d-v5", "Ant-v5", "Humanoid-v5") for seed in SEEDS),
+        *searched("Ant-v5", 100_000, {"observations as they are": {"normalize_obs": False}}),
+    ],
+    "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in range(5)],
     "ablation": [
         Job(env, 50_000, seed, variant=name, settings=settings)
         for env, action_dim in ABLATED.items()

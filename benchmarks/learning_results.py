@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
-from learning_tables import SHOWN, learner, mean_curve, published
+from learning_tables import learner, mean_curve, published, shown
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -127,19 +127,19 @@ def write(entries: list[Entry], results: Path) -> None:
 def draw(entries: list[Entry], path: Path) -> None:
     """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
 
-    Of the runs on CPUs with the default and with the notebook's settings. Beside them what others have published after
-    as many steps.
+    Of the runs with the default and with the notebook's settings, those on a GPU apart. Beside them what others have
+    published after as many steps.
     """
-    shown = [entry for entry in entries if entry["variant"] in SHOWN and entry["device"] == "cpu"]
-    environments = list(dict.fromkeys(entry["env"] for entry in shown))
-    if not environments:
+    panels: dict[tuple[str, str], list[Entry]] = {}
+    for entry in shown(entries):
+        panels.setdefault((entry["env"], entry["device"]), []).append(entry)
+    if not panels:
         return
-    looks = dict(zip(dict.fromkeys(map(learner, shown)), STYLES, strict=False))
+    looks = dict(zip(dict.fromkeys(map(learner, shown(entries))), STYLES, strict=False))
 
     def fill(figure) -> None:
-        rows = figure.subplots(len(environments), 2, squeeze=False, sharey="row")
-        for (by_step, by_minute), env in zip(rows, environments, strict=True):
-            here = [entry for entry in shown if entry["env"] == env]
+        rows = figure.subplots(len(panels), 2, squeeze=False, sharey="row")
+        for (by_step, by_minute), ((env, device), here) in zip(rows, panels.items(), strict=True):
             for entry in here:
                 color, line, marker = looks[learner(entry)]
                 style = {"color": color, "linestyle": line}
@@ -148,7 +148,8 @@ def draw(entries: list[Entry], path: Path) -> None:
             last = max(run["evaluations"][-1][0] for entry in here for run in entry["runs"])
             _published_points(by_step, env, last)
             by_step.set(title=env, xlabel="environment steps (thousands)", ylabel="return per episode")
-            by_minute.set(title=env, xlabel="minutes of training, on one thread")
+            where = "one thread" if device == "cpu" else "a GPU that all seeds share"
+            by_minute.set(title=env, xlabel=f"minutes of training, on {where}")
             for axes in (by_step, by_minute):
                 axes.set_xlim(left=0)
                 axes.grid(alpha=0.3, linewidth=0.5)
@@ -164,7 +165,7 @@ def draw(entries: list[Entry], path: Path) -> None:
             ha="left",
         )
 
-    render(fill, (6.5, 0.7 + 2.1 * len(environments)), path, PRINT_STYLE)
+    render(fill, (6.5, 0.7 + 2.1 * len(panels)), path, PRINT_STYLE)
 
 
 def _published_points(axes, env: str, last: int) -> None:

@@ -13,39 +13,78 @@ MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
 
 
-def learning_table(entries: list[Entry]) -> list[str]:
-    """By environment: ours with the default and the notebook's settings, Stable-Baselines3's, and those published.
+def shown(entries: list[Entry]) -> list[Entry]:
+    """Those of more than the ablation."""
+    return [entry for entry in entries if entry["variant"] in SHOWN]
 
-    The last column: after how many minutes on the same machine the mean over seeds first was what
-    Stable-Baselines3's was at its end.
+
+def learning_table(entries: list[Entry]) -> list[str]:
+    """By environment of `shown` entries: ours with the default and the notebook's settings, Stable-Baselines3's, and
+    those published.
     """
-    shown = [entry for entry in entries if entry["variant"] in SHOWN]
-    environments = list(dict.fromkeys(entry["env"] for entry in shown))
     lines = [
         "| return per episode | by | seeds | "
         + " | ".join(f"{step:,} steps" for step in MILESTONES)
-        + f" | minutes for {MILESTONES[0]:,} steps | minutes to SB3's score |",
-        "|---|---|---:|" + "---:|" * (len(MILESTONES) + 2),
+        + f" | minutes for {MILESTONES[0]:,} steps |",
+        "|---|---|---:|" + "---:|" * (len(MILESTONES) + 1),
     ]
-    for env in environments:
-        ours = [entry for entry in shown if entry["env"] == env]
-        theirs = {
-            _place(entry): mean_curve(entry)[-1][MEAN] for entry in ours if entry["implementation"] == "sb3"
-        }
-        for entry in ours:
+    for env in dict.fromkeys(entry["env"] for entry in entries):
+        for entry in (entry for entry in entries if entry["env"] == env):
             minutes = _at(entry, MILESTONES[0], MINUTES)
-            cells = [_mean_and_deviation(_at(entry, step)) for step in MILESTONES]
+            cells = _measured_cells(entry)
             cells.append(number(statistics.median(minutes)) if minutes else NONE)
-            cells.append(_minutes_to(entry, theirs[_place(entry)]) if _place(entry) in theirs else NONE)
             bold = entry["implementation"] == OURS and entry["variant"] == "default"
             name = f"**{learner(entry)}**" if bold else learner(entry)
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
         for reference, scores in published(env):
             cells = _published_cells(scores)
             lines.append(
-                f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - | - |"
+                f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - |"
             )
     return lines
+
+
+def beside_peers(entries: list[Entry]) -> list[Entry]:
+    """Those of environments that Stable-Baselines3 learned too, on the same machine."""
+    places = {(entry["env"], _place(entry)) for entry in entries if entry["implementation"] == "sb3"}
+    return [entry for entry in shown(entries) if (entry["env"], _place(entry)) in places]
+
+
+def minutes_table(entries: list[Entry]) -> list[str]:
+    """Of `beside_peers` entries: when the mean over seeds first was as high as Stable-Baselines3's was at its end and
+    at its best, and how many times longer Stable-Baselines3 took.
+    """
+    ours = list(dict.fromkeys(learner(entry) for entry in entries if entry["implementation"] == OURS))
+    theirs = [entry for entry in entries if entry["implementation"] == "sb3"]
+    lines = [
+        f"| minutes to a mean return of | {' | '.join([learner(theirs[0]), *ours])} |",
+        "|---|" + "---:|" * (1 + len(ours)),
+    ]
+    for entry in theirs:
+        rivals = {learner(each): each for each in entries if each["env"] == entry["env"]}
+        curve = mean_curve(entry)
+        last, best = curve[-1], max(curve, key=lambda row: row[MEAN])
+        for row, which in ((last, f"its score after {last[STEP]:,.0f} steps"), (best, "its best")):
+            if which == "its best" and row == last:
+                continue
+            least = _minutes_to(entry, row[MEAN])
+            assert least is not None
+            cells = [number(least)]
+            for name in ours:
+                minutes = _minutes_to(rivals[name], row[MEAN]) if name in rivals else None
+                cells.append(NONE if minutes is None else f"{number(minutes)} ({least / minutes:.3g}x)")
+            lines.append(f"| {entry['env']}: {_score(row[MEAN], None)}, {which} | {' | '.join(cells)} |")
+    return lines
+
+
+def _measured_cells(entry: Entry) -> list[str]:
+    """One per milestone; a score after the last steps of all under the milestone that was not reached."""
+    cells = [_mean_and_deviation(_at(entry, step)) for step in MILESTONES]
+    last = int(mean_curve(entry)[-1][STEP])
+    column = next((i for i, at in enumerate(MILESTONES) if at > last), None)
+    if column is not None and last not in MILESTONES:
+        cells[column] = f"{_mean_and_deviation(_at(entry, last))}, after {last:,}"
+    return cells
 
 
 def _published_cells(scores: dict[str, list]) -> list[str]:
@@ -82,12 +121,14 @@ def ablation_table(entries: list[Entry]) -> list[str]:
 
 
 def ablated(entries: list[Entry]) -> list[Entry]:
-    """Those that the ablation is about."""
-    return [
+    """Those that the ablation is about: ours on CPUs, in environments where more than the default was tried."""
+    enough = [
         entry
         for entry in entries
         if (entry["implementation"], entry["device"]) == (OURS, "cpu") and len(entry["runs"]) >= LEAST_SEEDS
     ]
+    environments = {entry["env"] for entry in enough if entry["variant"] != "default"}
+    return [entry for entry in enough if entry["env"] in environments]
 
 
 def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
@@ -118,8 +159,8 @@ def side_by_side(entries: list[Entry]) -> str:
     return ", ".join(dict.fromkeys(texts))
 
 
-def _minutes_to(entry: Entry, score: float) -> str:
-    return next((number(minutes) for _, mean, _, minutes in mean_curve(entry) if mean >= score), NONE)
+def _minutes_to(entry: Entry, score: float) -> float | None:
+    return next((minutes for _, mean, _, minutes in mean_curve(entry) if mean >= score), None)
 
 
 def learner(entry: Entry) -> str:

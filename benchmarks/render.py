@@ -19,7 +19,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from learning_tables import ablated, ablation_table, learning_table, published, side_by_side
+from learning_tables import (
+    ablated,
+    ablation_table,
+    beside_peers,
+    learning_table,
+    minutes_table,
+    published,
+    shown,
+    side_by_side,
+)
 from tables import (
     Entry,
     action_table,
@@ -51,6 +60,7 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "gpu_update": gpu_update_table,
     "gpu_operators": gpu_operators_table,
     "learning": learning_table,
+    "learning_minutes": minutes_table,
     "ablation": ablation_table,
 }
 SOURCES = {
@@ -58,10 +68,16 @@ SOURCES = {
     "train.json": ("loop", "checkpoint"),
     "accuracy.json": ("precision",),
     "gpu.json": ("gpu_update", "gpu_operators"),
-    "learning.json": ("learning", "ablation"),
+    "learning.json": ("learning", "learning_minutes", "ablation"),
 }
 # A table of what another table's runs have measured besides.
-RUNS_OF = {"phases": "update", "ablation": "learning"}
+RUNS_OF = {"phases": "update", "learning_minutes": "learning", "ablation": "learning"}
+# A table of some of the runs only.
+CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
+    "learning": shown,
+    "learning_minutes": beside_peers,
+    "ablation": ablated,
+}
 
 INTERLEAVED = "Interleaved, ratios taken within a round."
 LEGENDS = {
@@ -120,9 +136,13 @@ LEGENDS = {
     "learning": (
         "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: mean ± "
         "standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median over seeds, "
-        "on a thread each, with so many runs side by side: {side_by_side}; the last column: when, on the same machine, "
-        "the mean over seeds first was as high as Stable-Baselines3's at its end. "
+        "on a thread each, with so many runs side by side: {side_by_side}. "
         "Others' scores are as published: {published}."
+    ),
+    "learning_minutes": (
+        "When the mean over seeds of the table above first was as high, by evaluations every 10,000 steps, and how "
+        "many times longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. "
+        "-: not reached."
     ),
     "ablation": (
         "sacfast with the settings changed that are named; the notebook's with 5,000 random steps, unless named: mean "
@@ -137,7 +157,7 @@ def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     first = entries[0]
     if name in ("operators", "update"):
         return {"threads": max(entry["threads"] for entry in entries)}
-    if name == "learning":
+    if name in ("learning", "learning_minutes"):
         return first | {"side_by_side": side_by_side(entries), "published": _sources(entries)}
     return first
 
@@ -183,8 +203,7 @@ def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -
     """`readme` with the tables `names` replaced. Raises RenderError if a marker or a table's runs are missing."""
     for name in names:
         chosen = [entry for entry in entries if entry.get("table") == RUNS_OF.get(name, name)]
-        if name == "ablation":
-            chosen = ablated(chosen)
+        chosen = CHOSEN.get(name, list)(chosen)
         if not chosen:
             raise RenderError(f"the JSON has no benchmark for table {name}; run all of benchmarks/")
         begin, end = f"<!-- BEGIN table:{name} -->", f"<!-- END table:{name} -->"

@@ -251,7 +251,7 @@ def test_results_are_written_row_by_row(learning, tmp_path):
 
 
 def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatch):
-    """By step and by minute, in each environment, up to the step that all seeds reached."""
+    """By step and by minute, in each environment on each device, up to the step that all seeds reached."""
     figures = []
     results = importlib.import_module("learning_results")
     monkeypatch.setattr(results, "render", lambda fill, *args: figures.append(fill))
@@ -261,17 +261,20 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
         entry("Pusher-v5", "sb3", [-60.0, -50.0]),
         entry("Reacher-v5", "sacfast", [-9.5], variant="notebook's"),
         entry("Pusher-v5", "sacfast", [-99.0, -99.0], variant="tau 0.01"),
+        entry("Reacher-v5", "sacfast", [-8.0], device="cuda"),
     ]
+    entries[-1]["runs"][0]["machine"] |= {"gpu": "Test GPU"}
     learning.draw(entries, tmp_path / "picture.png")
     figure = Figure()
     figures[0](figure)
-    by_step, by_minute, reacher, _ = figure.axes
+    by_step, by_minute, reacher, _, reacher_on_gpu, _ = figure.axes
     assert by_step.get_title() == by_minute.get_title() == "Pusher-v5"
     means, others, minutes = (
         {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
         for axes in (by_step, reacher, by_minute)
     )
     assert list(means) == list(minutes) == ["sacfast", "Stable-Baselines3 2.9.2"]
+    assert {line.get_label() for line in reacher_on_gpu.lines} >= {"sacfast, Test GPU"}
     colors = {name: line.get_color() for name, line in (means | others).items()}
     assert len(set(colors.values())) == len(colors) == 3
     assert means["sacfast"].get_color() == others["sacfast"].get_color()
@@ -283,7 +286,9 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
 def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
-    assert "no table fast; there are main, long, peers, gpu, ablation, search" in capsys.readouterr().err
+    assert (
+        "no table fast; there are main, long, peers, large, gpu, ablation, search" in capsys.readouterr().err
+    )
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
     assert "holds no evaluations yet" in capsys.readouterr().err
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]

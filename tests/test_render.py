@@ -212,7 +212,12 @@ LEARNING = {
                 [[50_000, 4000.0, 50.0, 7.0], [100_000, 7000.0, 50.0, 14.0]],
             ],
         ),
-        learning_entry("HalfCheetah-v5", [[[100_000, 5500.5, 50.0, 25.0]]], implementation="sb3"),
+        learning_entry(
+            "HalfCheetah-v5",
+            [[[50_000, 5600.0, 50.0, 12.5], [100_000, 5500.5, 50.0, 25.0], [150_000, 5300.0, 50.0, 37.5]]],
+            implementation="sb3",
+        ),
+        learning_entry("HalfCheetah-v5", [[[50_000, 5550.0, 9.0, 15.0]]], variant="notebook's"),
         learning_entry(
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],
@@ -251,6 +256,8 @@ between
 <!-- END table:gpu_operators -->
 <!-- BEGIN table:learning -->
 <!-- END table:learning -->
+<!-- BEGIN table:learning_minutes -->
+<!-- END table:learning_minutes -->
 <!-- BEGIN table:ablation -->
 <!-- END table:ablation -->
 the end
@@ -294,7 +301,7 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 256 | 3.00 | 200 (190 to 210) | 420 (2.10x) |" in lines
     assert "| copy_ of 1 GiB | 520 (510 to 530) | 4,130 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 11
+    assert len(captions) == 12
     for part in (
         "Test CPU, 2 cores",
         "torch 2.13.0+cpu",
@@ -302,8 +309,9 @@ def test_tables(script, files, tmp_path):
         "sacfast 0.1.0 (avx512)",
     ):
         assert all(part in caption for caption in captions)
-    *others, ablation = captions
-    assert all("2025-11-22" in caption for caption in others) and "2025-11-21" in ablation
+    *others, minutes, ablation = captions
+    assert all("2025-11-22" in caption for caption in others)
+    assert all("2025-11-21" in caption and "2025-11-22" not in caption for caption in (minutes, ablation))
     assert lines[0] == "# Title" and lines[-1] == "the end" and "between" in lines and "old" not in lines
 
 
@@ -312,16 +320,23 @@ def test_tables_of_learning(script, files, tmp_path):
     assert script["main"](files) == 0
     lines = (tmp_path / "README.md").read_text().splitlines()
     columns = "50,000 steps | 100,000 steps | 300,000 steps | 1,000,000 steps"
-    minutes = "minutes for 50,000 steps | minutes to SB3's score"
-    assert f"| return per episode | by | seeds | {columns} | {minutes} |" in lines
-    assert "| HalfCheetah-v5 | **sacfast** | 2 | 3,500 ± 707 | 6,500 ± 707 | - | - | 6.50 | 13.0 |" in lines
-    assert "| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | - | 5,500 | - | - | - | 25.0 |" in lines
-    assert "| HalfCheetah-v5 | **sacfast, Test GPU** | 1 | - | - | - | 11,000 | - | - |" in lines
+    assert f"| return per episode | by | seeds | {columns} | minutes for 50,000 steps |" in lines
+    assert "| HalfCheetah-v5 | **sacfast** | 2 | 3,500 ± 707 | 6,500 ± 707 | - | - | 6.50 |" in lines
+    sb3 = "5,600 | 5,500 | 5,300, after 150,000 | -"
+    assert f"| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | {sb3} | 12.5 |" in lines
+    assert "| HalfCheetah-v5 | **sacfast, Test GPU** | 1 | - | - | - | 11,000 | - |" in lines
     theirs = "- | 6,156 ± 700 | 8,593 ± 964 | 11,321 ± 1,051"
-    assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - | - |" in lines
-    assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - | - |" in lines
+    assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - |" in lines
+    assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - |" in lines
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
-    assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - | - |" in lines
+    assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
+    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings"
+    assert f"| minutes to a mean return of | {learners} |" in lines
+    assert (
+        "| HalfCheetah-v5: 5,300, its score after 150,000 steps | 12.5 | 13.0 (0.962x) | 15.0 (0.833x) |"
+        in lines
+    )
+    assert "| HalfCheetah-v5: 5,600, its best | 12.5 | 13.0 (0.962x) | - |" in lines
     assert "| settings | Pusher-v5, 50,000 steps |" in lines
     assert "| default | -37.2 ± 1.0 |" in lines
     assert "| tau 0.01 | -40.5 ± 0.5 |" in lines
