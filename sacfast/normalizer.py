@@ -8,12 +8,14 @@ statistics of their time for as long as they live, and one observation would mea
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sacfast.ops.put import can_put, put
 from sacfast.replay import Batch
 
 CLIP = 10.0  # standard deviations; beyond them an observation says no more than that it is far out
@@ -46,10 +48,11 @@ class ObservationNormalizer:
         if n == 0:
             return
         total_mean, total_squares = _plain(self.mean), _plain(self.squares)
-        mean = x.sum(0) / n
+        mean = x[0] if n == 1 else x.sum(0) / n
         delta, total = mean - total_mean, self.count + n
         total_mean += delta * (n / total)
-        total_squares += ((x - mean) ** 2).sum(0) + delta**2 * (self.count * n / total)
+        apart = delta**2 * (self.count * n / total)
+        total_squares += apart if n == 1 else ((x - mean) ** 2).sum(0) + apart
         self.count = total
         self._refresh()
 
@@ -58,8 +61,9 @@ class ObservationNormalizer:
             self.shift.zero_()
             self.scale.fill_(1.0)
         else:
-            _write(self.shift, _plain(self.mean))
-            _write(self.scale, (_plain(self.squares) / self.count + MIN_VARIANCE) ** -0.5)
+            shift = _plain(self.mean)
+            scale = (_plain(self.squares) / self.count + MIN_VARIANCE) ** -0.5
+            _write((self.shift, self.scale), (shift, scale))
 
     def __call__(self, obs: Any) -> Any:
         """[..., O] normalised, float32: a tensor on its own device for a tensor, an array for an array."""
@@ -93,10 +97,16 @@ def _plain(tensor: Tensor) -> Any:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def _write(tensor: Tensor, values: np.ndarray | Tensor) -> None:
-    if isinstance(values, Tensor):
-        tensor.copy_(values)
-    elif tensor.device.type == "cpu":
-        tensor.numpy()[:] = values
-    else:  # not awaited: memory that is not pinned has been read when this returns
-        tensor.copy_(torch.from_numpy(values.astype(np.float32)), non_blocking=True)
+def _write(tensors: Sequence[Tensor], values: Sequence[Any]) -> None:
+    """Each of the values, all arrays or all tensors, into its tensor; nothing waits for a GPU."""
+    device = tensors[0].device
+    if isinstance(values[0], np.ndarray) and can_put(device, sum(map(len, values))):
+        put([(tensor, 0, value.astype(np.float32)) for tensor, value in zip(tensors, values, strict=True)])
+        return
+    for tensor, value in zip(tensors, values, strict=True):
+        if isinstance(value, Tensor):
+            tensor.copy_(value)
+        elif device.type == "cpu":
+            tensor.numpy()[:] = value
+        else:  # memory that is not pinned has been read when this returns
+            tensor.copy_(torch.from_numpy(value.astype(np.float32)), non_blocking=True)

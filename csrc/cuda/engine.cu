@@ -3,6 +3,7 @@
 #include "../guarded.h"
 #include "launch.cuh"
 #include "policy.cuh"
+#include "put.cuh"
 #include "sac_update.cuh"
 
 using sacfast::guarded;
@@ -46,6 +47,16 @@ SACFAST_EXPORT int sacfast_cuda_policy_act(const sacfast::PolicySpec* spec, cons
     sacfast::cuda::check(sacfast::cuda::launch_policy(*spec, *call, stream), "the policy");
     if (wait != 0)
       sacfast::cuda::check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "the policy");
+    return 0;
+  });
+}
+
+// Short arrays of the host's, words of 4 bytes one after the other in `from`, to the device's addresses `to`.
+// 0, or -1.
+SACFAST_EXPORT int sacfast_cuda_put(int64_t pieces, uint32_t* const* to, const int64_t* words,
+                                    const uint32_t* from, void* stream) {
+  return guarded(-1, [&] {
+    sacfast::cuda::check(sacfast::cuda::launch_put(pieces, to, words, from, stream), "writing to the GPU");
     return 0;
   });
 }

@@ -9,7 +9,6 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from sacfast.engines.structs import layer_specs, log_std_bounds, obs_statistics,
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops import Stream
+from sacfast.ops.launch import current_stream, on_device
 from sacfast.replay import ReplayBuffer
 from sacfast.state import SACState
 
@@ -105,9 +105,9 @@ class CudaEngine(NativeEngine):
         if self._update is None:
             return
         counters = abi.StatePointers() if last is None else state_pointers(last)
-        with self._on_device():
+        with on_device(self.device):
             result = self._library.sacfast_cuda_update_settle(
-                self._update, ctypes.byref(counters), self._stream()
+                self._update, ctypes.byref(counters), current_stream(self.device)
             )
         if last is not None:
             self._report(result, last, counters)
@@ -143,14 +143,14 @@ class CudaEngine(NativeEngine):
 
     def _new(self, spec: abi.UpdateSpec) -> tuple[int, Any]:
         self._workspace = None
-        with self._on_device():
+        with on_device(self.device):
             handle = self._library.sacfast_cuda_update_new(ctypes.byref(spec), self.config.precision.encode())
         return handle, self._library.sacfast_cuda_update_delete
 
     def _execute(self, handle: int, call: abi.UpdateCall) -> int:
-        with self._on_device():
+        with on_device(self.device):
             workspace = self._room(handle, call.batch_size)
-            where = (workspace.data_ptr(), self._stream())
+            where = (workspace.data_ptr(), current_stream(self.device))
             if not self._profiling:
                 return self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
             phases = self._library.sacfast_cuda_update_phases(handle)
@@ -190,16 +190,6 @@ class CudaEngine(NativeEngine):
                 ) from None
         return self._workspace
 
-    def _on_device(self) -> Any:
-        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
-            return nullcontext()
-        return torch.cuda.device(self.device)
-
-    def _stream(self) -> int | None:
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.current_stream(self.device.index).cuda_stream
-
 
 class CudaPolicy:
     """Observations [O] or [n, O] to actions in the environment's units: one launch that reads and writes pinned memory.
@@ -237,9 +227,9 @@ class CudaPolicy:
         state, call = self._state, self._call
         call.n, call.params = len(rows), state.actor_params.data_ptr()
         call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
-        with self._engine._on_device():
+        with on_device(self._engine.device):
             result = self._library.sacfast_cuda_policy_act(
-                ctypes.byref(self._spec), ctypes.byref(call), self._engine._stream(), True
+                ctypes.byref(self._spec), ctypes.byref(call), current_stream(self._engine.device), True
             )
         if result < 0:
             raise SACError(f"acting on CUDA failed: {self._library.sacfast_error().decode()}")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sacfast.config import OBS_DTYPES
 from sacfast.ops import replay_insert_
+from sacfast.ops.put import can_put, put
 
 OBS_TYPES = {name: getattr(torch, name) for name in OBS_DTYPES}  # in the order of csrc/transitions.h
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -74,7 +75,8 @@ class Ring:
         self.capacity, self.obs_dim, self.action_dim = capacity, obs_dim, action_dim
         self.obs_dtype, self.device, self._pinned = obs_dtype, device, pinned
         self._obs_words = -(-obs_dim * obs_dtype.itemsize // 4)
-        words = self._obs_words + action_dim + 2
+        self._link_at = self._obs_words + action_dim + 1
+        words = self._link_at + 1
         if obs_dtype.itemsize == 4:  # the smaller types are chosen for memory, and do without
             words += -words % LINE_WORDS
         # The operating system maps pages on first touch, so on a CPU a large empty ring costs no memory yet.
@@ -82,9 +84,12 @@ class Ring:
         self.obs, self.action, self.reward, self.link = self._columns(self.records)
         self.side = self._new((LEAST_SLOTS, obs_dim), obs_dtype)
         self._owner = torch.zeros(LEAST_SLOTS, dtype=torch.int32, device=device)  # row of each slot's record
-        self._arrays: tuple[np.ndarray, ...] | None = None  # what `append` writes to
+        self._arrays: tuple[np.ndarray, ...] | None = None  # what `append` writes to on a CPU
         self._slots = 0  # handed out
-        self.appends = device.type == "cpu" and obs_dtype == torch.float32  # whether `append` may be used
+        # Whether `append` may be used.
+        self.appends = obs_dtype == torch.float32 and (
+            device.type == "cpu" or can_put(device, words + obs_dim + 2)
+        )
         self.pushed = self.size = self.position = 0
         self._open: dict[bytes, int] = {}  # next_obs -> number of the newest transition it is yet to continue
         self._previous: Tensor | None = None  # next_obs of the last insert_blindly
@@ -99,7 +104,7 @@ class Ring:
             records.view(self.obs_dtype)[:, : self.obs_dim],
             records[:, action:reward],
             records[:, reward],
-            records.view(torch.int32)[:, reward + 1],
+            records.view(torch.int32)[:, self._link_at],
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -153,27 +158,47 @@ class Ring:
         self._previous = None
 
     def append(self, record: np.ndarray, next_obs: np.ndarray, terminated: bool) -> None:
-        """`insert` of one transition into a float32 ring of the host's memory, at a fraction of the cost.
+        """`insert` of one transition into a float32 ring, at a fraction of the cost.
 
         record [W], float32: obs, action and reward in their places; its link is written here.
         """
         number, row, N = self.pushed, self.position, self.capacity
         slot = self._reserve(1)
-        if self._arrays is None:
-            self._arrays = tuple(each.numpy() for each in (self.records, self.link, self.side, self._owner))
-        records, link, side, owner = self._arrays
         key = next_obs.tobytes()
         continued = self._open.pop(record[: self.obs_dim].tobytes(), -1)
-        if continued >= max(number + 1 - N, 0):
-            link[(continued + row - number) % N] = row
+        earlier = (continued + row - number) % N if continued >= max(number + 1 - N, 0) else None
         self._open.pop(key, None)
         if not terminated:
             self._open[key] = number
         self._forget_unfinished(number + 1)
-        side[slot], owner[slot], records[row] = next_obs, row, record
-        link[row] = ~(N + slot) if terminated else N + slot
+        record.view(np.int32)[self._link_at] = ~(N + slot) if terminated else N + slot
+        self._write(row, record, slot, next_obs, earlier)
         self._advance(1)
         self._previous = None
+
+    def _write(
+        self, row: int, record: np.ndarray, slot: int, next_obs: np.ndarray, earlier: int | None
+    ) -> None:
+        """One record, its next_obs in its slot, and its row into the link of the record `earlier`."""
+        if self.device.type == "cpu":
+            if self._arrays is None:
+                self._arrays = tuple(
+                    each.numpy() for each in (self.records, self.link, self.side, self._owner)
+                )
+            records, link, side, owner = self._arrays
+            side[slot], owner[slot], records[row] = next_obs, row, record
+            if earlier is not None:
+                link[earlier] = row
+            return
+        width, row_number = len(record), np.array(row, np.int32)
+        pieces = [
+            (self.side, slot * self.obs_dim, next_obs),
+            (self._owner, slot, row_number),
+            (self.records, row * width, record),
+        ]
+        if earlier is not None:
+            pieces.append((self.records, earlier * width + self._link_at, row_number))
+        put(pieces)
 
     def _forget_unfinished(self, pushed: int) -> None:
         """Give up waiting for what continues a transition, REACH transitions on."""
