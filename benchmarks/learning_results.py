@@ -148,8 +148,8 @@ def draw(entries: list[Entry], path: Path) -> None:
             last = max(run["evaluations"][-1][0] for entry in here for run in entry["runs"])
             _published_points(by_step, env, last)
             by_step.set(title=env, xlabel="environment steps (thousands)", ylabel="return per episode")
-            where = "one thread" if device == "cpu" else "a GPU that all seeds share"
-            by_minute.set(title=env, xlabel=f"minutes of training, on {where}")
+            where = "on one thread" if device == "cpu" else "seeds sharing a GPU"
+            by_minute.set(title=env, xlabel=f"minutes of training, {where}")
             for axes in (by_step, by_minute):
                 axes.set_xlim(left=0)
                 axes.grid(alpha=0.3, linewidth=0.5)

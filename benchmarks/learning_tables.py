@@ -28,13 +28,17 @@ def learning_table(entries: list[Entry]) -> list[str]:
         + f" | minutes for {MILESTONES[0]:,} steps |",
         "|---|---|---:|" + "---:|" * (len(MILESTONES) + 1),
     ]
+    usual = _place(entries[0])
     for env in dict.fromkeys(entry["env"] for entry in entries):
         for entry in (entry for entry in entries if entry["env"] == env):
             minutes = _at(entry, MILESTONES[0], MINUTES)
             cells = _measured_cells(entry)
             cells.append(number(statistics.median(minutes)) if minutes else NONE)
-            bold = entry["implementation"] == OURS and entry["variant"] == "default"
-            name = f"**{learner(entry)}**" if bold else learner(entry)
+            name = learner(entry)
+            if entry["device"] == "cpu" and _place(entry) != usual:
+                name += f", on {_elsewhere(entry, usual)}"
+            if entry["implementation"] == OURS and entry["variant"] == "default":
+                name = f"**{name}**"
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
         for reference, scores in published(env):
             cells = _published_cells(scores)
@@ -139,8 +143,10 @@ def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
 
 
 def mean_curve(entry: Entry) -> list[list[float]]:
-    """[step, mean, deviation, minutes], means over the seeds, evaluation by evaluation as far as all seeds are."""
-    together = zip(*(run["evaluations"] for run in entry["runs"]), strict=False)
+    """[step, mean, deviation, minutes], means over the seeds, after every step that all seeds were evaluated at."""
+    by_step = [{row[STEP]: row for row in run["evaluations"]} for run in entry["runs"]]
+    common = sorted(set.intersection(*(set(rows) for rows in by_step)))
+    together = ([rows[step] for rows in by_step] for step in common)
     return [[statistics.mean(column) for column in zip(*rows, strict=True)] for rows in together]
 
 
@@ -151,12 +157,22 @@ def _place(entry: Entry) -> tuple:
 
 
 def side_by_side(entries: list[Entry]) -> str:
-    """How many runs shared a machine: "2", and where there was a GPU "5 on the NVIDIA H200"."""
-    machines = [run["machine"] for entry in entries for run in entry["runs"]]
-    texts = (
-        f"{each['side_by_side']}" + (f" on the {each['gpu']}" if "gpu" in each else "") for each in machines
-    )
+    """How many runs shared a machine: "2", and of other machines than the first's "6 on 16 cores, 5 on the H100"."""
+    usual = _place(entries[0])
+    texts = []
+    for entry in entries:
+        for machine in (run["machine"] for run in entry["runs"]):
+            other = _elsewhere(entry, usual)
+            texts.append(f"{machine['side_by_side']}" + (f" on {other}" if other else ""))
     return ", ".join(dict.fromkeys(texts))
+
+
+def _elsewhere(entry: Entry, usual: tuple) -> str:
+    """What tells the entry's machine from the usual one, if it is another."""
+    machine = entry["runs"][0]["machine"]
+    if _place(entry) == usual:
+        return ""
+    return f"the {machine['gpu']}" if "gpu" in machine else f"{machine['cores']} cores"
 
 
 def _minutes_to(entry: Entry, score: float) -> float | None:

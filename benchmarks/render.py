@@ -24,6 +24,7 @@ from learning_tables import (
     ablation_table,
     beside_peers,
     learning_table,
+    mean_curve,
     minutes_table,
     published,
     shown,
@@ -140,8 +141,8 @@ LEGENDS = {
         "Others' scores are as published: {published}."
     ),
     "learning_minutes": (
-        "When the mean over seeds of the table above first was as high, by evaluations every 10,000 steps, and how "
-        "many times longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. "
+        "When the mean over seeds of the table above first was as high, by evaluations every {every:,.0f} steps, and "
+        "how many times longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. "
         "-: not reached."
     ),
     "ablation": (
@@ -158,7 +159,9 @@ def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     if name in ("operators", "update"):
         return {"threads": max(entry["threads"] for entry in entries)}
     if name in ("learning", "learning_minutes"):
-        return first | {"side_by_side": side_by_side(entries), "published": _sources(entries)}
+        evaluated = [step for step, *_ in mean_curve(first)]
+        found = {"side_by_side": side_by_side(entries), "published": _sources(entries)}
+        return first | found | {"every": evaluated[-1] / len(evaluated)}
     return first
 
 

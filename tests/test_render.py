@@ -229,6 +229,15 @@ LEARNING = {
             "Pusher-v5", [[[50_000, score, 5.0, 6.0]] for score in (-40.0, -41.0, -40.5)], variant="tau 0.01"
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 2000.0, 5.0, 6.0]]] * 2, variant="tau 0.01"),
+        learning_entry(
+            "Ant-v5",
+            [
+                [[10_000, 100.0, 5.0, 1.0], [50_000, 500.0, 5.0, 5.0]],
+                [[50_000, 700.0, 5.0, 7.0], [100_000, 900.0, 5.0, 9.0]],
+                [[25_000, 1.0, 5.0, 2.0], [50_000, 600.0, 5.0, 6.0], [75_000, 1.0, 5.0, 9.0]],
+            ],
+            machine=MACHINE | {"date": "2025-11-23", "side_by_side": 6, "cores": 16},
+        ),
     ],
 }
 
@@ -327,6 +336,7 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "| HalfCheetah-v5 | **sacfast, Test GPU** | 1 | - | - | - | 11,000 | - |" in lines
     theirs = "- | 6,156 ± 700 | 8,593 ± 964 | 11,321 ± 1,051"
     assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - |" in lines
+    assert "| Ant-v5 | **sacfast, on 16 cores** | 3 | 600.0 ± 100.0 | - | - | - | 6.00 |" in lines
     assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - |" in lines
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
     assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
@@ -344,11 +354,17 @@ def test_tables_of_learning(script, files, tmp_path):
     for part in (
         "sac.csv",
         "-v4 environments, of which",
-        "side by side: 2, 1 on the Test GPU",
+        "side by side: 2, 1 on the Test GPU, 6 on 16 cores.",
         "on 2025-11-21: Test CPU",
     ):
         assert part in caption
-    assert "; on 2025-11-22: Test GPU, Test CPU" in caption
+    assert (
+        "; on 2025-11-22: Test GPU, Test CPU" in caption and "; on 2025-11-23: Test CPU, 16 cores" in caption
+    )
+    ablation = next(line for line in lines if line.startswith("<sub>sacfast with the settings changed"))
+    assert "2025-11-23" not in ablation  # where nothing but the default was tried
+    beside = next(line for line in lines if line.startswith("<sub>When the mean over seeds"))
+    assert "by evaluations every 50,000 steps" in beside and "with 2 runs side by side" in beside
 
 
 def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):

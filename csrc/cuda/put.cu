@@ -12,7 +12,7 @@
 namespace sacfast::cuda {
 namespace {
 
-constexpr int kMostPieces = 8, kMostWords = 990;
+constexpr int kMostPieces = 4, kMostWords = 1000;
 
 struct Put {
   uint32_t* to[kMostPieces];

@@ -75,7 +75,6 @@ class Ring:
         self.capacity, self.obs_dim, self.action_dim = capacity, obs_dim, action_dim
         self.obs_dtype, self.device, self._pinned = obs_dtype, device, pinned
         self._obs_words = -(-obs_dim * obs_dtype.itemsize // 4)
-        self._link_at = self._obs_words + action_dim + 1
         words = self._link_at + 1
         if obs_dtype.itemsize == 4:  # the smaller types are chosen for memory, and do without
             words += -words % LINE_WORDS
@@ -86,13 +85,24 @@ class Ring:
         self._owner = torch.zeros(LEAST_SLOTS, dtype=torch.int32, device=device)  # row of each slot's record
         self._arrays: tuple[np.ndarray, ...] | None = None  # what `append` writes to on a CPU
         self._slots = 0  # handed out
-        # Whether `append` may be used.
-        self.appends = obs_dtype == torch.float32 and (
-            device.type == "cpu" or can_put(device, words + obs_dim + 2)
-        )
         self.pushed = self.size = self.position = 0
         self._open: dict[bytes, int] = {}  # next_obs -> number of the newest transition it is yet to continue
         self._previous: Tensor | None = None  # next_obs of the last insert_blindly
+
+    @property
+    def _link_at(self) -> int:
+        """The word of a record that is its link."""
+        return self._obs_words + self.action_dim + 1
+
+    @property
+    def _puts(self) -> bool:
+        """Whether the words that `append` writes go to a GPU by `put`."""
+        return can_put(self.device, self.records.shape[1] + self.obs_dim + 2)
+
+    @property
+    def appends(self) -> bool:
+        """Whether `append` may be used."""
+        return self.obs_dtype == torch.float32 and (self.device.type == "cpu" or self._puts)
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=self._pinned)
@@ -137,6 +147,7 @@ class Ring:
 
     def insert(self, rows: Rows) -> None:
         """Add n <= N transitions that are given as arrays."""
+        self._previous = None
         try:
             target, earlier, later = self._continue(rows)
             apart = [i for i, row in enumerate(target) if row < 0]  # whose next_obs is no record's obs
@@ -155,49 +166,50 @@ class Ring:
         self._put(self.records, 0, records[before_end:])
         self._continue_by(earlier, later)
         self._advance(len(rows))
-        self._previous = None
 
     def append(self, record: np.ndarray, next_obs: np.ndarray, terminated: bool) -> None:
         """`insert` of one transition into a float32 ring, at a fraction of the cost.
 
         record [W], float32: obs, action and reward in their places; its link is written here.
         """
+        self._previous = None
         number, row, N = self.pushed, self.position, self.capacity
         slot = self._reserve(1)
-        key = next_obs.tobytes()
         continued = self._open.pop(record[: self.obs_dim].tobytes(), -1)
         earlier = (continued + row - number) % N if continued >= max(number + 1 - N, 0) else None
-        self._open.pop(key, None)
-        if not terminated:
-            self._open[key] = number
-        self._forget_unfinished(number + 1)
         record.view(np.int32)[self._link_at] = ~(N + slot) if terminated else N + slot
-        self._write(row, record, slot, next_obs, earlier)
-        self._advance(1)
-        self._previous = None
-
-    def _write(
-        self, row: int, record: np.ndarray, slot: int, next_obs: np.ndarray, earlier: int | None
-    ) -> None:
-        """One record, its next_obs in its slot, and its row into the link of the record `earlier`."""
-        if self.device.type == "cpu":
+        if self._puts:
+            self._put_record(row, record, slot, next_obs, earlier)
+            self._advance(1)
+        else:
             if self._arrays is None:
                 self._arrays = tuple(
                     each.numpy() for each in (self.records, self.link, self.side, self._owner)
                 )
             records, link, side, owner = self._arrays
             side[slot], owner[slot], records[row] = next_obs, row, record
+            self._advance(1)
             if earlier is not None:
                 link[earlier] = row
-            return
-        width, row_number = len(record), np.array(row, np.int32)
+        # Only now: who waits here must have been written, however this was interrupted.
+        key = next_obs.tobytes()
+        self._open.pop(key, None)
+        if not terminated:
+            self._open[key] = number
+        self._forget_unfinished(number + 1)
+
+    def _put_record(
+        self, row: int, record: np.ndarray, slot: int, next_obs: np.ndarray, earlier: int | None
+    ) -> None:
+        """To a GPU: a record, its next_obs in its slot, and its row into the link of the record `earlier`."""
+        width, number = len(record), np.array(row, np.int32)
         pieces = [
-            (self.side, slot * self.obs_dim, next_obs),
-            (self._owner, slot, row_number),
             (self.records, row * width, record),
+            (self.side, slot * self.obs_dim, next_obs),
+            (self._owner, slot, number),
         ]
         if earlier is not None:
-            pieces.append((self.records, earlier * width + self._link_at, row_number))
+            pieces.append((self.records, earlier * width + self._link_at, number))
         put(pieces)
 
     def _forget_unfinished(self, pushed: int) -> None:
