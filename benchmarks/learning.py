@@ -52,13 +52,17 @@ ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their actio
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
+RAW, FLATTER = "observations as they are", "observations by (variance + 1)^-1/2"
+
+
 def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     """The ablation's rows: a name, and the settings in which it departs from the defaults."""
     return {
         "default": {},
         "1,000 random steps": {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
-        "observations as they are": {"normalize_obs": False},
+        RAW: {"normalize_obs": False},
+        FLATTER: {"added_variance": 1.0},
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
         "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
@@ -113,7 +117,7 @@ HALF_WAY: dict[str, dict[str, Any]] = {
 SEARCH = NOTEBOOKS | HALF_WAY
 LONGER = {
     name: (SEARCH | variants(ABLATED["HalfCheetah-v5"]))[name]
-    for name in ("notebook's", "notebook's, 1,000 random steps", CAUTIOUS, "actor's learning rate 1e-3")
+    for name in ("notebook's", "notebook's, 1,000 random steps", CAUTIOUS, "actor's learning rate 1e-3", RAW)
 }
 
 
@@ -134,7 +138,7 @@ TABLES: dict[str, list[Job]] = {
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
     "large": [
         *(Job(env, 100_000, seed) for env in ("Walker2d-v5", "Ant-v5", "Humanoid-v5") for seed in SEEDS),
-        *searched("Ant-v5", 100_000, {"observations as they are": {"normalize_obs": False}}),
+        *searched("Ant-v5", 100_000, {name: variants(8)[name] for name in (RAW, FLATTER)}),
     ],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in range(5)],
     "ablation": [
