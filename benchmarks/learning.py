@@ -62,7 +62,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "1,000 random steps": {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
         RAW: {"normalize_obs": False},
-        FLATTER: {"added_variance": 1.0},
+        FLATTER: {"obs_epsilon": 1.0},
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
         "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
@@ -117,7 +117,14 @@ HALF_WAY: dict[str, dict[str, Any]] = {
 SEARCH = NOTEBOOKS | HALF_WAY
 LONGER = {
     name: (SEARCH | variants(ABLATED["HalfCheetah-v5"]))[name]
-    for name in ("notebook's", "notebook's, 1,000 random steps", CAUTIOUS, "actor's learning rate 1e-3", RAW)
+    for name in (
+        "notebook's",
+        "notebook's, 1,000 random steps",
+        CAUTIOUS,
+        "actor's learning rate 1e-3",
+        RAW,
+        FLATTER,
+    )
 }
 
 

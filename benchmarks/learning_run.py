@@ -30,7 +30,7 @@ import filelock
 import torch
 from race import describe_machine
 
-from sacfast import SACConfig, TrainConfig, checkpoint, normalizer
+from sacfast import SACConfig, TrainConfig, checkpoint
 from sacfast.comparison import UNIMPORTANT
 from sacfast.engines import ReferenceEngine
 from sacfast.envs import make_env
@@ -50,8 +50,7 @@ Evaluation = list[float]
 @dataclass(frozen=True)
 class Job:
     """One run. `settings` are fields of TrainConfig or SACConfig that differ from the defaults; `variant` names them.
-    Two are experiments that only this script has: {"shared_step": True} (`share_the_step`), by the reference engine,
-    and {"added_variance": v}, with which observations are normalised by (variance + v)^-1/2.
+    {"shared_step": True} is one that only the reference engine has here (`share_the_step`).
 
     Its place does not depend on `steps`, so that a longer run is the shorter one continued.
     """
@@ -89,8 +88,8 @@ class Job:
         rates = config.sac.learning_rates
         values = config.to_dict()
         values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
-        if "added_variance" in self.settings:
-            values["added_variance"] = self.settings["added_variance"]
+        if not values["normalize_obs"]:
+            del values["obs_epsilon"]  # which nothing reads then
         return json.loads(json.dumps({name: values[name] for name in sorted(values.keys() - UNIMPORTANT)}))
 
 
@@ -128,7 +127,6 @@ def configuration(job: Job, folder: Path) -> TrainConfig:
     """The settings of a job of sacfast. Raises SACError where there are no such values, TypeError no such fields."""
     # Never the fall-back: what is measured is the native engine, or what a setting names.
     settings = {"engine": "native"} | job.settings
-    settings.pop("added_variance", None)
     if settings.pop("shared_step", False):
         settings["engine"] = "reference"
     ours = {f.name for f in fields(SACConfig)}
@@ -173,7 +171,6 @@ def share_the_step() -> None:
 def run_sacfast(job: Job, folder: Path) -> None:
     if job.settings.get("shared_step"):
         share_the_step()
-    normalizer.MIN_VARIANCE = job.settings.get("added_variance", normalizer.MIN_VARIANCE)
     config, run = configuration(job, folder), _sacfast_run(folder)
     if run is not None:
         before = read_config(run)

@@ -50,6 +50,7 @@ class SACAgent:
     storage         where it does: "device", or "host", memory of the host, pinned for a GPU
     normalize_obs   let the networks see normalised observations; the statistics (`normalizer`) follow what is pushed
                     into replay_buffer, which holds raw ones. Saved with the policy; select_action applies them
+    obs_epsilon     added to the variances that they are normalised by
     reward_scale    factor on rewards for learning; replay_buffer takes and gives unscaled ones
 
     Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
@@ -87,6 +88,7 @@ class SACAgent:
         obs_dtype: str = "float32",
         storage: str = "device",
         normalize_obs: bool = False,
+        obs_epsilon: float = 1e-8,
         reward_scale: float = 1.0,
     ):
         self.state_dim, self.action_dim = (
@@ -113,6 +115,7 @@ class SACAgent:
             precision=precision,
             obs_dtype=obs_dtype,
             normalize_obs=normalize_obs,
+            obs_epsilon=obs_epsilon,
             reward_scale=reward_scale,
         )
         self.device = _device(device)
@@ -224,7 +227,9 @@ class SACAgent:
         log_alpha = torch.tensor(
             [config.initial_alpha if config.automatic_entropy_tuning else config.alpha]
         ).log()
-        normalizer = ObservationNormalizer(self.state_dim, self.device) if config.normalize_obs else None
+        normalizer = None
+        if config.normalize_obs:
+            normalizer = ObservationNormalizer(self.state_dim, self.device, config.obs_epsilon)
         return SACState(
             actor.to(self.device), critic.to(self.device), log_alpha.to(self.device), seed, normalizer
         )
@@ -415,7 +420,9 @@ class SACAgent:
             "normalize_obs": self.config.normalize_obs,
             "reward_scale": self.config.reward_scale,
         }
-        theirs = {"normalize_obs": False, "reward_scale": 1.0} | meta["config"] | meta
+        if self.config.normalize_obs:
+            ours["obs_epsilon"] = self.config.obs_epsilon
+        theirs = {"normalize_obs": False, "obs_epsilon": 1e-8, "reward_scale": 1.0} | meta["config"] | meta
         theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
         for name, value in ours.items():
             saved = theirs[name]

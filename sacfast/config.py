@@ -162,6 +162,10 @@ class SACConfig:
     normalize_obs: bool = True
     """Let the networks see observations minus their running mean, over their running standard deviation."""
 
+    obs_epsilon: float = 1e-8
+    """Added to an observation's variance before its root divides it (VecNormalize's epsilon): at 1, what varies by much
+    less than 1 stays about as it is instead of being magnified."""
+
     reward_scale: float = 1.0
     """Factor by which rewards are multiplied for learning; what is logged is not. It weighs returns against
     entropy where the temperature is fixed, and sets the scale of the critics' errors where it is learned."""
@@ -192,6 +196,7 @@ class SACConfig:
         require_choice(self, "initialization", INITIALIZATIONS)
         require_integer(self, "actor_update_period", 1)
         require_bool(self, "normalize_obs")
+        require_number(self, "obs_epsilon", 0.0, open_low=True)
         require_number(self, "reward_scale", 0.0, open_low=True)
         require_choice(self, "precision", PRECISIONS)
         require_choice(self, "obs_dtype", OBS_DTYPES)
@@ -218,6 +223,7 @@ class SACConfig:
             initialization="orthogonal",
             actor_update_period=1,
             normalize_obs=False,
+            obs_epsilon=1e-8,
             reward_scale=1.0,
         )
 

@@ -19,18 +19,20 @@ from sacfast.ops.put import can_put, put
 from sacfast.replay import Batch
 
 CLIP = 10.0  # standard deviations; beyond them an observation says no more than that it is far out
-MIN_VARIANCE = 1e-8  # a constant entry becomes zero, not infinite
 
 
 class ObservationNormalizer:
-    """x -> clip((x - mean) / sqrt(variance + 1e-8), -10, 10), float32, by the statistics of what `update` has seen.
+    """x -> clip((x - mean) / sqrt(variance + epsilon), -10, 10), float32, by the statistics of what `update` has seen.
+
+    epsilon: above 0, so that a constant entry becomes zero, not infinite; at 1, entries that vary by much less than 1
+    stay about as they are instead of being magnified.
 
     Batches are merged by Chan's formula (Chan, Golub & LeVeque 1979; Welford's for single observations) in float64:
     sums of squares, which cancel, do not occur. Before the first update it changes nothing.
     """
 
-    def __init__(self, obs_dim: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
+    def __init__(self, obs_dim: int, device: torch.device | str = "cpu", epsilon: float = 1e-8) -> None:
+        self.count, self.epsilon = 0, epsilon
         # On the device that the last observations came from, because a GPU is slow at a few numbers from elsewhere.
         self.mean = torch.zeros(obs_dim, dtype=torch.float64)
         self.squares = torch.zeros_like(self.mean)  # sum over observations of (x - mean)^2
@@ -62,7 +64,7 @@ class ObservationNormalizer:
             self.scale.fill_(1.0)
         else:
             shift = _plain(self.mean)
-            scale = (_plain(self.squares) / self.count + MIN_VARIANCE) ** -0.5
+            scale = (_plain(self.squares) / self.count + self.epsilon) ** -0.5
             _write((self.shift, self.scale), (shift, scale))
 
     def __call__(self, obs: Any) -> Any:

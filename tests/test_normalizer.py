@@ -27,6 +27,15 @@ def test_by_hand():
     np.testing.assert_array_equal(normalizer(np.array([1e9, 4.0])), [CLIP, -CLIP])
 
 
+@pytest.mark.parametrize("epsilon", [1e-8, 0.25, 1.0])
+def test_what_varies_less_than_epsilons_root_is_not_magnified(epsilon):
+    normalizer = ObservationNormalizer(3, epsilon=epsilon)
+    normalizer.update(np.array([[-0.001, 5.0, 0.0], [0.001, -5.0, 0.0]]))
+    x = np.array([0.001, 5.0, 0.0005])
+    scale = normalizer(x) / x
+    np.testing.assert_allclose(scale, (np.array([1e-6, 25.0, 0.0]) + epsilon) ** -0.5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [[1] * 600, [7, 1, 592], [600], [300, 0, 300]])
 def test_batches_of_any_size_merge_into_the_statistics_of_all(sizes):
     # A mean a million times the deviation: in float32, or from sums of squares, no digit would be left.
@@ -110,6 +119,16 @@ def test_statistics_are_part_of_a_checkpoint(tmp_path):
         CheckpointError, match="saved with normalize_obs=True, but this agent has normalize_obs=False"
     ):
         other.load(tmp_path / "a.safetensors")
+    for epsilon in (1e-8, 0.5):  # of before there was a choice, too
+        other, _ = filled(reward_scale=0.1, obs_epsilon=0.25)
+        same, _ = filled(reward_scale=0.1, obs_epsilon=epsilon)
+        same.save(tmp_path / "b.safetensors")
+        with pytest.raises(
+            CheckpointError, match=f"obs_epsilon={epsilon}, but this agent has obs_epsilon=0.25"
+        ):
+            other.load(tmp_path / "b.safetensors")
+    loaded = SACAgent.from_checkpoint(tmp_path / "b.safetensors", engine="reference")
+    np.testing.assert_array_equal(loaded.select_action(obs, True), same.select_action(obs, True))
 
 
 def test_rewards_are_scaled_for_learning_alone():

@@ -249,6 +249,7 @@ def test_bad_settings_of_environments_are_one_line(tmp_path, capsys):
         (["--env", "Pendulum-v1", "--make-kwargs", '{"nonsense": 1}'], "'Pendulum-v1' could not be made"),
         (["--env", "no_such_module:X-v0", "--num-envs", "2"], "could not be made"),
         (["--reward-scale", "0"], "reward_scale=0.0 must be"),
+        (["--obs-epsilon", "0"], "obs_epsilon=0.0 must be"),
     ):
         assert main(["--out", str(tmp_path), *FLAGS, *flags]) == 2
         error = capsys.readouterr().err
