@@ -49,6 +49,17 @@ def cuda_emulation(tmp_path_factory) -> ctypes.CDLL:
     return cuda_emulation_module.load(tmp_path_factory.mktemp("cuda"))
 
 
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.cuda)])
+def cuda_place(request) -> dict:
+    """Where a CudaEngine under test runs: its keyword arguments."""
+    if request.param == "gpu":
+        return {"device": "cuda"}
+    library = request.getfixturevalue("cuda_emulation")
+    library.emulator_set_schedule(cuda_emulation_module.FORWARD)
+    library.emulator_set_multiprocessors(132)
+    return {"device": "cpu", "library": library}
+
+
 def pytest_terminal_summary(terminalreporter):
     state = native.status()
     terminalreporter.write_line(f"native kernels: {state.path if state.loaded else state.reason}")

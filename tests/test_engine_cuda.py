@@ -5,23 +5,20 @@ speed, of races between blocks, or of how the matrix units round.
 """
 
 import copy
-import dataclasses
 import functools
 
 import numpy as np
 import pytest
 import torch
 from agents import SMALL, check_log_std_bounds, check_normalizer, draw, gradients, make_agent, state_bytes
+from cuda_agents import GPU, cuda_agent, engine_for
 from cuda_emulation import BACKWARD, FORWARD, SHUFFLED
 from float64 import exact_update, in_float64, relative_error
 from tolerances import PRECISION_ERROR
 
-from sacfast import Noise, SACAgent, SACError
+from sacfast import SACAgent
 from sacfast.engines import ReferenceEngine, cuda, make_engine
-from sacfast.engines.base import TorchPolicy
 from sacfast.engines.cuda import CudaEngine
-from sacfast.errors import NativeUnavailable
-from sacfast.ops import Stream
 
 pytestmark = pytest.mark.native
 
@@ -34,33 +31,11 @@ SHAPES = [
     (5, 17, (20, 31, 7, 65), 33),
     (30, 2, (16, 130), 257),
 ]
-GPU = pytest.mark.cuda
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=GPU)])
-def place(request) -> dict:
-    """Where the engine under test runs: keyword arguments of CudaEngine."""
-    if request.param == "gpu":
-        return {"device": "cuda"}
-    library = request.getfixturevalue("cuda_emulation")
-    library.emulator_set_schedule(FORWARD)
-    library.emulator_set_multiprocessors(132)
-    return {"device": "cpu", "library": library}
 
 
 @pytest.fixture(params=cuda.PRECISIONS)
 def precision(request) -> str:
     return request.param
-
-
-def engine_for(agent: SACAgent, place: dict, precision: str = "float32") -> CudaEngine:
-    return CudaEngine(dataclasses.replace(agent.config, precision=precision), **place)
-
-
-def cuda_agent(place: dict, shape=SMALL, precision: str = "float32", **kwargs) -> SACAgent:
-    agent = make_agent(shape, device=place["device"], **kwargs)
-    agent.engine = engine_for(agent, place, precision)
-    return agent
 
 
 def update_all(agent: SACAgent, batch_size: int, updates: int = 1) -> tuple:
@@ -78,8 +53,8 @@ def update_all(agent: SACAgent, batch_size: int, updates: int = 1) -> tuple:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_and_metrics_against_float64(place, precision, shape):
-    agent = cuda_agent(place, shape, precision)
+def test_gradients_and_metrics_against_float64(cuda_place, precision, shape):
+    agent = cuda_agent(cuda_place, shape, precision)
     states, (metrics, reference, exact) = update_all(agent, shape[3])
     error = PRECISION_ERROR[precision]
     ours, own, expected = map(gradients, states)
@@ -94,8 +69,8 @@ def test_gradients_and_metrics_against_float64(place, precision, shape):
 
 
 @pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[5]], ids=str)
-def test_whole_gradients_against_float64(place, precision, shape):
-    agent = cuda_agent(place, shape, precision)
+def test_whole_gradients_against_float64(cuda_place, precision, shape):
+    agent = cuda_agent(cuda_place, shape, precision)
     states, _ = update_all(agent, shape[3])
     for network in ("actor_adam", "critic_adam"):
         ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
@@ -107,8 +82,8 @@ def test_whole_gradients_against_float64(place, precision, shape):
             assert torch.cosine_similarity(ours.double(), exact, dim=0) >= 1 - error.whole
 
 
-def test_ten_updates_follow_float64(place, precision):
-    agent = cuda_agent(place, SMALL, precision)
+def test_ten_updates_follow_float64(cuda_place, precision):
+    agent = cuda_agent(cuda_place, SMALL, precision)
     start = copy.deepcopy(agent.state)
     (ours, float32, float64), (metrics, _, exact) = update_all(agent, SMALL[3], updates=10)
     floor = PRECISION_ERROR[precision].trajectory
@@ -146,35 +121,35 @@ def test_every_division_of_the_work(cuda_emulation, precision, multiprocessors, 
         assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + bar
 
 
-def run_for_bytes(place: dict, precision: str, calls: tuple[int, ...], shape=SMALL) -> tuple:
-    agent = cuda_agent(place, shape, precision)
+def run_for_bytes(cuda_place: dict, precision: str, calls: tuple[int, ...], shape=SMALL) -> tuple:
+    agent = cuda_agent(cuda_place, shape, precision)
     for updates in calls:
         metrics = agent.engine.train(agent.state, agent.replay_buffer, shape[3], updates)
     return state_bytes(agent.state), agent.state.counters(), metrics.tensor.tolist()
 
 
-def test_same_bytes_twice_and_in_one_call_or_many(place, precision):
-    expected = run_for_bytes(place, precision, (6,))
+def test_same_bytes_twice_and_in_one_call_or_many(cuda_place, precision):
+    expected = run_for_bytes(cuda_place, precision, (6,))
     for calls in ((6,), (1, 1, 1, 1, 1, 1), (4, 2)):
-        assert run_for_bytes(place, precision, calls) == expected
+        assert run_for_bytes(cuda_place, precision, calls) == expected
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])
 def test_same_bytes_in_any_order_of_blocks_and_threads(cuda_emulation, precision, multiprocessors):
     """A barrier too few lets some order read what another thread has not written yet."""
-    place = {"device": "cpu", "library": cuda_emulation}
+    cuda_place = {"device": "cpu", "library": cuda_emulation}
     cuda_emulation.emulator_set_multiprocessors(multiprocessors)
     results = []
     for schedule in (FORWARD, BACKWARD, SHUFFLED, SHUFFLED + 1):
         cuda_emulation.emulator_set_schedule(schedule)
-        results.append(run_for_bytes(place, precision, (2,), (17, 6, (48, 40), 50)))
+        results.append(run_for_bytes(cuda_place, precision, (2,), (17, 6, (48, 40), 50)))
     assert all(result == results[0] for result in results)
 
 
-def test_more_updates_than_one_graph_has(place):
+def test_more_updates_than_one_graph_has(cuda_place):
     shape = (3, 2, (8,), 16)
-    assert run_for_bytes(place, "float32", (70,), shape) == run_for_bytes(
-        place, "float32", (1, 31, 38), shape
+    assert run_for_bytes(cuda_place, "float32", (70,), shape) == run_for_bytes(
+        cuda_place, "float32", (1, 31, 38), shape
     )
 
 
@@ -190,8 +165,8 @@ def test_a_graph_is_made_once(cuda_emulation):
 
 
 def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, precision, monkeypatch):
-    place = {"device": "cpu", "library": cuda_emulation}
-    expected = run_for_bytes(place, precision, (2,))
+    cuda_place = {"device": "cpu", "library": cuda_emulation}
+    expected = run_for_bytes(cuda_place, precision, (2,))
     guard, blocks = 4096, []
 
     def room(engine, handle, batch_size):
@@ -200,7 +175,7 @@ def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, p
         return blocks[-1][guard : guard + size]
 
     monkeypatch.setattr(CudaEngine, "_room", room)
-    assert run_for_bytes(place, precision, (1, 1)) == expected
+    assert run_for_bytes(cuda_place, precision, (1, 1)) == expected
     for block in blocks:
         assert (block[:guard] == 0xFF).all() and (block[-guard:] == 0xFF).all()
 
@@ -210,10 +185,10 @@ def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, p
 
 @pytest.mark.parametrize("storage", ["device", "host"])
 @pytest.mark.parametrize("obs_dtype", ["float32", "float16", "bfloat16"])
-def test_draws_the_batch_and_noise_of_the_reference(place, obs_dtype, storage):
+def test_draws_the_batch_and_noise_of_the_reference(cuda_place, obs_dtype, storage):
     """From a ring that has gone round, in which half of the next observations are the following row's."""
     options = {"obs_dtype": obs_dtype, "storage": storage}
-    agent, twin = cuda_agent(place, **options), make_agent(device=place["device"], **options)
+    agent, twin = cuda_agent(cuda_place, **options), make_agent(device=cuda_place["device"], **options)
     for one in (agent, twin):
         obs = (
             np.random.default_rng(3)
@@ -228,9 +203,9 @@ def test_draws_the_batch_and_noise_of_the_reference(place, obs_dtype, storage):
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.0])
-def test_actor_update_period_and_fixed_temperature(place, alpha):
+def test_actor_update_period_and_fixed_temperature(cuda_place, alpha):
     options = {"actor_update_period": 3, "automatic_entropy_tuning": False, "alpha": alpha}
-    ours, theirs = cuda_agent(place, **options), make_agent(device=place["device"], **options)
+    ours, theirs = cuda_agent(cuda_place, **options), make_agent(device=cuda_place["device"], **options)
     for updates in (1, 1, 1, 4, 2, 5):
         before = ours.state.actor_params.clone()
         expected_change = any((ours.state.step + k) % 3 == 0 for k in range(updates))
@@ -241,9 +216,9 @@ def test_actor_update_period_and_fixed_temperature(place, alpha):
     assert ours.state.counters() == theirs.state.counters()
 
 
-def test_each_network_has_its_learning_rate(place):
+def test_each_network_has_its_learning_rate(cuda_place):
     options = {"lr": 1e-4, "critic_lr": 2e-3, "alpha_lr": 0.03}
-    ours, theirs = cuda_agent(place, **options), make_agent(device=place["device"], **options)
+    ours, theirs = cuda_agent(cuda_place, **options), make_agent(device=cuda_place["device"], **options)
     for agent in (ours, theirs):
         agent.train(1, 40)
     for name in ("actor_params", "critic_params", "log_alpha"):
@@ -253,45 +228,45 @@ def test_each_network_has_its_learning_rate(place):
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh"])
-def test_log_std_is_kept_in_its_bounds(place, bound):
-    theirs = functools.partial(make_agent, device=place["device"])
-    check_log_std_bounds(bound, functools.partial(cuda_agent, place), theirs)
+def test_log_std_is_kept_in_its_bounds(cuda_place, bound):
+    theirs = functools.partial(make_agent, device=cuda_place["device"])
+    check_log_std_bounds(bound, functools.partial(cuda_agent, cuda_place), theirs)
 
 
-def test_networks_see_normalised_observations(place):
+def test_networks_see_normalised_observations(cuda_place):
     check_normalizer(
-        functools.partial(cuda_agent, place), functools.partial(make_agent, device=place["device"])
+        functools.partial(cuda_agent, cuda_place), functools.partial(make_agent, device=cuda_place["device"])
     )
 
 
-def test_writes_from_outside_are_followed(place):
-    known, fresh = cuda_agent(place), cuda_agent(place)
+def test_writes_from_outside_are_followed(cuda_place):
+    known, fresh = cuda_agent(cuda_place), cuda_agent(cuda_place)
     for agent in (known, fresh):
         agent.train(2, 40)
-    fresh.engine = engine_for(fresh, place)
+    fresh.engine = engine_for(fresh, cuda_place)
     for agent in (known, fresh):
         agent.critic.fc4.weight.data.mul_(1.5)
         agent.train(2, 40)
     assert state_bytes(known.state) == state_bytes(fresh.state)
 
 
-def test_copies_and_checkpoints_continue_bit_for_bit(place, tmp_path):
-    agent = cuda_agent(place)
+def test_copies_and_checkpoints_continue_bit_for_bit(cuda_place, tmp_path):
+    agent = cuda_agent(cuda_place)
     agent.train(3, 40)
     agent.save(tmp_path / "agent.safetensors")
     twin = copy.deepcopy(agent)
     loaded = SACAgent.from_checkpoint(
-        tmp_path / "agent.safetensors", engine="reference", device=place["device"]
+        tmp_path / "agent.safetensors", engine="reference", device=cuda_place["device"]
     )
-    loaded.engine = engine_for(loaded, place)
+    loaded.engine = engine_for(loaded, cuda_place)
     for one in (agent, twin, loaded):
         one.train(3, 40)
     assert twin.engine is not agent.engine
     assert state_bytes(agent.state) == state_bytes(twin.state) == state_bytes(loaded.state)
 
 
-def test_one_engine_serves_several_states_and_batch_sizes(place):
-    first, second = cuda_agent(place), cuda_agent(place, seed=5)
+def test_one_engine_serves_several_states_and_batch_sizes(cuda_place):
+    first, second = cuda_agent(cuda_place), cuda_agent(cuda_place, seed=5)
     alone = copy.deepcopy(first), copy.deepcopy(second)
     for size in (40, 64, 40):
         for agent in (first, second):
@@ -303,10 +278,13 @@ def test_one_engine_serves_several_states_and_batch_sizes(place):
 
 
 @pytest.mark.parametrize("shape", [SMALL, SHAPES[1], SHAPES[3], SHAPES[4]], ids=str)
-def test_actions_are_those_of_the_reference(place, shape):
+def test_actions_are_those_of_the_reference(cuda_place, shape):
     obs_dim, action_dim, *_ = shape
     bounds = {"action_low": -2 * np.ones(action_dim), "action_high": np.linspace(0.5, 3, action_dim)}
-    ours, theirs = cuda_agent(place, shape, **bounds), make_agent(shape, device=place["device"], **bounds)
+    ours, theirs = (
+        cuda_agent(cuda_place, shape, **bounds),
+        make_agent(shape, device=cuda_place["device"], **bounds),
+    )
     for agent in (ours, theirs):
         with torch.no_grad():
             agent.actor.mean.weight.mul_(100)
@@ -320,8 +298,8 @@ def test_actions_are_those_of_the_reference(place, shape):
     assert ours.state.action_step == theirs.state.action_step == 10
 
 
-def test_profile_measures_every_phase_and_changes_nothing(place):
-    agent, twin = cuda_agent(place), cuda_agent(place)
+def test_profile_measures_every_phase_and_changes_nothing(cuda_place):
+    agent, twin = cuda_agent(cuda_place), cuda_agent(cuda_place)
     agent.engine.profile()
     agent.train(3, 40)
     twin.train(3, 40)
@@ -329,159 +307,6 @@ def test_profile_measures_every_phase_and_changes_nothing(place):
     assert len(phases) == 12 and all(seconds > 0 for seconds in phases.values())
     assert state_bytes(agent.state) == state_bytes(twin.state)
     assert sum(agent.engine.profile(False).values()) == 0
-
-
-# ---- bad input
-
-
-@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs", "terminated"])
-def test_a_batch_that_is_not_finite_is_not_applied(place, field):
-    agent, twin = cuda_agent(place), cuda_agent(place)
-    for one in (agent, twin):
-        one.train(2, 40)
-    batch, noise = draw(agent, agent.state, 40)
-    getattr(batch, field).view(-1)[-1] = float("nan")
-    agent.engine.update(agent.state, batch, noise)
-    with pytest.raises(SACError, match="update 2 holds a NaN or an infinity, so neither that update nor"):
-        agent.train(3, 40)  # reports it, or on a GPU comes before it is known, and is not applied either
-        agent.engine.settle(agent.state)
-    assert state_bytes(agent.state) == state_bytes(twin.state)
-    assert agent.state.counters() == twin.state.counters()
-    for one in (agent, twin):
-        one.train(2, 40)
-    assert state_bytes(agent.state) == state_bytes(twin.state)
-
-
-def test_the_next_call_reports_it_too(cuda_emulation):
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
-    agent.train(1, 40)
-    batch, noise = draw(agent, agent.state, 40)
-    batch.reward[7] = float("inf")
-    agent.engine.update(agent.state, batch, noise)
-    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
-        agent.train(5, 40)
-    counters = agent.state.counters()
-    assert (counters["step"], counters["critic_adam_step"], counters["actor_adam_step"]) == (1, 1, 1)
-    agent.train(1, 40)
-
-
-def refused(agent: SACAgent) -> None:
-    """Lets the agent's engine make an update on a batch that is not finite, which is yet to be reported."""
-    batch, noise = draw(agent, agent.state, 40)
-    batch.reward[7] = float("inf")
-    agent.engine.update(agent.state, batch, noise)
-
-
-def test_what_is_refused_is_reported_of_its_own_state(cuda_emulation):
-    place = {"device": "cpu", "library": cuda_emulation}
-    first, second, twin = (cuda_agent(place, seed=seed) for seed in (1, 2, 2))
-    second.engine = first.engine
-    first.train(1, 40)
-    refused(first)
-    assert first.training_steps == 2
-    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
-        second.train(1, 40)
-    assert (first.training_steps, second.training_steps) == (1, 0)
-    second.train(2, 40)
-    twin.train(2, 40)
-    assert state_bytes(second.state) == state_bytes(twin.state)
-    first.engine.settle(first.state)
-
-
-def test_what_is_refused_does_not_outlive_loading_another_checkpoint(cuda_emulation, tmp_path):
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
-    agent.train(5, 40)
-    agent.save(tmp_path / "five.safetensors")
-    refused(agent)
-    agent.load(tmp_path / "five.safetensors")
-    agent.train(1, 40)
-    agent.engine.settle(agent.state)
-    assert agent.training_steps == 6
-
-
-def test_what_is_refused_while_profiling_is_reported(cuda_emulation):
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
-    agent.engine.profile()
-    agent.train(1, 40)
-    refused(agent)
-    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
-        agent.train(1, 40)
-    assert agent.training_steps == 1
-
-
-def test_a_graph_that_cannot_be_made_leaves_weights_and_counters_together(cuda_emulation):
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
-    agent.train(1, 40)
-    before, counters = state_bytes(agent.state), agent.state.counters()
-    cuda_emulation.emulator_let_graphs_fail(True)
-    try:
-        with pytest.raises(SACError, match="the update's graph: out of memory"):
-            agent.train(7, 40)
-    finally:
-        cuda_emulation.emulator_let_graphs_fail(False)
-    assert (state_bytes(agent.state), agent.state.counters()) == (before, counters)
-    agent.train(7, 40)
-
-
-def test_divergence_shows_in_the_actions(place):
-    agent = cuda_agent(place)
-    for layer in (agent.actor.fc1, agent.actor.mean):
-        with torch.no_grad():
-            weight = layer.weight[0, 0].clone()
-            layer.weight[0, 0] = torch.nan
-        assert np.isnan(agent.select_action(np.ones(5), evaluate=True)).any()
-        with torch.no_grad():
-            layer.weight[0, 0] = weight
-
-
-def test_what_cuda_has_not_is_named(cuda_emulation):
-    agent = make_agent()
-    place = {"device": "cpu", "library": cuda_emulation}
-    with pytest.raises(SACError, match="'bf16x3' is not available on CUDA, which has float32, tf32, bf16"):
-        engine_for(agent, place, "bf16x3")
-    wide = SACAgent(3, 1025, 8, engine="reference")
-    wide.engine = engine_for(wide, place)
-    wide.replay_buffer.push_batch(
-        np.zeros((9, 3)), np.zeros((9, 1025)), np.zeros(9), np.zeros((9, 3)), np.zeros(9)
-    )
-    with pytest.raises(NativeUnavailable, match="takes up to 1024 actions"):
-        wide.train(1, 8)
-
-
-def test_a_state_elsewhere_is_refused(cuda_emulation):
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
-    agent.engine._metrics = torch.zeros(7, device="meta")
-    with pytest.raises(SACError, match="this engine is for states on meta, and this agent is on cpu"):
-        agent.train(1, 40)
-    assert isinstance(agent.engine.make_policy(agent.state, agent.bounds), TorchPolicy)
-
-
-def test_more_memory_than_there_is_is_named(cuda_emulation, monkeypatch):
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
-    agent.train(1, 40)
-    before = state_bytes(agent.state)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(SACError, match="batch_size=80 need .* GB, which cannot be had"),
-    ):
-        patch.setattr(
-            torch, "empty", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
-        )
-        agent.engine.update(agent.state, *draw_twice_as_much(agent))
-    assert state_bytes(agent.state) == before and agent.training_steps == 1
-    agent.train(1, 40)
-
-
-def draw_twice_as_much(agent):
-    with torch.no_grad():
-        key = agent.state.key(Stream.BATCH)
-    return agent.replay_buffer.sample_batch(80, key), Noise.draw(agent.state, 80)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_reason_is_given():
-    with pytest.raises(NativeUnavailable, match="engine='native' on CUDA needs the native CUDA kernels: "):
-        make_engine("native", make_agent().config, device="cuda")
 
 
 # ---- on a GPU alone

@@ -1,0 +1,165 @@
+"""The native engine on CUDA: what it refuses, and what is left then."""
+
+import numpy as np
+import pytest
+import torch
+from agents import draw, make_agent, state_bytes
+from cuda_agents import cuda_agent, engine_for
+
+from sacfast import Noise, SACAgent, SACError
+from sacfast.engines import make_engine
+from sacfast.engines.base import TorchPolicy
+from sacfast.errors import NativeUnavailable
+from sacfast.ops import Stream
+
+pytestmark = pytest.mark.native
+
+
+@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs", "terminated"])
+def test_a_batch_that_is_not_finite_is_not_applied(cuda_place, field):
+    agent, twin = cuda_agent(cuda_place), cuda_agent(cuda_place)
+    for one in (agent, twin):
+        one.train(2, 40)
+    batch, noise = draw(agent, agent.state, 40)
+    getattr(batch, field).view(-1)[-1] = float("nan")
+    agent.engine.update(agent.state, batch, noise)
+    with pytest.raises(SACError, match="update 2 holds a NaN or an infinity, so neither that update nor"):
+        agent.train(3, 40)  # reports it, or on a GPU comes before it is known, and is not applied either
+        agent.engine.settle(agent.state)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+    assert agent.state.counters() == twin.state.counters()
+    for one in (agent, twin):
+        one.train(2, 40)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+def test_the_next_call_reports_it_too(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
+    agent.train(1, 40)
+    batch, noise = draw(agent, agent.state, 40)
+    batch.reward[7] = float("inf")
+    agent.engine.update(agent.state, batch, noise)
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        agent.train(5, 40)
+    counters = agent.state.counters()
+    assert (counters["step"], counters["critic_adam_step"], counters["actor_adam_step"]) == (1, 1, 1)
+    agent.train(1, 40)
+
+
+def refused(agent: SACAgent) -> None:
+    """Lets the agent's engine make an update on a batch that is not finite, which is yet to be reported."""
+    batch, noise = draw(agent, agent.state, 40)
+    batch.reward[7] = float("inf")
+    agent.engine.update(agent.state, batch, noise)
+
+
+def test_what_is_refused_is_reported_of_its_own_state(cuda_emulation):
+    cuda_place = {"device": "cpu", "library": cuda_emulation}
+    first, second, twin = (cuda_agent(cuda_place, seed=seed) for seed in (1, 2, 2))
+    second.engine = first.engine
+    first.train(1, 40)
+    refused(first)
+    assert first.training_steps == 2
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        second.train(1, 40)
+    assert (first.training_steps, second.training_steps) == (1, 0)
+    second.train(2, 40)
+    twin.train(2, 40)
+    assert state_bytes(second.state) == state_bytes(twin.state)
+    first.engine.settle(first.state)
+
+
+def test_what_is_refused_does_not_outlive_loading_another_checkpoint(cuda_emulation, tmp_path):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(5, 40)
+    agent.save(tmp_path / "five.safetensors")
+    refused(agent)
+    agent.load(tmp_path / "five.safetensors")
+    agent.train(1, 40)
+    agent.engine.settle(agent.state)
+    assert agent.training_steps == 6
+
+
+def test_what_is_refused_while_profiling_is_reported(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.engine.profile()
+    agent.train(1, 40)
+    refused(agent)
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        agent.train(1, 40)
+    assert agent.training_steps == 1
+
+
+def test_a_graph_that_cannot_be_made_leaves_weights_and_counters_together(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, actor_update_period=2)
+    agent.train(1, 40)
+    before, counters = state_bytes(agent.state), agent.state.counters()
+    cuda_emulation.emulator_let_graphs_fail(True)
+    try:
+        with pytest.raises(SACError, match="the update's graph: out of memory"):
+            agent.train(7, 40)
+    finally:
+        cuda_emulation.emulator_let_graphs_fail(False)
+    assert (state_bytes(agent.state), agent.state.counters()) == (before, counters)
+    agent.train(7, 40)
+
+
+def test_divergence_shows_in_the_actions(cuda_place):
+    agent = cuda_agent(cuda_place)
+    for layer in (agent.actor.fc1, agent.actor.mean):
+        with torch.no_grad():
+            weight = layer.weight[0, 0].clone()
+            layer.weight[0, 0] = torch.nan
+        assert np.isnan(agent.select_action(np.ones(5), evaluate=True)).any()
+        with torch.no_grad():
+            layer.weight[0, 0] = weight
+
+
+def test_what_cuda_has_not_is_named(cuda_emulation):
+    agent = make_agent()
+    cuda_place = {"device": "cpu", "library": cuda_emulation}
+    with pytest.raises(SACError, match="'bf16x3' is not available on CUDA, which has float32, tf32, bf16"):
+        engine_for(agent, cuda_place, "bf16x3")
+    wide = SACAgent(3, 1025, 8, engine="reference")
+    wide.engine = engine_for(wide, cuda_place)
+    wide.replay_buffer.push_batch(
+        np.zeros((9, 3)), np.zeros((9, 1025)), np.zeros(9), np.zeros((9, 3)), np.zeros(9)
+    )
+    with pytest.raises(NativeUnavailable, match="takes up to 1024 actions"):
+        wide.train(1, 8)
+
+
+def test_a_state_elsewhere_is_refused(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.engine._metrics = torch.zeros(7, device="meta")
+    with pytest.raises(SACError, match="this engine is for states on meta, and this agent is on cpu"):
+        agent.train(1, 40)
+    assert isinstance(agent.engine.make_policy(agent.state, agent.bounds), TorchPolicy)
+
+
+def test_more_memory_than_there_is_is_named(cuda_emulation, monkeypatch):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(1, 40)
+    before = state_bytes(agent.state)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SACError, match="batch_size=80 need .* GB, which cannot be had"),
+    ):
+        patch.setattr(
+            torch, "empty", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
+        )
+        agent.engine.update(agent.state, *draw_twice_as_much(agent))
+    assert state_bytes(agent.state) == before and agent.training_steps == 1
+    agent.train(1, 40)
+
+
+def draw_twice_as_much(agent):
+    with torch.no_grad():
+        key = agent.state.key(Stream.BATCH)
+    return agent.replay_buffer.sample_batch(80, key), Noise.draw(agent.state, 80)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_given():
+    with pytest.raises(NativeUnavailable, match="engine='native' on CUDA needs the native CUDA kernels: "):
+        make_engine("native", make_agent().config, device="cuda")
