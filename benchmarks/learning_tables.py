@@ -8,6 +8,7 @@ from typing import Any
 from tables import NONE, OURS, Entry, number
 
 SHOWN = ("default", "notebook's")  # variants, of more than the ablation
+TIMED = (*SHOWN, "batches of 64")  # whose minutes to a score are shown
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
@@ -51,7 +52,8 @@ def learning_table(entries: list[Entry]) -> list[str]:
 def beside_peers(entries: list[Entry]) -> list[Entry]:
     """Those of environments that Stable-Baselines3 learned too, on the same machine."""
     places = {(entry["env"], _place(entry)) for entry in entries if entry["implementation"] == "sb3"}
-    return [entry for entry in shown(entries) if (entry["env"], _place(entry)) in places]
+    timed = (entry for entry in entries if entry["variant"] in TIMED)
+    return [entry for entry in timed if (entry["env"], _place(entry)) in places]
 
 
 def minutes_table(entries: list[Entry]) -> list[str]:
@@ -76,7 +78,7 @@ def minutes_table(entries: list[Entry]) -> list[str]:
             cells = [number(least)]
             for name in ours:
                 minutes = _minutes_to(rivals[name], row[MEAN]) if name in rivals else None
-                cells.append(NONE if minutes is None else f"{number(minutes)} ({least / minutes:.3g}x)")
+                cells.append(NONE if minutes is None else f"{number(minutes)} ({number(least / minutes)}x)")
             lines.append(f"| {entry['env']}: {_score(row[MEAN], None)}, {which} | {' | '.join(cells)} |")
     return lines
 
@@ -183,7 +185,9 @@ def learner(entry: Entry) -> str:
     """What learned: an implementation, with the settings and the device where these are not the usual ones."""
     machine = entry["runs"][0]["machine"]
     name = f"Stable-Baselines3 {machine['sb3']}" if entry["implementation"] == "sb3" else OURS
-    name += "" if entry["variant"] == "default" else f", {entry['variant']} settings"
+    name += {"default": "", "notebook's": ", notebook's settings"}.get(
+        entry["variant"], f", {entry['variant']}"
+    )
     return name if entry["device"] == "cpu" else f"{name}, {machine['gpu']}"
 
 

@@ -218,6 +218,7 @@ LEARNING = {
             implementation="sb3",
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 5550.0, 9.0, 15.0]]], variant="notebook's"),
+        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="batches of 64"),
         learning_entry(
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],
@@ -340,13 +341,13 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - |" in lines
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
     assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
-    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings"
+    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, batches of 64"
     assert f"| minutes to a mean return of | {learners} |" in lines
     assert (
-        "| HalfCheetah-v5: 5,300, its score after 150,000 steps | 12.5 | 13.0 (0.962x) | 15.0 (0.833x) |"
+        "| HalfCheetah-v5: 5,300, its score after 150,000 steps | 12.5 | 13.0 (0.96x) | 15.0 (0.83x) | 2.50 (5.00x) |"
         in lines
     )
-    assert "| HalfCheetah-v5: 5,600, its best | 12.5 | 13.0 (0.962x) | - |" in lines
+    assert "| HalfCheetah-v5: 5,600, its best | 12.5 | 13.0 (0.96x) | - | 2.50 (5.00x) |" in lines
     assert "| settings | Pusher-v5, 50,000 steps |" in lines
     assert "| default | -37.2 ± 1.0 |" in lines
     assert "| tau 0.01 | -40.5 ± 0.5 |" in lines
