@@ -123,7 +123,7 @@ LONGER = {
         CAUTIOUS,
         "actor's learning rate 1e-3",
         RAW,
-        FLATTER,
+        "batches of 64",
     )
 }
 
