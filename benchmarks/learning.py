@@ -143,10 +143,7 @@ TABLES: dict[str, list[Job]] = {
         Job(env, 300_000, seed) for env in ("Hopper-v5", "HalfCheetah-v5", "Pusher-v5") for seed in SEEDS
     ],
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
-    "large": [
-        *(Job(env, 100_000, seed) for env in ("Walker2d-v5", "Ant-v5", "Humanoid-v5") for seed in SEEDS),
-        *searched("Ant-v5", 100_000, {name: variants(8)[name] for name in (RAW, FLATTER)}),
-    ],
+    "large": [Job(env, 100_000, seed) for env in ("Walker2d-v5", "Ant-v5", "Humanoid-v5") for seed in SEEDS],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in range(5)],
     "ablation": [
         Job(env, 50_000, seed, variant=name, settings=settings)
@@ -159,6 +156,7 @@ TABLES: dict[str, list[Job]] = {
         *searched("Hopper-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 50_000, SEARCH),
+        *searched("Ant-v5", 100_000, {name: variants(8)[name] for name in (RAW, FLATTER)}),
     ],
 }
 
