@@ -52,7 +52,7 @@ ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their actio
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-RAW, FLATTER = "observations as they are", "observations by (variance + 1)^-1/2"
+RAW, FLATTER = "observations as they are", "obs_epsilon 1"
 
 
 def variants(action_dim: int) -> dict[str, dict[str, Any]]:

@@ -141,9 +141,9 @@ LEGENDS = {
         "Others' scores are as published: {published}."
     ),
     "learning_minutes": (
-        "When the mean over seeds of the table above first was as high, by evaluations every {every:,.0f} steps, and "
-        "how many times longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. "
-        "-: not reached."
+        "When the mean over seeds first was as high, by evaluations every {every:,.0f} steps, and how many times "
+        "longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. -: not in the steps "
+        "that were run."
     ),
     "ablation": (
         "sacfast with the settings changed that are named; the notebook's with 5,000 random steps, unless named: mean "

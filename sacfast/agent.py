@@ -50,7 +50,7 @@ class SACAgent:
     storage         where it does: "device", or "host", memory of the host, pinned for a GPU
     normalize_obs   let the networks see normalised observations; the statistics (`normalizer`) follow what is pushed
                     into replay_buffer, which holds raw ones. Saved with the policy; select_action applies them
-    obs_epsilon     added to the variances that they are normalised by
+    obs_epsilon     they are divided by sqrt(variance + obs_epsilon)
     reward_scale    factor on rewards for learning; replay_buffer takes and gives unscaled ones
 
     Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where

@@ -163,8 +163,8 @@ class SACConfig:
     """Let the networks see observations minus their running mean, over their running standard deviation."""
 
     obs_epsilon: float = 1e-8
-    """Added to an observation's variance before its root divides it (VecNormalize's epsilon): at 1, what varies by much
-    less than 1 stays about as it is instead of being magnified."""
+    """A normalised observation is divided by sqrt(variance + obs_epsilon), as by VecNormalize's epsilon: 1 keeps what
+    varies little from being magnified."""
 
     reward_scale: float = 1.0
     """Factor by which rewards are multiplied for learning; what is logged is not. It weighs returns against
@@ -196,7 +196,7 @@ class SACConfig:
         require_choice(self, "initialization", INITIALIZATIONS)
         require_integer(self, "actor_update_period", 1)
         require_bool(self, "normalize_obs")
-        require_number(self, "obs_epsilon", 0.0, open_low=True)
+        require_number(self, "obs_epsilon", 1e-16)
         require_number(self, "reward_scale", 0.0, open_low=True)
         require_choice(self, "precision", PRECISIONS)
         require_choice(self, "obs_dtype", OBS_DTYPES)

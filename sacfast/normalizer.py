@@ -24,8 +24,7 @@ CLIP = 10.0  # standard deviations; beyond them an observation says no more than
 class ObservationNormalizer:
     """x -> clip((x - mean) / sqrt(variance + epsilon), -10, 10), float32, by the statistics of what `update` has seen.
 
-    epsilon: above 0, so that a constant entry becomes zero, not infinite; at 1, entries that vary by much less than 1
-    stay about as they are instead of being magnified.
+    epsilon: at least 1e-16, so that a constant entry becomes zero; 1 keeps what varies little from being magnified.
 
     Batches are merged by Chan's formula (Chan, Golub & LeVeque 1979; Welford's for single observations) in float64:
     sums of squares, which cancel, do not occur. Before the first update it changes nothing.

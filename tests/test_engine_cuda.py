@@ -121,8 +121,8 @@ def test_every_division_of_the_work(cuda_emulation, precision, multiprocessors, 
         assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + bar
 
 
-def run_for_bytes(cuda_place: dict, precision: str, calls: tuple[int, ...], shape=SMALL) -> tuple:
-    agent = cuda_agent(cuda_place, shape, precision)
+def run_for_bytes(place: dict, precision: str, calls: tuple[int, ...], shape=SMALL) -> tuple:
+    agent = cuda_agent(place, shape, precision)
     for updates in calls:
         metrics = agent.engine.train(agent.state, agent.replay_buffer, shape[3], updates)
     return state_bytes(agent.state), agent.state.counters(), metrics.tensor.tolist()
@@ -137,12 +137,12 @@ def test_same_bytes_twice_and_in_one_call_or_many(cuda_place, precision):
 @pytest.mark.parametrize("multiprocessors", [1, 132])
 def test_same_bytes_in_any_order_of_blocks_and_threads(cuda_emulation, precision, multiprocessors):
     """A barrier too few lets some order read what another thread has not written yet."""
-    cuda_place = {"device": "cpu", "library": cuda_emulation}
+    place = {"device": "cpu", "library": cuda_emulation}
     cuda_emulation.emulator_set_multiprocessors(multiprocessors)
     results = []
     for schedule in (FORWARD, BACKWARD, SHUFFLED, SHUFFLED + 1):
         cuda_emulation.emulator_set_schedule(schedule)
-        results.append(run_for_bytes(cuda_place, precision, (2,), (17, 6, (48, 40), 50)))
+        results.append(run_for_bytes(place, precision, (2,), (17, 6, (48, 40), 50)))
     assert all(result == results[0] for result in results)
 
 
@@ -165,8 +165,8 @@ def test_a_graph_is_made_once(cuda_emulation):
 
 
 def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, precision, monkeypatch):
-    cuda_place = {"device": "cpu", "library": cuda_emulation}
-    expected = run_for_bytes(cuda_place, precision, (2,))
+    place = {"device": "cpu", "library": cuda_emulation}
+    expected = run_for_bytes(place, precision, (2,))
     guard, blocks = 4096, []
 
     def room(engine, handle, batch_size):
@@ -175,7 +175,7 @@ def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, p
         return blocks[-1][guard : guard + size]
 
     monkeypatch.setattr(CudaEngine, "_room", room)
-    assert run_for_bytes(cuda_place, precision, (1, 1)) == expected
+    assert run_for_bytes(place, precision, (1, 1)) == expected
     for block in blocks:
         assert (block[:guard] == 0xFF).all() and (block[-guard:] == 0xFF).all()
 

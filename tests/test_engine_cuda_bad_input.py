@@ -54,8 +54,8 @@ def refused(agent: SACAgent) -> None:
 
 
 def test_what_is_refused_is_reported_of_its_own_state(cuda_emulation):
-    cuda_place = {"device": "cpu", "library": cuda_emulation}
-    first, second, twin = (cuda_agent(cuda_place, seed=seed) for seed in (1, 2, 2))
+    place = {"device": "cpu", "library": cuda_emulation}
+    first, second, twin = (cuda_agent(place, seed=seed) for seed in (1, 2, 2))
     second.engine = first.engine
     first.train(1, 40)
     refused(first)
@@ -117,11 +117,11 @@ def test_divergence_shows_in_the_actions(cuda_place):
 
 def test_what_cuda_has_not_is_named(cuda_emulation):
     agent = make_agent()
-    cuda_place = {"device": "cpu", "library": cuda_emulation}
+    place = {"device": "cpu", "library": cuda_emulation}
     with pytest.raises(SACError, match="'bf16x3' is not available on CUDA, which has float32, tf32, bf16"):
-        engine_for(agent, cuda_place, "bf16x3")
+        engine_for(agent, place, "bf16x3")
     wide = SACAgent(3, 1025, 8, engine="reference")
-    wide.engine = engine_for(wide, cuda_place)
+    wide.engine = engine_for(wide, place)
     wide.replay_buffer.push_batch(
         np.zeros((9, 3)), np.zeros((9, 1025)), np.zeros(9), np.zeros((9, 3)), np.zeros(9)
     )

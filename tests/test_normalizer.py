@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_runs import SMALL, quick_and_clean, replay_of, small  # noqa: F401 (a fixture)
 
+from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.errors import CheckpointError
 from sacfast.evaluate import load_agent
@@ -119,16 +120,24 @@ def test_statistics_are_part_of_a_checkpoint(tmp_path):
         CheckpointError, match="saved with normalize_obs=True, but this agent has normalize_obs=False"
     ):
         other.load(tmp_path / "a.safetensors")
-    for epsilon in (1e-8, 0.5):  # of before there was a choice, too
-        other, _ = filled(reward_scale=0.1, obs_epsilon=0.25)
-        same, _ = filled(reward_scale=0.1, obs_epsilon=epsilon)
-        same.save(tmp_path / "b.safetensors")
-        with pytest.raises(
-            CheckpointError, match=f"obs_epsilon={epsilon}, but this agent has obs_epsilon=0.25"
-        ):
-            other.load(tmp_path / "b.safetensors")
-    loaded = SACAgent.from_checkpoint(tmp_path / "b.safetensors", engine="reference")
-    np.testing.assert_array_equal(loaded.select_action(obs, True), same.select_action(obs, True))
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 0.5])
+def test_a_checkpoint_is_of_one_epsilon(tmp_path, epsilon):
+    agent, obs = filled(obs_epsilon=epsilon)
+    agent.save(tmp_path / "a.safetensors")
+    if epsilon == 1e-8:  # of before there was a choice
+        tensors, meta = checkpoint.read(tmp_path / "a.safetensors")
+        del meta["config"]["obs_epsilon"]
+        checkpoint.write(tmp_path / "a.safetensors", tensors, meta)
+    other, _ = filled(obs_epsilon=0.25)
+    with pytest.raises(CheckpointError, match=f"obs_epsilon={epsilon}, but this agent has obs_epsilon=0.25"):
+        other.load(tmp_path / "a.safetensors")
+    same = SACAgent(3, 2, 8, engine="reference", buffer_capacity=100, normalize_obs=True, obs_epsilon=epsilon)
+    same.load(tmp_path / "a.safetensors")
+    loaded = SACAgent.from_checkpoint(tmp_path / "a.safetensors", engine="reference")
+    for each in (same, loaded):
+        np.testing.assert_array_equal(each.select_action(obs, True), agent.select_action(obs, True))
 
 
 def test_rewards_are_scaled_for_learning_alone():

@@ -157,6 +157,31 @@ def test_a_trajectory_of_tensors_is_one_copy_too():
     check(buffer, pushed)
 
 
+@pytest.mark.parametrize("fails_at", ["_put", "_advance", "_continue_by"])
+def test_a_batch_that_could_not_be_written_is_never_continued(fails_at, monkeypatch):
+    """The next one begins where it ended, as a loop's does that goes on after Ctrl-C."""
+    buffer = ReplayBuffer(8, obs_dim=1, action_dim=1)
+
+    def rows(*numbers: int) -> list[tuple]:
+        return [(np.float32([i]), np.float32([i]), float(i), np.float32([i + 1]), i == 4) for i in numbers]
+
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    push(buffer, rows(0), "as a batch")
+    with monkeypatch.context() as patch:
+        patch.setattr(ring.Ring, fails_at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            push(buffer, rows(1, 2), "as a batch")
+    held = len(buffer)
+    assert held == (3 if fails_at == "_continue_by" else 1)  # what is written but for a link may stay
+    push(buffer, rows(3), "as a batch")
+    push(buffer, rows(4), "one by one")
+    found = segment_rows(buffer.segment())
+    assert found.next_obs.tolist() == (found.obs + 1).tolist()
+    assert found.terminated.tolist() == [False] * (held + 1) + [True]
+
+
 def test_tensors_in_the_environments_units_are_scaled_as_arrays_are():
     low, high = np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)
     ours, theirs = (ReplayBuffer(4, action_low=low, action_high=high) for _ in range(2))

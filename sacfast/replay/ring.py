@@ -149,12 +149,15 @@ class Ring:
         """Add n <= N transitions that are given as arrays."""
         self._previous = None
         try:
-            target, earlier, later = self._continue(rows)
-            apart = [i for i, row in enumerate(target) if row < 0]  # whose next_obs is no record's obs
-            slots = self._reserve(len(apart))
+            self._insert(rows)
         except BaseException:
-            self._open.clear()  # it may name transitions that will never be written
+            self._open.clear()  # it may name transitions that were never written
             raise
+
+    def _insert(self, rows: Rows) -> None:
+        target, earlier, later = self._continue(rows)
+        apart = [i for i, row in enumerate(target) if row < 0]  # whose next_obs is no record's obs
+        slots = self._reserve(len(apart))
         if apart:
             for slot, i in enumerate(apart, slots):
                 target[i] = self.capacity + slot
@@ -164,8 +167,8 @@ class Ring:
         before_end = min(len(rows), self.capacity - self.position)
         self._put(self.records, self.position, records[:before_end])
         self._put(self.records, 0, records[before_end:])
-        self._continue_by(earlier, later)
         self._advance(len(rows))
+        self._continue_by(earlier, later)
 
     def append(self, record: np.ndarray, next_obs: np.ndarray, terminated: bool) -> None:
         """`insert` of one transition into a float32 ring, at a fraction of the cost.
