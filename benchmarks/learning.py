@@ -153,7 +153,7 @@ TABLES: dict[str, list[Job]] = {
     ],
     "search": [
         *searched("Pusher-v5", 50_000, HALF_WAY | LONGER),
-        *searched("Hopper-v5", 100_000, LONGER),
+        *searched("Hopper-v5", 100_000, LONGER | {FLATTER: variants(ABLATED["HalfCheetah-v5"])[FLATTER]}),
         *searched("HalfCheetah-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 50_000, SEARCH),
         *searched("Ant-v5", 100_000, {name: variants(8)[name] for name in (RAW, FLATTER)}),
