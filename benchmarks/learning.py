@@ -52,7 +52,10 @@ ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their actio
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-RAW, FLATTER = "observations as they are", "obs_epsilon 1"
+OBSERVATIONS: dict[str, dict[str, Any]] = {
+    "observations as they are": {"normalize_obs": False},
+    "obs_epsilon 1": {"obs_epsilon": 1.0},
+}
 
 
 def variants(action_dim: int) -> dict[str, dict[str, Any]]:
@@ -61,8 +64,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "default": {},
         "1,000 random steps": {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
-        RAW: {"normalize_obs": False},
-        FLATTER: {"obs_epsilon": 1.0},
+        **OBSERVATIONS,
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
         "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
@@ -122,7 +124,7 @@ LONGER = {
         "notebook's, 1,000 random steps",
         CAUTIOUS,
         "actor's learning rate 1e-3",
-        RAW,
+        "observations as they are",
         "batches of 64",
     )
 }
@@ -143,7 +145,7 @@ TABLES: dict[str, list[Job]] = {
         Job(env, 300_000, seed) for env in ("Hopper-v5", "HalfCheetah-v5", "Pusher-v5") for seed in SEEDS
     ],
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
-    "large": [Job(env, 100_000, seed) for env in ("Walker2d-v5", "Ant-v5", "Humanoid-v5") for seed in SEEDS],
+    "large": [Job(env, 100_000, seed) for env in LARGE if env not in SMALL for seed in SEEDS],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in range(5)],
     "ablation": [
         Job(env, 50_000, seed, variant=name, settings=settings)
@@ -153,10 +155,10 @@ TABLES: dict[str, list[Job]] = {
     ],
     "search": [
         *searched("Pusher-v5", 50_000, HALF_WAY | LONGER),
-        *searched("Hopper-v5", 100_000, LONGER | {FLATTER: variants(ABLATED["HalfCheetah-v5"])[FLATTER]}),
+        *searched("Hopper-v5", 100_000, LONGER | OBSERVATIONS),
         *searched("HalfCheetah-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 50_000, SEARCH),
-        *searched("Ant-v5", 100_000, {name: variants(8)[name] for name in (RAW, FLATTER)}),
+        *searched("Ant-v5", 100_000, OBSERVATIONS),
     ],
 }
 

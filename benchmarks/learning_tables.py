@@ -33,7 +33,7 @@ def learning_table(entries: list[Entry]) -> list[str]:
     for env in dict.fromkeys(entry["env"] for entry in entries):
         for entry in (entry for entry in entries if entry["env"] == env):
             minutes = _at(entry, MILESTONES[0], MINUTES)
-            cells = _measured_cells(entry)
+            cells = _cells(_measured(entry))
             cells.append(number(statistics.median(minutes)) if minutes else NONE)
             name = learner(entry)
             if entry["device"] == "cpu" and _place(entry) != usual:
@@ -42,7 +42,7 @@ def learning_table(entries: list[Entry]) -> list[str]:
                 name = f"**{name}**"
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
         for reference, scores in published(env):
-            cells = _published_cells(scores)
+            cells = _cells({int(step): _score(*score) for step, score in scores.items()})
             lines.append(
                 f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - |"
             )
@@ -83,26 +83,22 @@ def minutes_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
-def _measured_cells(entry: Entry) -> list[str]:
-    """One per milestone; a score after the last steps of all under the milestone that was not reached."""
-    cells = [_mean_and_deviation(_at(entry, step)) for step in MILESTONES]
-    last = int(mean_curve(entry)[-1][STEP])
-    column = next((i for i, at in enumerate(MILESTONES) if at > last), None)
-    if column is not None and last not in MILESTONES:
-        cells[column] = f"{_mean_and_deviation(_at(entry, last))}, after {last:,}"
-    return cells
-
-
-def _published_cells(scores: dict[str, list]) -> list[str]:
-    """One per milestone. A score after another number of steps stands under the next milestone, or the last, with its
-    steps, where that has none.
+def _cells(scores: dict[int, str]) -> list[str]:
+    """One per milestone, of scores by step. One after another number of steps stands under the next milestone, or the
+    last, with its steps, where that has none.
     """
-    cells = [_score(*scores[str(step)]) if str(step) in scores else NONE for step in MILESTONES]
-    for step in sorted(int(step) for step in scores if int(step) not in MILESTONES):
+    cells = [scores.get(step, NONE) for step in MILESTONES]
+    for step in sorted(scores.keys() - set(MILESTONES)):
         column = next((i for i, at in enumerate(MILESTONES) if at > step), len(MILESTONES) - 1)
-        if str(MILESTONES[column]) not in scores:
-            cells[column] = f"{_score(*scores[str(step)])}, after {step:,}"
+        if MILESTONES[column] not in scores:
+            cells[column] = f"{scores[step]}, after {step:,}"
     return cells
+
+
+def _measured(entry: Entry) -> dict[int, str]:
+    """Scores by step: at the milestones, and after the last steps that all seeds have."""
+    steps = (*MILESTONES, int(mean_curve(entry)[-1][STEP]))
+    return {step: _mean_and_deviation(scores) for step in steps if (scores := _at(entry, step))}
 
 
 def ablation_table(entries: list[Entry]) -> list[str]:

@@ -202,6 +202,12 @@ def test_settings_are_recorded_as_far_as_they_bear_on_learning(learning):
     assert settings["critic_lr"] == settings["lr"] == 3e-4  # which is what None means
     assert not {"steps", "seed", "out", "threads", "tensorboard"} & settings.keys()
     assert settings == dataclasses.replace(job, seed=1, steps=9000).learned_with()
+    assert settings["obs_epsilon"] == 1e-8
+    raw, same = (
+        dataclasses.replace(job, settings=job.settings | {"normalize_obs": False} | more).learned_with()
+        for more in ({}, {"obs_epsilon": 1.0})
+    )
+    assert raw == same  # nothing is divided
 
 
 def test_a_shared_step_takes_the_actors_gradient_by_the_critics_of_before(learning, monkeypatch):
