@@ -162,9 +162,9 @@ class SACConfig:
     normalize_obs: bool = True
     """Let the networks see observations minus their running mean, over their running standard deviation."""
 
-    obs_epsilon: float = 1e-8
-    """A normalised observation is divided by sqrt(variance + obs_epsilon), as by VecNormalize's epsilon: 1 keeps what
-    varies little from being magnified."""
+    obs_epsilon: float = 0.1
+    """A normalised observation is divided by sqrt(variance + obs_epsilon), as by VecNormalize's epsilon: what varies
+    little, contact forces say, is not magnified to the scale of what moves."""
 
     reward_scale: float = 1.0
     """Factor by which rewards are multiplied for learning; what is logged is not. It weighs returns against
