@@ -52,19 +52,24 @@ ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their actio
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
+FORMER = "obs_epsilon 1e-8"  # the default while the search went on; settings named after it depart from it
+FORMER_SETTINGS = {"obs_epsilon": 1e-8}
 OBSERVATIONS: dict[str, dict[str, Any]] = {
-    "observations as they are": {"normalize_obs": False},
+    FORMER: FORMER_SETTINGS,
     "obs_epsilon 1": {"obs_epsilon": 1.0},
+    "observations as they are": {"normalize_obs": False},
 }
+
+
+def formerly(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {f"{FORMER}, {name}": FORMER_SETTINGS | change for name, change in settings.items()}
 
 
 def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     """The ablation's rows: a name, and the settings in which it departs from the defaults."""
-    return {
-        "default": {},
+    changes: dict[str, dict[str, Any]] = {
         "1,000 random steps": {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
-        **OBSERVATIONS,
         "PyTorch's initialisation": {"initialization": "pytorch"},
         "log_std from -5": {"log_std_min": -5.0},
         "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
@@ -81,6 +86,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
         "actor at every update": {"actor_update_period": 1},
         "critics and actor in one step": {"shared_step": True},
     }
+    return {"default": {}} | OBSERVATIONS | formerly(changes)
 
 
 # The search for the defaults set out from the notebook's settings,
@@ -105,40 +111,55 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
 }
 # and stopped half-way at these.
 CAUTIOUS = "actor at every update, temperature's learning rate 3e-4"
-HALF_WAY: dict[str, dict[str, Any]] = {
-    name: {"lr": 3e-4, "critic_lr": 1e-3, "alpha_lr": 3e-4, "actor_update_period": 1} | change
-    for name, change in {
-        CAUTIOUS: {},
-        CAUTIOUS + ", from 0.1": {"initial_alpha": 0.1},
-        CAUTIOUS + ", batches of 64": {"batch_size": 64},
-        CAUTIOUS + ", batches of 256": {"batch_size": 256},
-        "actor at every update, its learning rate 1e-3": {"lr": 1e-3, "alpha_lr": 1e-3},
-        "actor at every update, tau 0.01": {"alpha_lr": 1e-3, "tau": 0.01},
-    }.items()
-}
+HALF_WAY = formerly(
+    {
+        name: {"lr": 3e-4, "critic_lr": 1e-3, "alpha_lr": 3e-4, "actor_update_period": 1} | change
+        for name, change in {
+            CAUTIOUS: {},
+            CAUTIOUS + ", from 0.1": {"initial_alpha": 0.1},
+            CAUTIOUS + ", batches of 64": {"batch_size": 64},
+            CAUTIOUS + ", batches of 256": {"batch_size": 256},
+            "actor at every update, its learning rate 1e-3": {"lr": 1e-3, "alpha_lr": 1e-3},
+            "actor at every update, tau 0.01": {"alpha_lr": 1e-3, "tau": 0.01},
+        }.items()
+    }
+)
 SEARCH = NOTEBOOKS | HALF_WAY
 LONGER = {
     name: (SEARCH | variants(ABLATED["HalfCheetah-v5"]))[name]
     for name in (
         "notebook's",
         "notebook's, 1,000 random steps",
-        CAUTIOUS,
-        "actor's learning rate 1e-3",
+        FORMER,
+        f"{FORMER}, {CAUTIOUS}",
+        f"{FORMER}, actor's learning rate 1e-3",
+        f"{FORMER}, batches of 64",
         "observations as they are",
-        "batches of 64",
     )
 }
 
 
-def searched(env: str, steps: int, settings: dict[str, dict[str, Any]]) -> list[Job]:
-    """Runs with each of the settings, named by their keys, of three seeds each."""
+def searched(
+    env: str,
+    steps: int,
+    settings: dict[str, dict[str, Any]],
+    seeds: Iterable[int] = SEEDS,
+    device: str = "cpu",
+    every: int = 10_000,
+) -> list[Job]:
+    """Runs of every seed with each of the settings, which are named by their keys."""
     return [
-        Job(env, steps, seed, variant=name, settings=each)
+        Job(env, steps, seed, variant=name, settings=each, device=device, every=every)
         for name, each in settings.items()
-        for seed in SEEDS
+        for seed in seeds
     ]
 
 
+EPSILONS: dict[str, dict[str, Any]] = {"default": {}} | {
+    name: settings for name, settings in OBSERVATIONS.items() if "obs_epsilon" in settings
+}
+BATCHES = {f"batches of {size}": {"batch_size": size} for size in (64, 256)}
+FIVE_SEEDS = range(5)
 TABLES: dict[str, list[Job]] = {
     "main": [Job(env, 100_000, seed) for env in SMALL for seed in SEEDS],
     "long": [
@@ -146,19 +167,33 @@ TABLES: dict[str, list[Job]] = {
     ],
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
     "large": [Job(env, 100_000, seed) for env in LARGE if env not in SMALL for seed in SEEDS],
-    "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in range(5)],
+    "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in FIVE_SEEDS],
     "ablation": [
-        Job(env, 50_000, seed, variant=name, settings=settings)
+        job
         for env, action_dim in ABLATED.items()
-        for name, settings in variants(action_dim).items()
-        for seed in SEEDS
+        for job in searched(env, 50_000, variants(action_dim))
     ],
     "search": [
         *searched("Pusher-v5", 50_000, HALF_WAY | LONGER),
         *searched("Hopper-v5", 100_000, LONGER | OBSERVATIONS),
+        *searched("Hopper-v5", 300_000, {FORMER: FORMER_SETTINGS}),
         *searched("HalfCheetah-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 50_000, SEARCH),
+        *searched("Walker2d-v5", 100_000, {FORMER: FORMER_SETTINGS}),
         *searched("Ant-v5", 100_000, OBSERVATIONS),
+    ],
+    "gpu-search": [
+        *searched("Pusher-v5", 50_000, EPSILONS, FIVE_SEEDS, "cuda", every=5_000),
+        *(
+            job
+            for env in LARGE
+            for job in searched(env, 100_000, EPSILONS, FIVE_SEEDS, "cuda", every=50_000)
+        ),
+        *(
+            job
+            for env in ("Hopper-v5", "Walker2d-v5", "Ant-v5")
+            for job in searched(env, 100_000, BATCHES, SEEDS, "cuda", every=50_000)
+        ),
     ],
 }
 

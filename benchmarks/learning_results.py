@@ -23,6 +23,7 @@ from sacfast.plotting import render
 #  "runs": [{"seed", "machine", "evaluations": [[step, mean, std, minutes], ...]}, ...]}
 Entry = dict[str, Any]
 KEYS = ("env", "implementation", "variant", "device")
+LEAST_POINTS = 3  # of a curve
 MACHINE_COLUMNS = (
     "date",
     "cpu",
@@ -127,15 +128,16 @@ def write(entries: list[Entry], results: Path) -> None:
 def draw(entries: list[Entry], path: Path) -> None:
     """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
 
-    Of the runs with the default and with the notebook's settings, those on a GPU apart. Beside them what others have
-    published after as many steps.
+    Of the runs that the learning table shows, as far as they were evaluated often enough for a curve, those on a GPU
+    apart. Beside them what others have published after as many steps.
     """
+    curves = [entry for entry in shown(entries) if len(mean_curve(entry)) >= LEAST_POINTS]
     panels: dict[tuple[str, str], list[Entry]] = {}
-    for entry in shown(entries):
+    for entry in curves:
         panels.setdefault((entry["env"], entry["device"]), []).append(entry)
     if not panels:
         return
-    looks = dict(zip(dict.fromkeys(map(learner, shown(entries))), STYLES, strict=False))
+    looks = dict(zip(dict.fromkeys(map(learner, curves)), STYLES, strict=False))
 
     def fill(figure) -> None:
         rows = figure.subplots(len(panels), 2, squeeze=False, sharey="row")

@@ -8,15 +8,25 @@ from typing import Any
 from tables import NONE, OURS, Entry, number
 
 SHOWN = ("default", "notebook's")  # variants, of more than the ablation
-TIMED = (*SHOWN, "batches of 64")  # whose minutes to a score are shown
+TIMED = (*SHOWN, "obs_epsilon 1e-8", "obs_epsilon 1e-8, batches of 64")  # whose minutes to a score are shown
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
 
 
 def shown(entries: list[Entry]) -> list[Entry]:
-    """Those of more than the ablation."""
-    return [entry for entry in entries if entry["variant"] in SHOWN]
+    """Those of more than the ablation, and what ran further than these did anywhere."""
+    furthest: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        if entry["variant"] in SHOWN:
+            key = entry["env"], entry["implementation"]
+            furthest[key] = max(last_step(entry), furthest.get(key, 0))
+    return [
+        entry
+        for entry in entries
+        if entry["variant"] in SHOWN
+        or last_step(entry) > furthest.get((entry["env"], entry["implementation"]), 0)
+    ]
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
@@ -97,13 +107,13 @@ def _cells(scores: dict[int, str]) -> list[str]:
 
 def _measured(entry: Entry) -> dict[int, str]:
     """Scores by step: at the milestones, and after the last steps that all seeds have."""
-    steps = (*MILESTONES, int(mean_curve(entry)[-1][STEP]))
+    steps = (*MILESTONES, last_step(entry))
     return {step: _mean_and_deviation(scores) for step in steps if (scores := _at(entry, step))}
 
 
 def ablation_table(entries: list[Entry]) -> list[str]:
-    """Of `ablated` entries: one line per variant of the settings, one column per environment, after as many steps as
-    all of them have.
+    """Of `ablated` entries: one line per variant of the settings, one column per environment, after the last step that
+    all of them were evaluated at.
     """
     environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
     cells: dict[str, dict[str, str]] = {}
@@ -122,12 +132,12 @@ def ablation_table(entries: list[Entry]) -> list[str]:
     return lines
 
 
-def ablated(entries: list[Entry]) -> list[Entry]:
-    """Those that the ablation is about: ours on CPUs, in environments where more than the default was tried."""
+def ablated(entries: list[Entry], device: str) -> list[Entry]:
+    """Those that an ablation is about: ours on such a device, in environments where more than the default was tried."""
     enough = [
         entry
         for entry in entries
-        if (entry["implementation"], entry["device"]) == (OURS, "cpu") and len(entry["runs"]) >= LEAST_SEEDS
+        if (entry["implementation"], entry["device"]) == (OURS, device) and len(entry["runs"]) >= LEAST_SEEDS
     ]
     environments = {entry["env"] for entry in enough if entry["variant"] != "default"}
     return [entry for entry in enough if entry["env"] in environments]
@@ -138,6 +148,11 @@ def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
     name = env.rpartition("-v")[0]
     references = json.loads((Path(__file__).parent / "published.json").read_text())
     return [(reference, reference["scores"][name]) for reference in references if name in reference["scores"]]
+
+
+def last_step(entry: Entry) -> int:
+    """The last step that all seeds were evaluated at."""
+    return int(mean_curve(entry)[-1][STEP])
 
 
 def mean_curve(entry: Entry) -> list[list[float]]:

@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +64,23 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "learning": learning_table,
     "learning_minutes": minutes_table,
     "ablation": ablation_table,
+    "gpu_ablation": ablation_table,
 }
 SOURCES = {
     "cpu.json": ("operators", "update", "phases", "action"),
     "train.json": ("loop", "checkpoint"),
     "accuracy.json": ("precision",),
     "gpu.json": ("gpu_update", "gpu_operators"),
-    "learning.json": ("learning", "learning_minutes", "ablation"),
+    "learning.json": ("learning", "learning_minutes", "ablation", "gpu_ablation"),
 }
 # A table of what another table's runs have measured besides.
-RUNS_OF = {"phases": "update", "learning_minutes": "learning", "ablation": "learning"}
+RUNS_OF = {"phases": "update"} | dict.fromkeys(("learning_minutes", "ablation", "gpu_ablation"), "learning")
 # A table of some of the runs only.
 CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
     "learning": shown,
     "learning_minutes": beside_peers,
-    "ablation": ablated,
+    "ablation": partial(ablated, device="cpu"),
+    "gpu_ablation": partial(ablated, device="cuda"),
 }
 
 INTERLEAVED = "Interleaved, ratios taken within a round."
@@ -150,6 +153,7 @@ LEGENDS = {
         "± standard deviation over three seeds or more, of the deterministic policy over {episodes} episodes; A is the "
         "dimension of the actions. Rows of fewer seeds are in results/learning.csv."
     ),
+    "gpu_ablation": "As above, on a GPU, with up to 16 runs side by side: three to five seeds.",
 }
 
 

@@ -17,6 +17,7 @@ import torch
 from agents import make_agent
 from matplotlib.figure import Figure
 
+from sacfast import SACConfig
 from sacfast.engines import ReferenceEngine
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -74,7 +75,7 @@ def test_every_run_of_the_tables_has_a_place_and_settings_that_exist(learning):
     once = {job.name: job.steps for job in learning.longest(jobs)}
     assert once["Pusher-v5/sacfast/default/seed0"] == 300_000
     assert once["HalfCheetah-v5/sacfast-cuda/default/seed4"] == 1_000_000
-    assert once["Pusher-v5/sacfast/target-entropy-A-2/seed1"] == 50_000
+    assert once["Pusher-v5/sacfast/obs-epsilon-1e-8-target-entropy-A-2/seed1"] == 50_000
     settings = [
         json.dumps([job.env, job.implementation, job.device, job.seed, job.learned_with()])
         for job in learning.longest(jobs)
@@ -202,7 +203,7 @@ def test_settings_are_recorded_as_far_as_they_bear_on_learning(learning):
     assert settings["critic_lr"] == settings["lr"] == 3e-4  # which is what None means
     assert not {"steps", "seed", "out", "threads", "tensorboard"} & settings.keys()
     assert settings == dataclasses.replace(job, seed=1, steps=9000).learned_with()
-    assert settings["obs_epsilon"] == 1e-8
+    assert settings["obs_epsilon"] == SACConfig.obs_epsilon
     raw, same = (
         dataclasses.replace(job, settings=job.settings | {"normalize_obs": False} | more).learned_with()
         for more in ({}, {"obs_epsilon": 1.0})
@@ -262,12 +263,13 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
     results = importlib.import_module("learning_results")
     monkeypatch.setattr(results, "render", lambda fill, *args: figures.append(fill))
     entries = [
-        entry("Pusher-v5", "sacfast", [-50.0, -40.0, -35.0], [-52.0, -42.0]),
-        entry("Reacher-v5", "sacfast", [-9.0]),
-        entry("Pusher-v5", "sb3", [-60.0, -50.0]),
-        entry("Reacher-v5", "sacfast", [-9.5], variant="notebook's"),
-        entry("Pusher-v5", "sacfast", [-99.0, -99.0], variant="tau 0.01"),
-        entry("Reacher-v5", "sacfast", [-8.0], device="cuda"),
+        entry("Pusher-v5", "sacfast", [-50.0, -40.0, -35.0, -34.0], [-52.0, -42.0, -37.0]),
+        entry("Reacher-v5", "sacfast", [-9.0, -8.0, -7.0]),
+        entry("Pusher-v5", "sb3", [-60.0, -50.0, -45.0]),
+        entry("Reacher-v5", "sacfast", [-9.5, -9.0, -8.5], variant="notebook's"),
+        entry("Pusher-v5", "sacfast", [-99.0, -99.0, -99.0], variant="tau 0.01"),
+        entry("Hopper-v5", "sacfast", [10.0, 20.0]),  # no curve yet
+        entry("Reacher-v5", "sacfast", [-8.0, -7.0, -6.0], device="cuda"),
     ]
     entries[-1]["runs"][0]["machine"] |= {"gpu": "Test GPU"}
     learning.draw(entries, tmp_path / "picture.png")
@@ -284,8 +286,8 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
     colors = {name: line.get_color() for name, line in (means | others).items()}
     assert len(set(colors.values())) == len(colors) == 3
     assert means["sacfast"].get_color() == others["sacfast"].get_color()
-    assert means["sacfast"].get_xydata().tolist() == [[1, -51], [2, -41]]
-    assert minutes["Stable-Baselines3 2.9.2"].get_xydata().tolist() == [[2, -60], [4, -50]]
+    assert means["sacfast"].get_xydata().tolist() == [[1, -51], [2, -41], [3, -36]]
+    assert minutes["Stable-Baselines3 2.9.2"].get_xydata().tolist() == [[2, -60], [4, -50], [6, -45]]
     assert "(thousands)" in by_step.get_xlabel() and "minutes" in by_minute.get_xlabel()
 
 
@@ -293,7 +295,7 @@ def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
     assert (
-        "no table fast; there are main, long, peers, large, gpu, ablation, search" in capsys.readouterr().err
+        "there are main, long, peers, large, gpu, ablation, search, gpu-search" in capsys.readouterr().err
     )
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
     assert "holds no evaluations yet" in capsys.readouterr().err

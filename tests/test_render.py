@@ -218,7 +218,8 @@ LEARNING = {
             implementation="sb3",
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 5550.0, 9.0, 15.0]]], variant="notebook's"),
-        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="batches of 64"),
+        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="obs_epsilon 1e-8, batches of 64"),
+        learning_entry("HalfCheetah-v5", [[[2_000_000, 5000.0, 9.0, 30.0]]], variant="further"),
         learning_entry(
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],
@@ -230,6 +231,16 @@ LEARNING = {
             "Pusher-v5", [[[50_000, score, 5.0, 6.0]] for score in (-40.0, -41.0, -40.5)], variant="tau 0.01"
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 2000.0, 5.0, 6.0]]] * 2, variant="tau 0.01"),
+        *(
+            learning_entry(
+                "Hopper-v5",
+                [[[50_000, score, 5.0, 1.0]] for score in scores],
+                device="cuda",
+                variant=variant,
+                machine=MACHINE | {"date": "2025-11-22", "side_by_side": 16, "gpu": "Test GPU"},
+            )
+            for variant, scores in (("default", (100.0, 110.0, 120.0)), ("tau 0.01", (200.0, 200.0, 200.0)))
+        ),
         learning_entry(
             "Ant-v5",
             [
@@ -270,6 +281,8 @@ between
 <!-- END table:learning_minutes -->
 <!-- BEGIN table:ablation -->
 <!-- END table:ablation -->
+<!-- BEGIN table:gpu_ablation -->
+<!-- END table:gpu_ablation -->
 the end
 """
 
@@ -311,7 +324,7 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 256 | 3.00 | 200 (190 to 210) | 420 (2.10x) |" in lines
     assert "| copy_ of 1 GiB | 520 (510 to 530) | 4,130 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 12
+    assert len(captions) == 13
     for part in (
         "Test CPU, 2 cores",
         "torch 2.13.0+cpu",
@@ -319,7 +332,8 @@ def test_tables(script, files, tmp_path):
         "sacfast 0.1.0 (avx512)",
     ):
         assert all(part in caption for caption in captions)
-    *others, minutes, ablation = captions
+    *others, minutes, ablation, gpu_ablation = captions
+    assert "2025-11-22: Test GPU" in gpu_ablation and "2025-11-21" not in gpu_ablation
     assert all("2025-11-22" in caption for caption in others)
     assert all("2025-11-21" in caption and "2025-11-22" not in caption for caption in (minutes, ablation))
     assert lines[0] == "# Title" and lines[-1] == "the end" and "between" in lines and "old" not in lines
@@ -339,9 +353,10 @@ def test_tables_of_learning(script, files, tmp_path):
     assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - |" in lines
     assert "| Ant-v5 | **sacfast, on 16 cores** | 3 | 600.0 ± 100.0 | - | - | - | 6.00 |" in lines
     assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - |" in lines
+    assert "| HalfCheetah-v5 | sacfast, further | 1 | - | - | - | 5,000, after 2,000,000 | - |" in lines
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
     assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
-    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, batches of 64"
+    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, obs_epsilon 1e-8, batches of 64"
     assert f"| minutes to a mean return of | {learners} |" in lines
     assert (
         "| HalfCheetah-v5: 5,300, its score after 150,000 steps | 12.5 | 13.0 (0.96x) | 15.0 (0.83x) | 2.50 (5.00x) |"
@@ -351,11 +366,13 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "| settings | Pusher-v5, 50,000 steps |" in lines
     assert "| default | -37.2 ± 1.0 |" in lines
     assert "| tau 0.01 | -40.5 ± 0.5 |" in lines
+    assert "| settings | Hopper-v5, 50,000 steps |" in lines
+    assert "| default | 110.0 ± 10.0 |" in lines and "| tau 0.01 | 200.0 ± 0.0 |" in lines
     caption = next(line for line in lines if line.startswith("<sub>The deterministic policy after"))
     for part in (
         "sac.csv",
         "-v4 environments, of which",
-        "side by side: 2, 1 on the Test GPU, 6 on 16 cores.",
+        "side by side: 2, 1 on the Test GPU, 16 on the Test GPU, 6 on 16 cores.",
         "on 2025-11-21: Test CPU",
     ):
         assert part in caption
