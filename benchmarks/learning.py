@@ -12,8 +12,7 @@ evaluation made so far, of all tables; a run that is longer in one table than in
 from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
 Such runs are not made once more, but with --again.
 
-The ablation has a row for every setting there is, and one, by the reference engine, for the actor's gradient by the
-critics of before their step.
+One row of the ablation is no setting: the reference engine with both gradients by the weights of before the update.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from typing import Any
 
 from learning_results import Entry, draw, gather, merge, reached, read, write
 from learning_run import Job
+from learning_tables import FORMER
 from race import child_environment
 
 from sacfast.config import SACConfig
@@ -47,12 +47,12 @@ SMALL = (
     "Hopper-v5",
     "HalfCheetah-v5",
 )
+LONG = ("Hopper-v5", "HalfCheetah-v5", "Pusher-v5")
 LARGE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
 ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their action dimensions
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-FORMER = "obs_epsilon 1e-8"  # the default while the search went on; settings named after it depart from it
 FORMER_SETTINGS = {"obs_epsilon": 1e-8}
 OBSERVATIONS: dict[str, dict[str, Any]] = {
     FORMER: FORMER_SETTINGS,
@@ -162,33 +162,28 @@ BATCHES = {f"batches of {size}": {"batch_size": size} for size in (64, 256)}
 FIVE_SEEDS = range(5)
 TABLES: dict[str, list[Job]] = {
     "main": [Job(env, 100_000, seed) for env in SMALL for seed in SEEDS],
-    "long": [
-        Job(env, 300_000, seed) for env in ("Hopper-v5", "HalfCheetah-v5", "Pusher-v5") for seed in SEEDS
-    ],
+    "long": [Job(env, 300_000, seed) for env in LONG for seed in SEEDS],
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
     "large": [Job(env, 100_000, seed) for env in LARGE if env not in SMALL for seed in SEEDS],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in FIVE_SEEDS],
     "ablation": [
-        job
-        for env, action_dim in ABLATED.items()
-        for job in searched(env, 50_000, variants(action_dim))
+        job for env, action_dim in ABLATED.items() for job in searched(env, 50_000, variants(action_dim))
     ],
     "search": [
         *searched("Pusher-v5", 50_000, HALF_WAY | LONGER),
         *searched("Hopper-v5", 100_000, LONGER | OBSERVATIONS),
-        *searched("Hopper-v5", 300_000, {FORMER: FORMER_SETTINGS}),
+        *(
+            job
+            for env in (*SMALL, "Walker2d-v5")
+            for job in searched(env, 300_000 if env in LONG else 100_000, {FORMER: FORMER_SETTINGS})
+        ),
         *searched("HalfCheetah-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 50_000, SEARCH),
-        *searched("Walker2d-v5", 100_000, {FORMER: FORMER_SETTINGS}),
         *searched("Ant-v5", 100_000, OBSERVATIONS),
     ],
     "gpu-search": [
         *searched("Pusher-v5", 50_000, EPSILONS, FIVE_SEEDS, "cuda", every=5_000),
-        *(
-            job
-            for env in LARGE
-            for job in searched(env, 100_000, EPSILONS, FIVE_SEEDS, "cuda", every=50_000)
-        ),
+        *(job for env in LARGE for job in searched(env, 100_000, EPSILONS, FIVE_SEEDS, "cuda", every=50_000)),
         *(
             job
             for env in ("Hopper-v5", "Walker2d-v5", "Ant-v5")

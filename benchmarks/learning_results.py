@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,7 +138,7 @@ def draw(entries: list[Entry], path: Path) -> None:
         panels.setdefault((entry["env"], entry["device"]), []).append(entry)
     if not panels:
         return
-    looks = dict(zip(dict.fromkeys(map(learner, curves)), STYLES, strict=False))
+    looks = dict(zip(dict.fromkeys(map(learner, curves)), itertools.cycle(STYLES)))
 
     def fill(figure) -> None:
         rows = figure.subplots(len(panels), 2, squeeze=False, sharey="row")

@@ -31,7 +31,7 @@ import torch
 from race import describe_machine
 
 from sacfast import SACConfig, TrainConfig, checkpoint
-from sacfast.comparison import UNIMPORTANT
+from sacfast.comparison import UNIMPORTANT, settings_in_effect
 from sacfast.engines import ReferenceEngine
 from sacfast.envs import make_env
 from sacfast.evaluate import SELECTION_SEED, evaluate
@@ -74,7 +74,7 @@ class Job:
 
     def evaluations(self, folder: Path) -> list[Evaluation]:
         """Those made so far, up to `steps`."""
-        rows = _sacfast_rows(folder) if self.implementation == "sacfast" else _sb3_rows(folder)
+        rows = _sacfast_rows(self, folder) if self.implementation == "sacfast" else _sb3_rows(folder)
         return [row for row in rows if row[0] <= self.steps]
 
     def finished(self, folder: Path) -> bool:
@@ -84,26 +84,30 @@ class Job:
         """Every setting that bears on what is learned, as JSON has it; of Stable-Baselines3 what is not its own."""
         if self.implementation != "sacfast":
             return self.settings
-        config = configuration(self, Path())
-        rates = config.sac.learning_rates
-        values = config.to_dict()
-        values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
-        if not values["normalize_obs"]:
-            del values["obs_epsilon"]  # which nothing reads then
-        return json.loads(json.dumps({name: values[name] for name in sorted(values.keys() - UNIMPORTANT)}))
+        return _that_bear_on_learning(configuration(self, Path()))
+
+
+def _that_bear_on_learning(config: TrainConfig) -> dict[str, Any]:
+    values = settings_in_effect(config)
+    return json.loads(json.dumps({name: values[name] for name in sorted(values.keys() - UNIMPORTANT)}))
 
 
 def _latest(folders: list[Path]) -> Path | None:
     return max(folders, default=None, key=lambda path: path.name)
 
 
-def _sacfast_run(folder: Path) -> Path | None:
-    """The run that was begun in a job's folder, if it came as far as its first checkpoint."""
-    return _latest([path.parent for path in folder.glob("*/*/config.json") if complete(path.parent)])
+def _sacfast_run(job: Job, folder: Path) -> Path | None:
+    """The run that was begun in a job's folder, if it came as far as its first checkpoint.
+
+    One that had other settings, the defaults of another day say, is another's.
+    """
+    begun = [path.parent for path in folder.glob("*/*/config.json") if complete(path.parent)]
+    settings = job.learned_with()
+    return _latest([run for run in begun if _that_bear_on_learning(read_config(run)) == settings])
 
 
-def _sacfast_rows(folder: Path) -> list[Evaluation]:
-    run = _sacfast_run(folder)
+def _sacfast_rows(job: Job, folder: Path) -> list[Evaluation]:
+    run = _sacfast_run(job, folder)
     if run is None:
         return []
     elapsed = {row["step"]: row["elapsed_s"] for row in read_csv(run / "progress.csv")}
@@ -171,7 +175,7 @@ def share_the_step() -> None:
 def run_sacfast(job: Job, folder: Path) -> None:
     if job.settings.get("shared_step"):
         share_the_step()
-    config, run = configuration(job, folder), _sacfast_run(folder)
+    config, run = configuration(job, folder), _sacfast_run(job, folder)
     if run is not None:
         before = read_config(run)
         config = replace(config, resume=str(run), out=before.out, steps=max(job.steps, before.steps))

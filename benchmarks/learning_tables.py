@@ -1,32 +1,35 @@
 """README's tables of what was learned, from the entries of results/learning.json (learning_results.py)."""
 
 import json
+import math
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tables import NONE, OURS, Entry, number
 
-SHOWN = ("default", "notebook's")  # variants, of more than the ablation
-TIMED = (*SHOWN, "obs_epsilon 1e-8", "obs_epsilon 1e-8, batches of 64")  # whose minutes to a score are shown
+FORMER = "obs_epsilon 1e-8"  # the default while the search went on; settings named after it depart from it
+SHOWN = ("default", "notebook's")  # variants whose scores are shown
+TIMED = (*SHOWN, FORMER, f"{FORMER}, batches of 64")  # whose minutes to a score are
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
 
 
 def shown(entries: list[Entry]) -> list[Entry]:
-    """Those of more than the ablation, and what ran further than these did anywhere."""
-    furthest: dict[tuple[str, str], int] = {}
-    for entry in entries:
-        if entry["variant"] in SHOWN:
-            key = entry["env"], entry["implementation"]
-            furthest[key] = max(last_step(entry), furthest.get(key, 0))
+    """Those of the learning table: the former default only where it went on further than today's."""
+    reached = {_where(entry): last_step(entry) for entry in entries if entry["variant"] == "default"}
     return [
         entry
         for entry in entries
         if entry["variant"] in SHOWN
-        or last_step(entry) > furthest.get((entry["env"], entry["implementation"]), 0)
+        or (entry["variant"] == FORMER and last_step(entry) > reached.get(_where(entry), math.inf))
     ]
+
+
+def _where(entry: Entry) -> tuple[str, str, str]:
+    return entry["env"], entry["implementation"], entry["device"]
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
@@ -46,7 +49,9 @@ def learning_table(entries: list[Entry]) -> list[str]:
             cells = _cells(_measured(entry))
             cells.append(number(statistics.median(minutes)) if minutes else NONE)
             name = learner(entry)
-            if entry["device"] == "cpu" and _place(entry) != usual:
+            if entry["device"] != "cpu":
+                name += f", {_together(entry)} at once"
+            elif _place(entry) != usual:
                 name += f", on {_elsewhere(entry, usual)}"
             if entry["implementation"] == OURS and entry["variant"] == "default":
                 name = f"**{name}**"
@@ -133,14 +138,14 @@ def ablation_table(entries: list[Entry]) -> list[str]:
 
 
 def ablated(entries: list[Entry], device: str) -> list[Entry]:
-    """Those that an ablation is about: ours on such a device, in environments where more than the default was tried."""
+    """Those that an ablation is about: ours on such a device, in environments where more than one thing was tried."""
     enough = [
         entry
         for entry in entries
         if (entry["implementation"], entry["device"]) == (OURS, device) and len(entry["runs"]) >= LEAST_SEEDS
     ]
-    environments = {entry["env"] for entry in enough if entry["variant"] != "default"}
-    return [entry for entry in enough if entry["env"] in environments]
+    rivals = Counter(entry["env"] for entry in enough)
+    return [entry for entry in enough if rivals[entry["env"]] > 1]
 
 
 def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
@@ -178,6 +183,11 @@ def side_by_side(entries: list[Entry]) -> str:
             other = _elsewhere(entry, usual)
             texts.append(f"{machine['side_by_side']}" + (f" on {other}" if other else ""))
     return ", ".join(dict.fromkeys(texts))
+
+
+def _together(entry: Entry) -> int:
+    """How many runs shared the machine, at the most."""
+    return max(run["machine"]["side_by_side"] for run in entry["runs"])
 
 
 def _elsewhere(entry: Entry, usual: tuple) -> str:

@@ -153,7 +153,7 @@ LEGENDS = {
         "± standard deviation over three seeds or more, of the deterministic policy over {episodes} episodes; A is the "
         "dimension of the actions. Rows of fewer seeds are in results/learning.csv."
     ),
-    "gpu_ablation": "As above, on a GPU, with up to 16 runs side by side: three to five seeds.",
+    "gpu_ablation": "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
 }
 
 
@@ -162,10 +162,14 @@ def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     first = entries[0]
     if name in ("operators", "update"):
         return {"threads": max(entry["threads"] for entry in entries)}
-    if name in ("learning", "learning_minutes"):
+    if name == "learning":
+        return first | {"side_by_side": side_by_side(entries), "published": _sources(entries)}
+    if name == "learning_minutes":
         evaluated = [step for step, *_ in mean_curve(first)]
-        found = {"side_by_side": side_by_side(entries), "published": _sources(entries)}
-        return first | found | {"every": evaluated[-1] / len(evaluated)}
+        return {"side_by_side": side_by_side(entries), "every": evaluated[-1] / len(evaluated)}
+    if name == "gpu_ablation":
+        counts = sorted({len(entry["runs"]) for entry in entries})
+        return {"side_by_side": side_by_side(entries), "seeds": " or ".join(map(str, counts))}
     return first
 
 

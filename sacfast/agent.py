@@ -429,7 +429,7 @@ class SACAgent:
             if saved != value:
                 raise CheckpointError(
                     f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "
-                    "make the agent with the checkpoint's dimensions and bounds (SACAgent.from_checkpoint does)"
+                    "make the agent as the checkpoint's was (SACAgent.from_checkpoint does)"
                 )
 
 

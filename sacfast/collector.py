@@ -120,13 +120,16 @@ class Collector:
         results = self._call(lambda: self.envs.step(given), at + 1)
         following, reward, terminated, truncated, info = results
         following = self._own(following, at + 1)
-        done = terminated | truncated
-        if isinstance(done, Tensor) or done.dtype.kind != "b":
+        try:
+            done = terminated | truncated
+        except (TypeError, RuntimeError):  # numbers that are no integers, or no arrays
+            done = (terminated != 0) | (truncated != 0)
+        if not (isinstance(done, np.ndarray) and done.dtype.kind == "b"):
             done = done != 0
-        if reward.shape != (self.num_envs,) or done.shape != (self.num_envs,):
+        if any(getattr(each, "shape", None) != (self.num_envs,) for each in (reward, done)):
             raise SACError(
-                f"{self.name} returned at step {at + 1} rewards of shape {list(reward.shape)} and ends of shape "
-                f"{list(done.shape)}; they must be [{self.num_envs}], one per environment."
+                f"{self.name} returned at step {at + 1} rewards {_described(reward)} and ends {_described(done)}; "
+                f"they must be [{self.num_envs}] arrays or tensors, one number per environment."
             )
         if self._any_resetting:
             done = done & ~resetting
@@ -335,6 +338,11 @@ class Collector:
                 next_obs[i] = final[i]
         self._look(next_obs, self._zeros(self.num_envs, "float64"), None, step)
         return next_obs
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"of type {type(value).__name__}" if shape is None else f"of shape {list(shape)}"
 
 
 def autoreset_mode(envs: VectorEnv, name: str) -> AutoresetMode:

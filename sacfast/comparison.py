@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sacfast.config import RESUMABLE_FIELDS
+from sacfast.config import RESUMABLE_FIELDS, TrainConfig
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
 from sacfast.plotting import pictures_folder, render
@@ -81,10 +81,7 @@ def read_curves(runs: Sequence[Path]) -> list[Curve]:
     repeated = {run for run in runs if [other.resolve() for other in runs].count(run.resolve()) > 1}
     if repeated:
         raise SACError(f"{min(repeated)} is given more than once; a run counts once.")
-    settings = []
-    for run in runs:
-        values = read_config(run).to_dict()
-        settings.append(values | values.pop("sac"))
+    settings = [settings_in_effect(read_config(run)) for run in runs]
     groups: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
     for run, values in zip(runs, settings, strict=True):
         rivals = [other for other in settings if other["env"] == values["env"]]
@@ -92,12 +89,24 @@ def read_curves(runs: Sequence[Path]) -> list[Curve]:
     return [_curve(env, apart, members) for (env, apart), members in groups.items()]
 
 
+def settings_in_effect(config: TrainConfig) -> dict[str, Any]:
+    """By name, those of TrainConfig and SACConfig: a learning rate that is not given is `lr`, and what normalising
+    would need is left out without it.
+    """
+    values = config.to_dict()
+    rates = config.sac.learning_rates
+    values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
+    if not values["normalize_obs"]:
+        del values["obs_epsilon"]
+    return values
+
+
 def _apart(values: dict[str, Any], rivals: list[dict[str, Any]]) -> tuple[str, ...]:
     """What sets these settings apart from some of their rivals': ("engine native", "utd 4.0")."""
     return tuple(
         f"{name.replace('_', ' ')} {value}"
         for name, value in values.items()
-        if name not in UNIMPORTANT and any(rival[name] != value for rival in rivals)
+        if name not in UNIMPORTANT and any(rival.get(name, value) != value for rival in rivals)
     )
 
 

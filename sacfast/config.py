@@ -440,7 +440,8 @@ def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
             raise SACError(
                 f"{_flag(name)} {_typed(value)} contradicts the run being resumed, which has "
                 f"{_typed(before[name])}; leave "
-                f"{_flag(name)} out, or start a new run without --resume."
+                f"{_flag(name)} out (in Python begin with sacfast.runs.read_config), or start a new run without "
+                "--resume."
             )
     if wanted.steps < saved.steps:
         raise SACError(

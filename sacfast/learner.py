@@ -60,19 +60,21 @@ class Learner:
     @contextmanager
     def beside(self, step: int) -> Iterator[None]:
         """Under schedule="overlap": the updates that are due by `step` run while the environments are stepped."""
-        left = self._measure(self._due(step)) if self.config.schedule == "overlap" else 0
+        if self.config.schedule == "strict":
+            yield
+            return
+        left = self._measure(self._due(step))
         if left <= 0:
+            self.stopwatch.lap("update")
             yield
             return
         self.updating = True
         finish = self.agent.start(left, self.config.sac.batch_size)
-        self.updating = False
-        self.stopwatch.lap("update")
         try:
+            self.stopwatch.lap("update")
             yield
         finally:
             self.stopwatch.lap("env")
-            self.updating = True
             self.metrics = finish()
             self.updating = False
             self.stopwatch.lap("update")

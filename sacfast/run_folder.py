@@ -132,7 +132,8 @@ class RunFolder:
     def load(self, agent: SACAgent) -> dict[str, Any]:
         """Give `agent` the latest checkpoint, replay buffer included, and return the `state` of `save`.
 
-        Raises CheckpointError, before anything is changed, if there is none, or it is damaged or of a newer version.
+        Raises CheckpointError if there is none, or it is damaged or of a newer version, before anything is changed, or
+        of an agent of other dimensions or settings.
         """
         folder = latest(self.path)
         description = _description(folder)

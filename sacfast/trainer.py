@@ -27,7 +27,7 @@ from time import perf_counter
 from typing import Any
 
 import gymnasium
-import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
@@ -150,12 +150,14 @@ class Trainer:
             self._finish()
         except (CheckpointError, DivergedError):
             raise
-        except KeyboardInterrupt:  # the third SIGINT, wherever it struck
+        except KeyboardInterrupt:  # the third SIGINT, as a rule, wherever it struck
             if self._storing or self.learner.updating or not self._rescue():
                 raise KeyboardInterrupt(
                     f"ended by SIGINT at step {self.at.step:,}; what was learned since the last checkpoint in "
                     f"{self.folder} is lost"
                 ) from None
+            if self.stop.signum is None:
+                raise  # an environment's own, or that of a thread whose signals we do not get
         except Exception:
             self._rescue()
             raise
@@ -167,10 +169,10 @@ class Trainer:
         self._begin()
         self._begun = True
         self._stopwatch.skip()
-        if self._due(config.eval_every, self.at.evaluated_step):
-            self._evaluate()  # the signal that ended the run's previous part cut this one short
         # An interrupt that insisted may have come between a step and its updates.
         self.learner.learn(self.at.step)
+        if self._due(config.eval_every, self.at.evaluated_step):
+            self._evaluate()  # the signal that ended the run's previous part cut this one short
         while self.at.step < config.steps and self.stop.signum is None:
             before = self.at.step
             self._advance()
@@ -243,13 +245,25 @@ class Trainer:
             action = self.agent.select_action(observation, evaluate)
         if not math.isfinite(action.sum()):
             first = action.reshape(-1, self.agent.action_dim)[0].tolist()
-            sac = self.config.sac
-            critics = "" if sac.critic_lr is None else f", a lower --critic-lr than {sac.critic_lr:g}"
-            raise DivergedError(
-                f"the policy's action at step {self.at.step} is {first}: training diverged; start again with a "
-                f"lower --lr than {sac.lr:g}{critics} or smaller rewards (checkpoints in {self.folder} are older)."
-            )
+            raise self._diverged(f"the policy's action at step {self.at.step} is {first}")
         return action
+
+    def _diverged(self, what: str) -> DivergedError:
+        sac = self.config.sac
+        critics = "" if sac.critic_lr is None else f", a lower --critic-lr than {sac.critic_lr:g}"
+        return DivergedError(
+            f"{what}: training diverged; start again with a lower --lr than {sac.lr:g}{critics} or smaller rewards "
+            f"(checkpoints in {self.folder} are older)."
+        )
+
+    def _check_weights(self) -> None:
+        """Raise DivergedError where the networks or the temperature are no longer numbers."""
+        state = self.agent.state
+        self.agent.engine.settle(state)
+        learned = {"actor": state.actor_params, "critics": state.critic_params, "log_alpha": state.log_alpha}
+        for name, weights in learned.items():
+            if not torch.isfinite(weights).all():
+                raise self._diverged(f"{name} at step {self.at.step} holds NaN or an infinity")
 
     def _log(self) -> None:
         (then, step, updates), now = self._mark, perf_counter()
@@ -323,8 +337,7 @@ class Trainer:
             self._write_last()
 
     def _write_last(self) -> None:
-        # Acting shows whether the weights are still numbers: NaN must not replace a good checkpoint.
-        self._act(np.zeros(self.agent.state_dim, np.float32), evaluate=True)
+        self._check_weights()  # NaN must not replace a good checkpoint
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),
@@ -394,8 +407,8 @@ class Trainer:
         best = self.folder / "best.safetensors"
         which = "last policy"
         if best.exists():
-            step = self.agent.load(best)["step"]
-            which = f"best policy, step {step:,}"
+            self.at.best_step = self.agent.load(best)["step"]
+            which = f"best policy, step {self.at.best_step:,}"
         episodes = self.config.eval_episodes
         score = self._score(REPORT_SEED)
         others = baselines(self.eval_env, episodes, REPORT_SEED)

@@ -148,6 +148,20 @@ def test_episode_seeds_reduce_to_those_of_a_single_environment_and_do_not_repeat
     assert len(every) == 8 * 20 * 8
 
 
+@pytest.mark.parametrize("kind", [float, np.int64])
+@pytest.mark.parametrize("tensors", [False, True])
+def test_ends_may_be_numbers(kind, tensors):
+    class Numbers(SyncVectorEnv):
+        def step(self, actions):
+            obs, reward, *ends, info = super().step(actions)
+            return obs, reward, *(each.astype(kind) for each in ends), info
+
+    envs = Numbers(makers(COUNT), autoreset_mode=AutoresetMode.DISABLED)
+    collector = Collector(Torch(envs) if tensors else envs, "Exact", seeds)
+    collector.reset()
+    check(*collect(collector), AutoresetMode.DISABLED)
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -202,6 +216,16 @@ def test_what_a_vector_of_others_does_wrong_is_one_sentence():
     collector = Collector(Column(SyncVectorEnv(makers(COUNT))), "Column", seeds)
     collector.reset()
     with pytest.raises(SACError, match=r"rewards of shape \[3, 1\].* must be \[3\]"):
+        collect(collector)
+
+    class Listed(Torch):
+        def step(self, actions):
+            obs, reward, *ends, info = super().step(actions)
+            return obs, reward, *(each.tolist() for each in ends), info
+
+    collector = Collector(Listed(SyncVectorEnv(makers(COUNT))), "Listed", seeds)
+    collector.reset()
+    with pytest.raises(SACError, match=r"Listed returned at step 1 .* ends of type bool; they must be \[3\]"):
         collect(collector)
 
     class Silent(Torch):

@@ -1,6 +1,7 @@
 """Several runs in one picture: grouping, common steps, the bootstrap band, and files that can be printed."""
 
 import itertools
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -54,6 +55,22 @@ def test_curves_are_named_after_what_differs_within_an_environment(make_run):
         ("Pendulum-v1", ("engine native", "hidden dim (400, 300)"), 1),
         ("Pusher-v5", (), 1),
     ]
+
+
+def test_settings_that_come_to_the_same_are_one_curve(make_run):
+    points = [(100, 1.0)]
+    raw = SACConfig(normalize_obs=False)
+    same = make_run(points, sac=raw), make_run(points, sac=replace(raw, obs_epsilon=1.0))
+    (curve,) = read_curves([*same, make_run(points, sac=replace(raw, critic_lr=1e-3, alpha_lr=1e-3))])
+    assert (curve.settings, len(curve.returns)) == ((), 3)
+    curves = read_curves([*same, make_run(points), make_run(points, sac=SACConfig(obs_epsilon=1.0))])
+    assert [curve.settings for curve in curves] == [
+        ("normalize obs False",),
+        ("normalize obs True", f"obs epsilon {SACConfig.obs_epsilon}"),
+        ("normalize obs True", "obs epsilon 1.0"),
+    ]
+    lr = [make_run(points, sac=SACConfig(lr=1e-3, critic_lr=rate, alpha_lr=rate)) for rate in (None, 1e-3)]
+    assert len(read_curves(lr)) == 1
 
 
 def test_the_common_range_is_used_and_said(make_run, tmp_path, capsys):

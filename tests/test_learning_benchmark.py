@@ -149,6 +149,8 @@ def test_runs_stop_go_on_and_are_gathered(learning, tmp_path, capsys, implementa
     (run,) = gathered["runs"]
     assert (run["seed"], run["evaluations"], run["machine"]["side_by_side"]) == (0, rows, 2)
     assert gathered["settings"].items() >= TINY[implementation].items()
+    if implementation == "sacfast":  # with today's defaults, which are not those of the run
+        assert dataclasses.replace(job, settings=job.settings | {"tau": 0.02}).evaluations(folder) == []
 
 
 def test_what_was_recorded_on_another_day_stays(learning):
@@ -294,9 +296,7 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
 def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
-    assert (
-        "there are main, long, peers, large, gpu, ablation, search, gpu-search" in capsys.readouterr().err
-    )
+    assert "there are main, long, peers, large, gpu, ablation, search, gpu-search" in capsys.readouterr().err
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
     assert "holds no evaluations yet" in capsys.readouterr().err
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]

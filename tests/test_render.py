@@ -218,14 +218,26 @@ LEARNING = {
             implementation="sb3",
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 5550.0, 9.0, 15.0]]], variant="notebook's"),
-        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="obs_epsilon 1e-8, batches of 64"),
-        learning_entry("HalfCheetah-v5", [[[2_000_000, 5000.0, 9.0, 30.0]]], variant="further"),
+        learning_entry(
+            "HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="obs_epsilon 1e-8, batches of 64"
+        ),
         learning_entry(
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],
             device="cuda",
             machine=MACHINE | {"date": "2025-11-22", "side_by_side": 1, "gpu": "Test GPU"},
         ),
+        *(
+            learning_entry(
+                "HalfCheetah-v5",
+                [[[step, 5000.0, 50.0, 50.0]]],
+                device="cuda",
+                variant=variant,
+                machine=MACHINE | {"date": "2025-11-22", "side_by_side": 5, "gpu": "Test GPU"},
+            )
+            for variant, step in (("obs_epsilon 1e-8", 2_000_000), ("tau 0.01", 3_000_000))
+        ),
+        learning_entry("Hopper-v5", [[[50_000, 70.0, 5.0, 6.0]]], variant="obs_epsilon 1e-8"),
         learning_entry("Pusher-v5", [[[50_000, score, 5.0, 6.0]] for score in (-38.25, -36.25, -37.25)]),
         learning_entry(
             "Pusher-v5", [[[50_000, score, 5.0, 6.0]] for score in (-40.0, -41.0, -40.5)], variant="tau 0.01"
@@ -348,15 +360,22 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "| HalfCheetah-v5 | **sacfast** | 2 | 3,500 ± 707 | 6,500 ± 707 | - | - | 6.50 |" in lines
     sb3 = "5,600 | 5,500 | 5,300, after 150,000 | -"
     assert f"| HalfCheetah-v5 | Stable-Baselines3 2.9.2 | 1 | {sb3} | 12.5 |" in lines
-    assert "| HalfCheetah-v5 | **sacfast, Test GPU** | 1 | - | - | - | 11,000 | - |" in lines
+    assert "| HalfCheetah-v5 | **sacfast, Test GPU, 1 at once** | 1 | - | - | - | 11,000 | - |" in lines
     theirs = "- | 6,156 ± 700 | 8,593 ± 964 | 11,321 ± 1,051"
     assert f"| HalfCheetah-v5 | SAC of SimbaV2's authors | 10 | {theirs} | - |" in lines
     assert "| Ant-v5 | **sacfast, on 16 cores** | 3 | 600.0 ± 100.0 | - | - | - | 6.00 |" in lines
     assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - |" in lines
-    assert "| HalfCheetah-v5 | sacfast, further | 1 | - | - | - | 5,000, after 2,000,000 | - |" in lines
+    further = "sacfast, obs_epsilon 1e-8, Test GPU, 5 at once | 1 | - | - | - | 5,000, after 2,000,000 | - |"
+    assert f"| HalfCheetah-v5 | {further}" in lines
+    assert (
+        sum(line.startswith("| Hopper-v5 | sacfast") for line in lines) == 0
+    )  # no default went less far there
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
     assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
-    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, obs_epsilon 1e-8, batches of 64"
+    learners = (
+        "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | "
+        "sacfast, obs_epsilon 1e-8, batches of 64"
+    )
     assert f"| minutes to a mean return of | {learners} |" in lines
     assert (
         "| HalfCheetah-v5: 5,300, its score after 150,000 steps | 12.5 | 13.0 (0.96x) | 15.0 (0.83x) | 2.50 (5.00x) |"
@@ -372,7 +391,7 @@ def test_tables_of_learning(script, files, tmp_path):
     for part in (
         "sac.csv",
         "-v4 environments, of which",
-        "side by side: 2, 1 on the Test GPU, 16 on the Test GPU, 6 on 16 cores.",
+        "side by side: 2, 1 on the Test GPU, 5 on the Test GPU, 16 on the Test GPU, 6 on 16 cores.",
         "on 2025-11-21: Test CPU",
     ):
         assert part in caption

@@ -143,14 +143,15 @@ class Enormous(Clockwork):
 
 
 @pytest.mark.parametrize(
-    ("critic_lr", "remedy"),
+    ("critic_lr", "period", "remedy"),
     [
-        (None, r"a lower --lr than 0\.0003 or"),
-        (0.002, r"a lower --lr than 0\.0003, a lower --critic-lr than 0\.002 or"),
+        (None, 1, r"a lower --lr than 0\.0003 or"),
+        (0.002, 1, r"a lower --lr than 0\.0003, a lower --critic-lr than 0\.002 or"),
+        (None, 1000, "a lower --lr"),  # the actor has no turn, so that the policy is as it was
     ],
 )
-def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path, critic_lr, remedy):
-    raw = dataclasses.replace(SMALL, normalize_obs=False, critic_lr=critic_lr)
+def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path, critic_lr, period, remedy):
+    raw = dataclasses.replace(SMALL, normalize_obs=False, critic_lr=critic_lr, actor_update_period=period)
     config = small(tmp_path, learning_starts=100, checkpoint_every=90, sac=raw)
     with pytest.raises(SACError, match=f"training diverged; start again with {remedy}"):
         train(config, env=Enormous)
@@ -268,6 +269,19 @@ def test_insisting_within_an_update_leaves_the_older_checkpoint(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt, match="what was learned since the last checkpoint in .* is lost"):
         train(config)
     assert counters_of(only_run(config))["step"] == 100
+
+
+def test_an_environments_own_interrupt_is_no_success(tmp_path):
+    class Interrupted(Clockwork):
+        def step(self, action):
+            if len(self.actions) == 129:
+                raise KeyboardInterrupt
+            return super().step(action)
+
+    config = small(tmp_path, eval_every=0, checkpoint_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, env=Interrupted)
+    assert counters_of(only_run(config))["step"] == 129  # saved as before any other error
 
 
 def test_ctrl_c_while_setting_up_says_what_can_be_resumed(tmp_path, monkeypatch, capsys):
