@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sacfast.envs import ActionBounds, check_finite, check_spaces
 from sacfast.envstate import NotCapturable
-from sacfast.errors import SACError
+from sacfast.errors import ActionNotFinite, SACError
 from sacfast.vector import FAULT, SingleEnv, captured_states, dead_worker, is_vector, put_states, takes_seeds
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
@@ -111,7 +111,8 @@ class Collector:
 
     def step(self, action: Array, at: int = 0) -> tuple[Rows, list[Episode]]:
         """Act [N, A] in the environment's units. Returns the transitions, none of them a reset, and the episodes
-        that ended. `at` is the number of environment steps before this one, for messages.
+        that ended. `at` is the number of environment steps before this one, for messages. Of tensors the action is
+        checked too, together with what came of it: raises ActionNotFinite.
         """
         obs, resetting = self.obs, self._resetting
         given = (
@@ -134,7 +135,7 @@ class Collector:
         if self._any_resetting:
             done = done & ~resetting
         next_obs = following if self.mode is not AutoresetMode.SAME_STEP else None
-        any_done = self._look(following, reward, done, at + 1)
+        any_done = self._look(following, reward, done, at + 1, action)
         if next_obs is None:
             next_obs = self._final_obs(following, done, info, at + 1) if any_done else following
         rows = Rows(obs, action, reward, next_obs, terminated, self._index)
@@ -305,12 +306,16 @@ class Collector:
     def _called(self, env: int) -> str:
         return self.name if self.num_envs == 1 else f"{self.name} (environment {env} of {self.num_envs})"
 
-    def _look(self, obs: Array, reward: Array, done: Array, step: int) -> bool:
+    def _look(self, obs: Array, reward: Array, done: Array, step: int, action: Array = None) -> bool:
         """Whether an episode ended. Raises SACError for the first value that is not finite."""
         if self._tensors:
             ended = torch.zeros((), dtype=torch.bool, device=obs.device) if done is None else done.any()
+            acted = torch.isfinite(action).all() if isinstance(action, Tensor) else torch.ones_like(ended)
             finite = torch.isfinite(obs).all() & torch.isfinite(reward).all()
-            fine, any_done = torch.stack([finite, ended]).tolist()
+            fine, any_done, fine_action = torch.stack([finite, ended, acted]).tolist()
+            if not fine_action:
+                bad = action[~torch.isfinite(action).all(1)][0].tolist()
+                raise ActionNotFinite(f"the policy's action at step {step} is {bad}")
         else:
             # A sum of squares is finite if its terms are, unless it overflows: then the loop below finds nothing.
             fine = math.isfinite(np.vdot(obs, obs)) and math.isfinite(np.vdot(reward, reward))

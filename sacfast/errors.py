@@ -9,6 +9,10 @@ class NativeUnavailable(SACError):
     """Native code was required but cannot be built or loaded on this machine; the message says why."""
 
 
+class ActionNotFinite(SACError):
+    """A policy's action holds NaN or an infinity."""
+
+
 class CheckpointError(SACError):
     """A checkpoint is missing, damaged, from a newer version, or made for other dimensions."""
 

@@ -36,7 +36,7 @@ from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
 from sacfast.diagnostics import Stopwatch, saturation
 from sacfast.display import Row, make_display
-from sacfast.errors import CheckpointError, SACError
+from sacfast.errors import ActionNotFinite, CheckpointError, SACError
 from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
 from sacfast.learner import Learner
 from sacfast.logger import RunLogger
@@ -218,7 +218,10 @@ class Trainer:
         action = collector.random_action() if random else self._act(collector.obs)
         self._stopwatch.lap("act")
         with self.learner.beside(at.step):
-            rows, ended = collector.step(action, at.step)
+            try:
+                rows, ended = collector.step(action, at.step)
+            except ActionNotFinite as error:
+                raise self._diverged(str(error)) from None
         self._stopwatch.lap("env")
         self._storing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
@@ -237,8 +240,11 @@ class Trainer:
         self._stopwatch.lap("log")
 
     def _act(self, observation: Array, evaluate: bool = False) -> Array:
+        action: Array
         if isinstance(observation, Tensor):
-            action: Array = self.agent.act(observation, evaluate)
+            action = self.agent.act(observation, evaluate)
+            if not evaluate:
+                return action  # the collector looks at it, together with what comes of it: a GPU is awaited but once
         elif len(observation) == 1 and observation.ndim == 2:
             action = self.agent.select_action(observation[0], evaluate)[None]  # the fastest call of engines
         else:

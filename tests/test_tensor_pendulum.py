@@ -14,6 +14,7 @@ from sacfast.logger import read_csv
 from sacfast.replay import ReplayBuffer
 from sacfast.tensor_pendulum import TensorPendulum
 from sacfast.train import train
+from sacfast.trainer import DivergedError
 
 
 def test_the_dynamics_are_gymnasiums():
@@ -93,3 +94,24 @@ def test_the_pendulum_is_learned(tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["baselines"]["random"]["mean"] < -900
     assert summary["score"]["mean"] > -400
+
+
+def test_an_action_of_nan_ends_the_run_before_it_is_stored(tmp_path, monkeypatch):
+    """A pendulum clamps what it is given, so that nothing that comes back would show it."""
+
+    class Clamping(TensorPendulum):
+        def step(self, actions):
+            return super().step(torch.nan_to_num(actions))
+
+    real, acted = SACAgent.act, []
+
+    def failing(self, obs, evaluate=False):
+        action = real(self, obs, evaluate)
+        acted.append(evaluate)
+        return action * float("nan") if acted.count(False) == 10 and not evaluate else action
+
+    monkeypatch.setattr(SACAgent, "act", failing)
+    config = small(tmp_path, steps=400, eval_every=0, sac=SACConfig(hidden_dim=8, batch_size=16))
+    with pytest.raises(DivergedError, match=r"action at step \d+ is \[nan\]: training diverged; start again"):
+        train(config, env=lambda: Clamping(4))
+    assert acted.count(False) == 10
