@@ -85,7 +85,7 @@ class ActionBounds:
         if isinstance(action, Tensor):
             low, high = self._tensors(action.device)
             return ((action.float() - 0.5 * (high + low)) / (0.5 * (high - low))).clamp(-1.0, 1.0)
-        centre, half = self._centre_and_half
+        centre, half = self.centre_and_half
         unit = (np.asarray(action, np.float32) - centre) / half
         # What np.clip does, which takes longer on a row.
         return np.minimum(np.maximum(unit, np.float32(-1.0)), np.float32(1.0))
@@ -95,11 +95,12 @@ class ActionBounds:
         if isinstance(unit, Tensor):
             low, high = self._tensors(unit.device)
             return (0.5 * (high + low) + 0.5 * (high - low) * unit.float()).clamp(low, high)
-        centre, half = self._centre_and_half
+        centre, half = self.centre_and_half
         return np.clip(centre + half * np.asarray(unit, np.float32), self.low, self.high)
 
     @cached_property
-    def _centre_and_half(self) -> tuple[np.ndarray, np.ndarray]:
+    def centre_and_half(self) -> tuple[np.ndarray, np.ndarray]:
+        """What both maps are made of, [A] each."""
         return 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:

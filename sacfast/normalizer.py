@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sacfast import native
+from sacfast.errors import SACError
 from sacfast.ops.put import can_put, put
 from sacfast.replay import Batch
+from sacfast.replay.transition import add_to_moments
 
 CLIP = 10.0  # standard deviations; beyond them an observation says no more than that it is far out
 
@@ -40,22 +43,41 @@ class ObservationNormalizer:
         self.scale = torch.ones_like(self.shift)
 
     def update(self, obs: np.ndarray | Tensor) -> None:
-        """Take n observations [n, O] into the statistics, where they are: nothing waits for a GPU that holds them."""
+        """Take n observations [n, O] into the statistics, where they are: nothing waits for a GPU that holds them.
+
+        Raises SACError for another shape.
+        """
+        if obs.ndim != 2 or obs.shape[1:] != self.mean.shape:
+            raise SACError(
+                f"observations of shape {list(obs.shape)}; the normalizer takes [n, {len(self.mean)}]"
+            )
         where = obs.device if isinstance(obs, Tensor) else torch.device("cpu")
         if self.mean.device != where:
             self.mean, self.squares = self.mean.to(where), self.squares.to(where)
-        x = _plain(obs.double()) if isinstance(obs, Tensor) else np.asarray(obs, np.float64)
-        n = len(x)
+        n = len(obs)
         if n == 0:
             return
+        if n == 1 and isinstance(obs, np.ndarray) and native.available():
+            self._update_by_one(obs[0])
+            return
         total_mean, total_squares = _plain(self.mean), _plain(self.squares)
-        mean = x[0] if n == 1 else x.sum(0) / n
+        x = _plain(obs.double()) if isinstance(obs, Tensor) else np.asarray(obs, np.float64)
+        mean = x.sum(0) / n
         delta, total = mean - total_mean, self.count + n
         total_mean += delta * (n / total)
         apart = delta**2 * (self.count * n / total)
-        total_squares += apart if n == 1 else ((x - mean) ** 2).sum(0) + apart
+        total_squares += ((x - mean) ** 2).sum(0) + apart
         self.count = total
         self._refresh()
+
+    def _update_by_one(self, obs: np.ndarray) -> None:
+        own = self.shift, self.scale
+        on_cpu = self.shift.device.type == "cpu"
+        shift, scale = own if on_cpu else torch.empty(2, len(obs))
+        add_to_moments(self.mean, self.squares, self.count, self.epsilon, obs, shift, scale)
+        self.count += 1
+        if not on_cpu:
+            _write(own, (shift.numpy(), scale.numpy()))
 
     def _refresh(self) -> None:
         if self.count == 0:
@@ -63,7 +85,7 @@ class ObservationNormalizer:
             self.scale.fill_(1.0)
         else:
             shift = _plain(self.mean)
-            scale = (_plain(self.squares) / self.count + self.epsilon) ** -0.5
+            scale = 1 / (_plain(self.squares) / self.count + self.epsilon) ** 0.5
             _write((self.shift, self.scale), (shift, scale))
 
     def __call__(self, obs: Any) -> Any:
@@ -94,7 +116,7 @@ class ObservationNormalizer:
 
 
 def _plain(tensor: Tensor) -> Any:
-    """The CPU's numbers as an array that shares them: for a single observation NumPy is three times as fast."""
+    """The CPU's numbers as an array that shares them, which for so few is faster."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 

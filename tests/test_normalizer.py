@@ -10,7 +10,7 @@ from training_runs import SMALL, quick_and_clean, replay_of, small  # noqa: F401
 
 from sacfast import checkpoint
 from sacfast.agent import SACAgent
-from sacfast.errors import CheckpointError
+from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import load_agent
 from sacfast.logger import read_csv
 from sacfast.normalizer import CLIP, ObservationNormalizer
@@ -47,6 +47,16 @@ def test_batches_of_any_size_merge_into_the_statistics_of_all(sizes):
     assert normalizer.count == 600
     np.testing.assert_allclose(normalizer.mean, x.mean(0), rtol=1e-13)
     np.testing.assert_allclose(normalizer.squares / normalizer.count, x.var(0), rtol=1e-9)
+    np.testing.assert_allclose(normalizer.shift, x.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(normalizer.scale, (x.var(0) + normalizer.epsilon) ** -0.5, rtol=1e-6)
+
+
+def test_an_observation_of_another_width_changes_nothing():
+    normalizer = ObservationNormalizer(3)
+    for wrong in (np.ones((1, 1)), np.ones((1, 4)), torch.ones(2, 4), np.ones(3)):
+        with pytest.raises(SACError, match=r"of shape \[.*\]; the normalizer takes \[n, 3\]"):
+            normalizer.update(wrong)
+    assert normalizer.count == 0 and not normalizer.mean.any()
 
 
 def test_tensors_and_arrays_agree():

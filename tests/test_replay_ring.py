@@ -267,6 +267,7 @@ def test_one_transition_is_stored_as_many_are():
             obs, action, reward, next_obs, done = environments[i * 5 % 3].transition(i, outcome)
             plain = how == "one by one"
             buffer.push(obs if plain else obs.tolist(), action, reward, next_obs, done)
+        assert (buffer._writer is not None) == (how == "one by one" and native.available())
         buffers.append(buffer.segment())
         seen.append(np.concatenate(told))
     assert seen[0].tobytes() == seen[1].tobytes()

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sacfast import native
 from sacfast.config import OBS_DTYPES, STORAGES
 from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, random_key, replay_batch
 from sacfast.replay.ring import OBS_TYPES, Ring, Rows, next_rows, segment_rows
+from sacfast.replay.transition import TransitionWriter
 from sacfast.requirements import is_whole
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
@@ -81,6 +84,7 @@ class ReplayBuffer:
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self._draws = 0
         self._ring: Ring | None = None
+        self._writer: TransitionWriter | None = None
         if obs_dim is not None and action_dim is not None:
             self._allocate(obs_dim, action_dim)
 
@@ -133,30 +137,36 @@ class ReplayBuffer:
             self._push([as_float32(name, value)[None] for name, value in values])
 
     def _push_plainly(self, state, action, reward, next_state, done) -> bool:
-        """What a training loop pushes: arrays of this buffer's shapes, finite. False, and nothing done, for all else,
-        which `push` stores, or refuses, with more care.
+        """What a training loop pushes: arrays of this buffer's shapes, finite, where native code runs. False, and
+        nothing done, for all else, which `push` stores, or refuses, with more care.
         """
         ring = self._ring
         if ring is None or not ring.appends or not isinstance(done, (bool, np.bool_)):
             return False
-        width, reward_at = ring.obs_dim, ring.obs_dim + ring.action_dim
-        shapes = ((state, width), (action, ring.action_dim), (next_state, width))
-        if any(type(array) is not np.ndarray or array.shape != (dim,) for array, dim in shapes):
+        if not (
+            type(state) is type(action) is type(next_state) is np.ndarray
+            and state.shape == next_state.shape == (ring.obs_dim,)
+            and action.shape == (ring.action_dim,)
+            and native.available()
+        ):
             return False
-        record, following = np.zeros(ring.records.shape[1], np.float32), np.empty(width, np.float32)
+        writer = self._writer
+        if writer is None:
+            dims = ring.obs_dim, ring.action_dim, ring.records.shape[1]
+            writer = self._writer = TransitionWriter(*dims, self.bounds, self.reward_scale)
         try:
-            with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
-                record[:width], following[:], record[reward_at] = state, next_state, reward
-                record[width:reward_at] = action if self.bounds is None else self.bounds.to_unit(action)
-                record[reward_at] *= np.float32(self.reward_scale)
+            if not writer.write(state, action, reward, next_state):
+                return False
         except (TypeError, ValueError):
             return False
-        if not all(math.isfinite(np.vdot(row, row)) for row in (record, following, action)):
-            return False  # or too large to be squared, which `push` looks at more closely
-        ring.append(record, following, bool(done))
+        ring.append(writer.record, writer.next_obs, bool(done))
         if self.on_push is not None:
-            self.on_push(record[None, :width])
+            self.on_push(writer.record[None, : ring.obs_dim].copy())
         return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without what knows this buffer's own memory."""
+        return self.__dict__ | {"_writer": None}
 
     def push_batch(self, state, action, reward, next_state, done) -> None:
         """Add n transitions at once, oldest first: state, next_state [n, O], action [n, A], reward, done [n].

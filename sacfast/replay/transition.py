@@ -1,0 +1,68 @@
+"""What one step of one environment leaves to be written, by one native call each (csrc/cpu/transition.cpp)."""
+
+import ctypes
+import functools
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sacfast import native
+from sacfast.envs import ActionBounds
+
+
+class TransitionWriter:
+    """Rounds transitions to float32, one at a time, as the replay ring stores them. Raises NativeUnavailable.
+
+    `record` [words]: obs [O], action [A] in [-1, 1], reward times `reward_scale`, and zeros; `next_obs` [O]. Both are
+    written anew by every `write`.
+    """
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, words: int, bounds: ActionBounds | None, reward_scale: float
+    ) -> None:
+        given = np.zeros(2 * obs_dim + action_dim + 1)
+        self._obs, self._action, self._following, self._reward = np.split(
+            given, np.cumsum((obs_dim, action_dim, obs_dim))
+        )
+        self.record, self.next_obs = np.zeros(words, np.float32), np.zeros(obs_dim, np.float32)
+        centre, half = (None, None) if bounds is None else bounds.centre_and_half
+        self._held = given, centre, half  # whose memory the arguments name
+        arrays = [None if array is None else array.ctypes.data for array in self._held]
+        outputs = self.record.ctypes.data, self.next_obs.ctypes.data
+        call, _ = _functions(native.engine_library())
+        self._call = functools.partial(call, obs_dim, action_dim, *arrays, reward_scale, *outputs)
+
+    def write(self, obs: np.ndarray, action: np.ndarray, reward: float, next_obs: np.ndarray) -> bool:
+        """Whether all numbers are finite in float32. Raises TypeError or ValueError for what are no numbers."""
+        self._obs[:], self._action[:], self._following[:], self._reward[0] = obs, action, next_obs, reward
+        return bool(self._call())
+
+
+def add_to_moments(
+    mean: Tensor, squares: Tensor, count: int, epsilon: float, x: np.ndarray, shift: Tensor, scale: Tensor
+) -> None:
+    """Take the observation x [O] into the mean and the sum of squared deviations, float64 [O], of `count` others.
+
+    shift, scale: float32 [O], become the mean and 1 / sqrt(variance + epsilon). All are the CPU's and contiguous.
+    """
+    x = np.ascontiguousarray(x, np.float64)
+    memory = (tensor.data_ptr() for tensor in (mean, squares, shift, scale))
+    x_at = x.__array_interface__["data"][0]  # x.ctypes.data, in a third of its time
+    _functions(native.engine_library())[1](len(x), count, epsilon, x_at, *memory)
+
+
+@functools.cache
+def _functions(library: ctypes.CDLL) -> tuple[Any, Any]:
+    """The C functions with their types; they keep the interpreter's lock, which would cost more to give up."""
+    library = ctypes.PyDLL(library._name)
+    transition, moments = library.sacfast_transition, library.sacfast_moments
+    transition.restype, moments.restype = ctypes.c_int, None
+    transition.argtypes = (
+        *[ctypes.c_int64] * 2,
+        *[ctypes.c_void_p] * 3,
+        ctypes.c_float,
+        *[ctypes.c_void_p] * 2,
+    )
+    moments.argtypes = (*[ctypes.c_int64] * 2, ctypes.c_double, *[ctypes.c_void_p] * 5)
+    return transition, moments
