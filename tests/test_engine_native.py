@@ -157,6 +157,25 @@ def test_a_large_batch_and_wide_layers():
         assert relative_error(gradients[0], gradients[1].double()) < 1e-5
 
 
+def test_batches_come_from_the_memory_that_is_there(engine_library):
+    """After the ring's table of last observations has moved, and from another buffer of the same size."""
+    agent = make_agent(engine="native", threads=1, rows=50, buffer_capacity=3000)
+
+    def grow():
+        before, more = agent.replay_buffer._ring.side, make_agent(rows=1500, seed=4).replay_buffer
+        agent.replay_buffer.push_batch(*(column.squeeze() for column in more.sample(1500)))
+        assert agent.replay_buffer._ring.side is not before  # that had room for 1,024
+
+    def swap():
+        agent.replay_buffer = make_agent(rows=300, seed=5).replay_buffer
+
+    for change in (lambda: None, grow, swap):
+        change()
+        twin = copy.deepcopy(agent)  # whose engine has seen no memory yet
+        agent.train(3, 40), twin.train(3, 40)
+        assert torch.equal(agent.state.critic_params, twin.state.critic_params)
+
+
 def test_draws_the_batch_and_noise_of_the_reference(engine_library):
     agent, twin = make_agent(), make_agent()
     engine = native_engine(agent, library=engine_library, path="portable")

@@ -82,6 +82,9 @@ class NativeEngine(Engine):
     that this CPU lacks.
     """
 
+    # The records and the side table that batches were last drawn from, and how native code finds them.
+    _memory: tuple[weakref.ref, weakref.ref, abi.Transitions] | None = None
+
     @property
     def starts(self) -> bool:
         return self.threads > 1  # one is the caller's own
@@ -178,16 +181,20 @@ class NativeEngine(Engine):
                 f"the buffer holds observations [{buffer.obs_dim}] and actions [{buffer.action_dim}]; "
                 f"this agent needs [{state.obs_dim}] and [{state.action_dim}]"
             )
-        return transitions_of(
-            ring.obs,
-            ring.action,
-            ring.reward,
-            ring.side,
-            link=ring.link,
-            size=ring.size,
-            capacity=ring.capacity,
-            obs_type=list(OBS_TYPES.values()).index(ring.obs_dtype),
-        )
+        held = self._memory
+        if held is None or held[0]() is not ring.records or held[1]() is not ring.side:
+            transitions = transitions_of(
+                ring.obs,
+                ring.action,
+                ring.reward,
+                ring.side,
+                link=ring.link,
+                capacity=ring.capacity,
+                obs_type=list(OBS_TYPES.values()).index(ring.obs_dtype),
+            )
+            self._memory = held = weakref.ref(ring.records), weakref.ref(ring.side), transitions
+        held[2].size = ring.size
+        return held[2]
 
     def sync(self) -> None:
         """Take the weights anew before the next update: for writes that bypass torch's version counters."""

@@ -70,9 +70,15 @@ def take_counters(state: SACState, done: abi.StatePointers) -> None:
 
 def check_memory(state: SACState) -> None:
     """Raise SACError unless each network's parameters are float32 and lie in the flat buffer that is trained."""
-    for name in ("actor", "critic", "critic_target"):
-        flat, first = getattr(state, f"{name}_params"), getattr(state, name).fc1.weight
-        if flat.dtype != torch.float32 or first.data_ptr() != flat.data_ptr():
+    memory = {
+        "actor": (state.actor, state.actor_params),
+        "critic": (state.critic, state.critic_params),
+        "critic_target": (state.critic_target, state.critic_target_params),
+    }
+    for name, (network, flat) in memory.items():
+        # network.fc1.weight, whose look-up takes longer than all the rest of a call together.
+        first = network._modules["fc1"]._parameters["weight"]  # type: ignore[union-attr]
+        if flat.dtype != torch.float32 or first is None or first.data_ptr() != flat.data_ptr():
             raise SACError(
                 f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to() or "
                 ".double() moved them away; make a new agent and load the weights into it"
