@@ -127,7 +127,8 @@ class Collector:
             done = (terminated != 0) | (truncated != 0)
         if not (isinstance(done, np.ndarray) and done.dtype.kind == "b"):
             done = done != 0
-        if any(getattr(each, "shape", None) != (self.num_envs,) for each in (reward, done)):
+        shape = (self.num_envs,)
+        if getattr(reward, "shape", None) != shape or getattr(done, "shape", None) != shape:
             raise SACError(
                 f"{self.name} returned at step {at + 1} rewards {_described(reward)} and ends {_described(done)}; "
                 f"they must be [{self.num_envs}] arrays or tensors, one number per environment."
