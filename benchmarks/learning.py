@@ -62,6 +62,7 @@ OBSERVATIONS: dict[str, dict[str, Any]] = {
 
 
 def formerly(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings as departures from the former default, named after it."""
     return {f"{FORMER}, {name}": FORMER_SETTINGS | change for name, change in settings.items()}
 
 

@@ -266,6 +266,7 @@ def test_one_transition_is_stored_as_many_are():
             outcome = ("goes on", "goes on", "stops", "terminates")[i * 7 % 4]
             obs, action, reward, next_obs, done = environments[i * 5 % 3].transition(i, outcome)
             plain = how == "one by one"
+            buffer.reward_scale = 0.3 if i < 30 else 0.7
             buffer.push(obs if plain else obs.tolist(), action, reward, next_obs, done)
         assert (buffer._writer is not None) == (how == "one by one" and native.available())
         buffers.append(buffer.segment())

@@ -151,7 +151,7 @@ class ReplayBuffer:
         ):
             return False
         writer = self._writer
-        if writer is None:
+        if writer is None or writer.made_for != (self.bounds, self.reward_scale):
             dims = ring.obs_dim, ring.action_dim, ring.records.shape[1]
             writer = self._writer = TransitionWriter(*dims, self.bounds, self.reward_scale)
         try:

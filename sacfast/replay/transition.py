@@ -27,6 +27,7 @@ class TransitionWriter:
         )
         self.record, self.next_obs = np.zeros(words, np.float32), np.zeros(obs_dim, np.float32)
         centre, half = (None, None) if bounds is None else bounds.centre_and_half
+        self.made_for = bounds, reward_scale
         self._held = given, centre, half  # whose memory the arguments name
         arrays = [None if array is None else array.ctypes.data for array in self._held]
         outputs = self.record.ctypes.data, self.next_obs.ctypes.data
