@@ -131,7 +131,6 @@ LONGER = {
     for name in (
         "notebook's",
         "notebook's, 1,000 random steps",
-        FORMER,
         f"{FORMER}, {CAUTIOUS}",
         f"{FORMER}, actor's learning rate 1e-3",
         f"{FORMER}, batches of 64",
