@@ -26,15 +26,15 @@ from torch import Tensor
 
 from sacfast.envs import ActionBounds, check_finite, check_spaces
 from sacfast.envstate import NotCapturable
-from sacfast.errors import ActionNotFinite, SACError
+from sacfast.errors import ActionNotFinite, SACError, raised
 from sacfast.vector import FAULT, SingleEnv, captured_states, dead_worker, is_vector, put_states, takes_seeds
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
 
 
 class Rows(NamedTuple):
-    """The transitions of one vector step: obs, next_obs [n, O], action [n, A] in the environment's units, reward,
-    terminated [n], and which environment each is from, env [n]; arrays or tensors as the environments return them.
+    """The transitions of one vector step, in the order of push_batch: obs, next_obs [n, O], action [n, A] in the
+    environment's units, reward, terminated [n]; arrays or tensors as the environments return them.
     """
 
     obs: Array
@@ -42,7 +42,6 @@ class Rows(NamedTuple):
     reward: Array
     next_obs: Array
     terminated: Array
-    env: Array
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,6 @@ class Collector:
         self._returns, self._lengths = zeros(count, "float64"), zeros(count, "int64")
         self._resetting = zeros(count, "bool")  # under NEXT_STEP: the coming row is a reset
         self._any_resetting = False
-        self._index = torch.arange(count, device=self.obs.device) if self._tensors else np.arange(count)
 
     def random_action(self) -> Array:
         """Uniform over the action space [N, A]; from the environment's own space, seeded with its episode."""
@@ -139,14 +137,15 @@ class Collector:
         any_done = self._look(following, reward, done, at + 1, action)
         if next_obs is None:
             next_obs = self._final_obs(following, done, info, at + 1) if any_done else following
-        rows = Rows(obs, action, reward, next_obs, terminated, self._index)
+        rows = Rows(obs, action, reward, next_obs, terminated)
         self._returns += reward
         self._lengths += 1
         if self._any_resetting:
             self._returns[resetting] = 0.0
             self._lengths[resetting] = 0
-            keep = ~resetting
-            rows = Rows(*(column[keep] for column in rows))
+            kept = (~resetting).nonzero()
+            kept = kept.flatten() if self._tensors else kept[0]
+            rows = Rows(*(column[kept] for column in rows))
         self.obs = following
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting, self._any_resetting = done, any_done
@@ -216,8 +215,7 @@ class Collector:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on in the middle of the episodes of `state`, once the simulators have been put back to where they were.
 
-        Call it after `reset`. Where simulators cannot be put back, set `episodes` to `next_episodes()` as it was
-        saved, and reset.
+        Call it after `reset`; `recover` does all of it.
         """
         self.episodes[:] = state["episodes"]
         for mine, name in (
@@ -296,8 +294,7 @@ class Collector:
                 dead = dead_worker(self.envs)
                 if dead is not None:
                     raise SACError(f"{self.name}: {dead} at step {step}.") from None
-            text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-            raise SACError(f"{self.name} raised {type(error).__name__} at step {step}: {text}.") from error
+            raise SACError(f"{self.name}, at step {step}, {raised(error)}.") from error
         faults = results[-1].get(FAULT)
         if faults is not None:
             i, fault = next((i, fault) for i, fault in enumerate(faults) if fault is not None)

@@ -90,15 +90,17 @@ def read_curves(runs: Sequence[Path]) -> list[Curve]:
 
 
 def settings_in_effect(config: TrainConfig) -> dict[str, Any]:
-    """By name, those of TrainConfig and SACConfig: a learning rate that is not given is `lr`, and what normalising
-    would need is left out without it.
+    """By name, those of TrainConfig and SACConfig: a learning rate that is not given is `lr`, and what nothing reads,
+    a fixed temperature where it is learned, say, is left out.
     """
     values = config.to_dict()
     rates = config.sac.learning_rates
     values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
+    learned = values["automatic_entropy_tuning"]
+    unread = {"alpha"} if learned else {"initial_alpha", "alpha_lr", "target_entropy"}
     if not values["normalize_obs"]:
-        del values["obs_epsilon"]
-    return values
+        unread.add("obs_epsilon")
+    return {name: value for name, value in values.items() if name not in unread}
 
 
 def _apart(values: dict[str, Any], rivals: list[dict[str, Any]]) -> tuple[str, ...]:

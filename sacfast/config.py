@@ -164,7 +164,8 @@ class SACConfig:
 
     obs_epsilon: float = 0.1
     """A normalised observation is divided by sqrt(variance + obs_epsilon), as by VecNormalize's epsilon: what varies
-    little, contact forces say, is not magnified to the scale of what moves."""
+    little, contact forces say, is not magnified to the scale of what moves. Lower it where all observations vary by
+    much less than its root, positions in metres say."""
 
     reward_scale: float = 1.0
     """Factor by which rewards are multiplied for learning; what is logged is not. It weighs returns against
@@ -223,6 +224,8 @@ class SACConfig:
             initialization="orthogonal",
             actor_update_period=1,
             normalize_obs=False,
+            precision="float32",
+            obs_dtype="float32",
             obs_epsilon=1e-8,
             reward_scale=1.0,
         )
@@ -268,7 +271,8 @@ class TrainConfig:
     and Tuple are flattened), actions a bounded 1-D Box."""
 
     make_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of the environment's constructor, as JSON: '{"xml_file": "my.xml"}'."""
+    """Arguments of gymnasium.make and of the environment's constructor, as JSON: '{"xml_file": "my.xml"}', or
+    '{"max_episode_steps": 500}' for a time limit."""
 
     num_envs: int = 1
     """Environments stepped together; steps, updates and random actions are counted per environment step."""
@@ -306,7 +310,7 @@ class TrainConfig:
 
     schedule: str = "strict"
     """strict: environments and updates take turns. overlap: updates run while the environments are stepped, so that
-    the policy that acts is one step's updates behind; the same seed gives the same run in either."""
+    the policy that acts is one step's updates behind. In either the same seed gives the same run; the two differ."""
 
     eval_every: int = 5_000
     """Steps between deterministic evaluations on a separate environment; 0 evaluates at the end only."""

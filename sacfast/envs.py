@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation, NormalizeReward
 from torch import Tensor
 
-from sacfast.errors import SACError, first_line
+from sacfast.errors import SACError, raised
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class ActionBounds:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             try:
-                value = np.array(getattr(self, name), dtype=np.float32, ndmin=1)
+                value = _rounded_inwards(getattr(self, name), -np.inf if name == "high" else np.inf)
             except (TypeError, ValueError) as error:
                 raise SACError(f"the action bound {name}={getattr(self, name)!r} is not numeric.") from error
             value.setflags(write=False)
@@ -83,8 +83,8 @@ class ActionBounds:
     def to_unit(self, action):
         """[..., A] in the environment's units -> [..., A] float32, clipped to [-1, 1]; arrays or tensors alike."""
         if isinstance(action, Tensor):
-            low, high = self._tensors(action.device)
-            return ((action.float() - 0.5 * (high + low)) / (0.5 * (high - low))).clamp(-1.0, 1.0)
+            centre, half, *_ = self._tensors(action.device)
+            return ((action.float() - centre) / half).clamp(-1.0, 1.0)
         centre, half = self.centre_and_half
         unit = (np.asarray(action, np.float32) - centre) / half
         # What np.clip does, which takes longer on a row.
@@ -93,8 +93,8 @@ class ActionBounds:
     def to_env(self, unit):
         """[..., A] in [-1, 1] -> [..., A] float32 in the environment's units, never outside [low, high]."""
         if isinstance(unit, Tensor):
-            low, high = self._tensors(unit.device)
-            return (0.5 * (high + low) + 0.5 * (high - low) * unit.float()).clamp(low, high)
+            centre, half, low, high = self._tensors(unit.device)
+            return (centre + half * unit.float()).clamp(low, high)
         centre, half = self.centre_and_half
         return np.clip(centre + half * np.asarray(unit, np.float32), self.low, self.high)
 
@@ -103,16 +103,26 @@ class ActionBounds:
         """What both maps are made of, [A] each."""
         return 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
 
-    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _tensors(self, device: torch.device) -> tuple[Any, ...]:
+        """Centre, half, low and high."""
         held = self._on.get(device)
         if held is None:  # a copy to the device waits for it, so once is enough
-            held = torch.tensor(self.low, device=device), torch.tensor(self.high, device=device)
-            self._on[device] = held
+            arrays = (*self.centre_and_half, self.low, self.high)
+            held = self._on[device] = tuple(torch.tensor(array, device=device) for array in arrays)
         return held
 
     @cached_property
-    def _on(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+    def _on(self) -> dict[torch.device, tuple[Tensor, ...]]:
         return {}
+
+
+def _rounded_inwards(bound: Any, inwards: float) -> np.ndarray:
+    """The bound [A] in float32, and no further out than it is given: an environment may check its actions."""
+    exact = np.array(bound, dtype=np.float64, ndmin=1)
+    with np.errstate(over="ignore"):
+        value = exact.astype(np.float32)
+    outside = value > exact if inwards < 0 else value < exact
+    return np.where(outside, np.nextafter(value, np.float32(inwards)), value)
 
 
 def nearest_names(env_id: str, count: int = 3) -> list[str]:
@@ -133,8 +143,8 @@ def _stem(name: str) -> str:
     return name.rsplit("-v", 1)[0].lower()
 
 
-def make_env(env_id: str, seed: int | None = None, **kwargs: Any) -> gymnasium.Env:
-    """gymnasium.make with spaces checked; `seed` seeds the environment (a first reset) and its action space.
+def make_env(env_id: str, /, **kwargs: Any) -> gymnasium.Env:
+    """gymnasium.make with spaces checked.
 
     env_id: a registered name, or "module:name" for one that the module registers when imported. kwargs go to
     gymnasium.make; Dict and Tuple observations are flattened. Raises SACError for an unknown id (with the nearest
@@ -146,14 +156,10 @@ def make_env(env_id: str, seed: int | None = None, **kwargs: Any) -> gymnasium.E
     except Exception as error:  # a constructor may raise anything
         raise SACError(_cannot_make(env_id, error)) from error
     try:
-        env = usable(env)
+        return usable(env)
     except SACError:
         env.close()
         raise
-    if seed is not None:
-        env.reset(seed=seed)
-        env.action_space.seed(seed)
-    return env
 
 
 def usable(env: gymnasium.Env) -> gymnasium.Env:
@@ -173,8 +179,10 @@ def flattened(env: Any) -> str | None:
     """One line that says what `usable` flattened, if it did."""
     if not isinstance(env, FlattenObservation):
         return None
-    kind = type(env.env.observation_space).__name__
-    return f"{kind} observations are flattened into {env.observation_space.shape} (FlattenObservation)"
+    space = env.env.observation_space
+    items = space.items() if isinstance(space, gymnasium.spaces.Dict) else enumerate(space)  # type: ignore[arg-type]
+    parts = ", ".join(f"{name} [{gymnasium.spaces.flatdim(part)}]" for name, part in items)
+    return f"{type(space).__name__} observations are flattened, in this order: {parts} (FlattenObservation)"
 
 
 def env_name(env: Any) -> str:
@@ -183,15 +191,33 @@ def env_name(env: Any) -> str:
     return name if name is not None else type(getattr(env, "unwrapped", env)).__name__
 
 
+def normalising_wrappers(env: Any) -> list[str]:
+    """Which of Gymnasium's normalising wrappers `env` is in, by name."""
+    names = []
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, (NormalizeObservation, NormalizeReward)):
+            names.append(type(env).__name__)
+        env = env.env
+    return names
+
+
+def same_environment(one: Any, other: Any) -> bool:
+    """Whether two environments, or vectors, are the same beneath their wrappers."""
+    one, other = (getattr(env, "unwrapped", env) for env in (one, other))
+    return one is other
+
+
 def _cannot_make(env_id: str, error: Exception) -> str:
-    nearest = [name for name in nearest_names(env_id) if name != env_id]
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else ""
-    if isinstance(error, gymnasium.error.Error) and env_id not in gymnasium.registry:
-        hint = hint or "gymnasium.pprint_registry() lists the names."
+    name = env_id.rpartition(":")[2]
+    if isinstance(error, gymnasium.error.Error) and name not in gymnasium.registry:
+        nearest = nearest_names(name)
+        hint = (
+            f"did you mean {' or '.join(nearest)}?"
+            if nearest
+            else "gymnasium.pprint_registry() lists the names."
+        )
         return f"environment {env_id!r} is not registered with Gymnasium; {hint}"
-    return f"environment {env_id!r} could not be made: {first_line(error).rstrip('.')}" + (
-        f"; {hint}" if hint else "."
-    )
+    return f"environment {env_id!r} could not be made: it {raised(error)}."
 
 
 def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
@@ -200,6 +226,8 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
     The observation space must be a 1-D Box, the action space a 1-D Box with finite low < high; otherwise
     SACError names the space and the wrapper that helps.
     """
+    if isinstance(env, str):
+        raise SACError(f"{env!r} is a name and no environment; pass gymnasium.make({env!r}).")
     name = env_name(env)
     single = "single_" if hasattr(env, "single_action_space") else ""
     observation = getattr(env, f"{single}observation_space")

@@ -1,5 +1,10 @@
 """Errors that a user can act on: each message is one sentence with the offending value and the remedy."""
 
+import traceback
+from pathlib import Path
+
+HERE = str(Path(__file__).parent)
+
 
 class SACError(ValueError):
     """A mistake in the input. The command line prints its message alone, without a traceback."""
@@ -20,3 +25,12 @@ class CheckpointError(SACError):
 def first_line(error: BaseException) -> str:
     """What `error` says, in its first line; its type's name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def raised(error: Exception) -> str:
+    """What it raised and where, since the command line shows no traceback: in the user's own code, if there is any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(HERE)]
+    frame = (own or frames)[-1]
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"raised {type(error).__name__}{f': {text}' if text else ''} ({frame.filename}:{frame.lineno})"

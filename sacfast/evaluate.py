@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector
-from sacfast.envs import ActionBounds, check_finite, env_name, make_env
+from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
 from sacfast.errors import SACError, first_line
 from sacfast.requirements import is_whole
 from sacfast.runs import given_environments, load_agent
@@ -95,17 +95,17 @@ def evaluate(
         if not is_whole(value) or value < minimum:
             raise SACError(f"{name}={value!r} must be a whole number of at least {minimum}.")
     policy = _as_policy(agent_or_policy)
-    env = make_env(env_id, **make_kwargs) if isinstance(env_id, str) else env_id
-    if is_vector(env):
-        return _vector_rollouts(policy, env, episodes, int(seed))  # type: ignore[arg-type]
+    if is_vector(env_id):
+        return _vector_rollouts(policy, env_id, episodes, int(seed))  # type: ignore[arg-type]
+    env = make_env(env_id, **make_kwargs) if isinstance(env_id, str) else usable(env_id)  # type: ignore[arg-type]
     try:
         returns, lengths = [], []
         for episode in range(episodes):
-            total, length = _rollout(policy, env, int(seed) + episode)  # type: ignore[arg-type]
+            total, length = _rollout(policy, env, int(seed) + episode)
             returns.append(total)
             lengths.append(length)
     finally:
-        if env is not env_id:
+        if isinstance(env_id, str):
             env.close()
     return Evaluation.of(returns, lengths)
 
@@ -220,9 +220,16 @@ def choose_mujoco_gl() -> None:
 
 
 def record_video(
-    agent_or_policy: SACAgent | Policy, env_id: str, path: Path, seed: int = REPORT_SEED, **make_kwargs: Any
+    agent_or_policy: SACAgent | Policy,
+    env_id: str | gymnasium.Env,
+    path: str | os.PathLike,
+    seed: int = REPORT_SEED,
+    make_kwargs: dict[str, Any] | None = None,
 ) -> None:
     """Write one deterministic episode as a video (the file's suffix chooses the format, .mp4 or .gif).
+
+    env_id: an environment id, with `make_kwargs` for its constructor; or an environment whose render_mode is
+        "rgb_array", which is left open.
 
     Raises SACError, in one sentence, when the environment cannot be rendered or the file cannot be written.
     """
@@ -232,10 +239,18 @@ def record_video(
     except ImportError as error:
         raise SACError(f"no video: {error.name} is not installed; pip install 'sacfast[video]'.") from None
     choose_mujoco_gl()
-    env, part = None, path.with_name(f".{path.stem}.part{path.suffix}")
+    path, env = Path(path), None
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
     try:
-        env = make_env(env_id, **{**make_kwargs, "render_mode": "rgb_array"})
+        if isinstance(env_id, str):
+            env = make_env(env_id, **(make_kwargs or {}) | {"render_mode": "rgb_array"})
+        else:
+            env = usable(env_id)
+            if env.render_mode != "rgb_array":
+                raise SACError(
+                    f"its render_mode is {env.render_mode!r}; make it with render_mode='rgb_array'"
+                )
         fps = env.metadata.get("render_fps", 30)
         options: dict[str, Any] = {} if path.suffix == ".gif" else {"macro_block_size": 2}
         writer: Any = imageio.v2.get_writer(str(part), fps=fps, **options)
@@ -247,9 +262,10 @@ def record_video(
         reason = first_line(error)
         with suppress(OSError):
             part.unlink()
-        raise SACError(f"no video of {env_id} at {path}: {reason}") from error
+        name = env_id if isinstance(env_id, str) else env_name(env_id)
+        raise SACError(f"no video of {name} at {path}: {reason}") from error
     finally:
-        if env is not None:
+        if env is not None and isinstance(env_id, str):
             env.close()
 
 
@@ -327,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
             title = f"{trained.env}, {config.episodes} episodes ({config.checkpoint} policy{step})"
             Console(highlight=False).print(_as_table(title, score, others))
         if config.video is not None:
-            record_video(agent, trained.env, config.video, config.seed, **trained.make_kwargs)
+            record_video(agent, trained.env, config.video, config.seed, trained.make_kwargs)
             print(f"video: {config.video}", file=sys.stderr if config.json else sys.stdout)
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -123,13 +123,15 @@ def plot_learning_curve(
     render(draw, (10, 6), save_path)
 
 
-def plot_run(run: Path, folder: Path | None = None, formats: Sequence[str] = ("png",)) -> list[Path]:
+def plot_run(
+    run: str | os.PathLike, folder: Path | None = None, formats: Sequence[str] = ("png",)
+) -> list[Path]:
     """Draw training_metrics, episode_rewards and learning_curve of a run from its logs, in each of `formats`.
 
     They go to `folder`, or beside the logs. Pictures without data are left out. Returns the files written. Raises
     SACError when the run's folder holds no logs or damaged ones, or the pictures cannot be written.
     """
-    names = ("step", *(key for key, *_ in PANELS))
+    run, names = Path(run), ("step", *(key for key, *_ in PANELS))
     progress = [row for row in read_csv(run / "progress.csv", names) if row["critic_loss"] is not None]
     episodes = read_csv(run / "episodes.csv", ("return",))
     evaluations = read_csv(run / "evaluation.csv", ("step", "mean", "std"))

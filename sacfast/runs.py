@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from sacfast.run_folder import policy_file
 GIVEN = "given"  # the key in config.json that is no setting: `given_environments`
 
 
-def given_environments(run: Path) -> tuple[str, ...]:
+def given_environments(run: str | os.PathLike) -> tuple[str, ...]:
     """Which of train's arguments "env" and "eval_env" the run was made with. Raises SACError as read_config does."""
     return tuple(_values(run).get(GIVEN, ()))
 
 
-def read_config(run: Path) -> TrainConfig:
+def read_config(run: str | os.PathLike) -> TrainConfig:
     """The settings of a run folder. Raises SACError when it is none."""
+    run = Path(run)
     values = _values(run)
     values.pop(GIVEN, None)
     try:
@@ -32,8 +34,8 @@ def read_config(run: Path) -> TrainConfig:
         ) from None
 
 
-def _values(run: Path) -> dict[str, Any]:
-    path = run / "config.json"
+def _values(run: str | os.PathLike) -> dict[str, Any]:
+    path = Path(run) / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
@@ -49,12 +51,12 @@ def _values(run: Path) -> dict[str, Any]:
 
 
 def load_agent(
-    run: Path, checkpoint: str = "best", *, device: str = "cpu"
+    run: str | os.PathLike, checkpoint: str = "best", *, device: str = "cpu"
 ) -> tuple[SACAgent, TrainConfig, dict[str, Any]]:
     """Agent, settings and the trainer's counters from a run folder; checkpoint is "best" or "last".
 
     Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
     """
-    config, path = read_config(run), policy_file(run, checkpoint)
+    config, path = read_config(run), policy_file(Path(run), checkpoint)
     agent = SACAgent.from_checkpoint(path, device=device, engine="reference", precision="float32")
     return agent, config, read_meta(path)["extra"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import sys
 import tempfile
@@ -26,8 +27,17 @@ from sacfast.comparison import plot_comparison
 from sacfast.config import SACConfig, TrainConfig, check_resume
 from sacfast.cores import physical_cores
 from sacfast.engines import Engine
-from sacfast.envs import check_spaces, env_name, flattened, make_env, observation_size, usable
-from sacfast.errors import SACError, first_line
+from sacfast.envs import (
+    check_spaces,
+    env_name,
+    flattened,
+    make_env,
+    normalising_wrappers,
+    observation_size,
+    same_environment,
+    usable,
+)
+from sacfast.errors import SACError, first_line, raised
 from sacfast.run_folder import RunFolder, resume_command, write_json
 from sacfast.runs import GIVEN, given_environments, read_config
 from sacfast.trainer import Trainer, TrainingInterrupted
@@ -109,7 +119,10 @@ def _check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
 
 def _close(envs: list[AnyEnv]) -> None:
     for each in envs:
-        close_env(each)
+        try:
+            close_env(each)
+        except Exception as error:  # must neither hide how the run ended nor keep the others open
+            print(f"closing {env_name(each)}: it {raised(error)}", file=sys.stderr)
 
 
 def _make_trainer(
@@ -148,9 +161,7 @@ def _make_trainer(
         stack.enter_context(folder.locked())
     settings = dataclasses.replace(config, resume=None).to_dict()
     write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
-    note = flattened(eval_env)
-    if note is not None:
-        print(f"{config.env}: {note}")
+    _advise(config, env, eval_env)
     if config.schedule == "overlap" and not agent.engine.starts:
         print(
             f"overlap: engine {agent.engine.name} on {agent.engine.threads} thread(s) cannot work beside the "
@@ -165,6 +176,28 @@ def _make_trainer(
         flush=True,
     )
     return Trainer(config, agent, env, eval_env, folder, resumed, given)
+
+
+def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv) -> None:
+    """Print what the user may not have expected of these settings and environments, a line each."""
+    note, sac = flattened(eval_env), config.sac
+    if note is not None:
+        print(f"{config.env}: {note}")
+    if same_environment(env, eval_env):
+        print(
+            f"{config.env}: training and evaluation share one environment; an evaluation leaves the episode under way "
+            "behind"
+        )
+    for name in normalising_wrappers(eval_env):
+        print(
+            f"{config.env}: {name} has statistics of its own in training, evaluation and use; leave it out: "
+            "observations are normalised by --normalize-obs, rewards scaled by --reward-scale"
+        )
+    if sac.automatic_entropy_tuning and sac.alpha != SACConfig.alpha:
+        print(
+            f"alpha={sac.alpha:g} is not used, since the temperature is learned: --initial-alpha says where it starts, "
+            "--no-automatic-entropy-tuning fixes it"
+        )
 
 
 def _print_profile(engine: Engine) -> None:
@@ -194,7 +227,7 @@ def _environments(
 
     def given(source: Any) -> Any:
         """What the caller passed, or what the function that the caller passed makes, fit for SAC."""
-        if isinstance(source, gymnasium.Env) or is_vector(source):
+        if isinstance(source, (str, gymnasium.Env)) or is_vector(source):
             return _fit(source)
         own(source())
         return _fit(owned[-1])
@@ -214,13 +247,23 @@ def _environments(
                 "in env=; pass a function that makes it, and vector='sync' or 'async'."
             )
         training = own(vectorise(lambda: _fit(made()), config.num_envs, config.vector))
+        _check_apart([first, *getattr(training, "envs", [])])
         spare = first
     if eval_source is not None:
         return env_name(first), training, given(eval_source)
     return env_name(first), training, spare or (given(source) if ours else own(_second(first)))
 
 
+def _check_apart(envs: Sequence[Any]) -> None:
+    if any(same_environment(*pair) for pair in itertools.combinations(envs, 2)):
+        raise SACError(
+            f"env= returned the same {env_name(envs[0])} twice; the function must make a new environment each time."
+        )
+
+
 def _fit(env: Any) -> Any:
+    if isinstance(env, str):
+        raise SACError(f"env={env!r} is a name, and goes into the settings: train(TrainConfig(env={env!r})).")
     if not is_vector(env):
         return usable(env)
     check_spaces(env)
@@ -233,7 +276,7 @@ def _second(env: AnyEnv) -> AnyEnv:
     if not isinstance(spec, gymnasium.envs.registration.EnvSpec):
         raise SACError(
             f"env={env} was not made by gymnasium.make, so no second one can be made for evaluation; "
-            "pass a function that makes it instead, or eval_env as well."
+            "pass a function that makes it instead, or eval_env as well (eval_env=env where there is only one)."
         )
     spec = copy.deepcopy(spec)
     for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # what gymnasium.make_vec leaves there

@@ -36,14 +36,14 @@ from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
 from sacfast.diagnostics import Stopwatch, saturation
 from sacfast.display import Row, make_display
-from sacfast.errors import ActionNotFinite, CheckpointError, SACError
-from sacfast.evaluate import REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
+from sacfast.envs import same_environment
+from sacfast.errors import ActionNotFinite, CheckpointError, SACError, raised
+from sacfast.evaluate import MAX_EPISODE_STEPS, REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
 from sacfast.learner import Learner
 from sacfast.logger import RunLogger
 from sacfast.plotting import plot_run
 from sacfast.run_folder import RunFolder, resume_command, write_json
 from sacfast.stop import StopRequest
-from sacfast.vector import raised
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -81,7 +81,8 @@ class Trainer:
 
     env and eval_env are single environments or vectors; they and the agent fit together; `folder` is locked; `resumed`
     is what it gave with the checkpoint that the agent was loaded from; `given` names those of "env" and "eval_env" that
-    are not simply gymnasium.make(config.env).
+    are not simply gymnasium.make(config.env). Where both are the same, a robot say, an evaluation leaves the episode
+    under way behind.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Trainer:
         given: Sequence[str] = (),
     ) -> None:
         self.config, self.agent, self.eval_env = config, agent, eval_env
+        self._shared = same_environment(env, eval_env)
         self.folder, self._checkpoints = folder.path, folder
         self.resume_command = resume_command(folder.path, given)
         self.at = Counters() if resumed is None else Counters(**resumed["counters"])
@@ -199,6 +201,9 @@ class Trainer:
             self.collector.reset()
             self._within_step = False
             self._save_last()
+            obstacle = self.collector.captured()["obstacle"]
+            if obstacle is not None:
+                self.display.message(f"a resumed run will begin with the next episode: {obstacle}")
             return
         self._returns = self._resumed["returns"]
         self.learner.restore(self._resumed)
@@ -225,10 +230,7 @@ class Trainer:
         self._stopwatch.lap("env")
         self._storing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
-        # The buffer sees by itself which row continues which; should it ask, rows.env says whose each row is.
-        self.agent.replay_buffer.push_batch(
-            rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated
-        )
+        self.agent.replay_buffer.push_batch(*rows)
         at.step += len(rows.reward)
         self._storing = False
         self._stopwatch.lap("insert")
@@ -266,7 +268,11 @@ class Trainer:
         """Raise DivergedError where the networks or the temperature are no longer numbers."""
         state = self.agent.state
         self.agent.engine.settle(state)
-        learned = {"actor": state.actor_params, "critics": state.critic_params, "log_alpha": state.log_alpha}
+        learned = {
+            "actor": state.actor_params,
+            "critics": state.critic_params,
+            "alpha": state.log_alpha.exp(),  # a fixed one may be 0
+        }
         for name, weights in learned.items():
             if not torch.isfinite(weights).all():
                 raise self._diverged(f"{name} at step {self.at.step} holds NaN or an infinity")
@@ -298,10 +304,12 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
         with self._untimed("evaluating"):
+            self._within_step = self._shared  # the evaluation's episodes are not those to go on with
             try:
                 score = self._score(SELECTION_SEED)
             except _EvaluationStopped:
                 return
+            self._warn_of_endless_episodes(score)
             self.at.evaluated_step = self.at.step
             is_best = self.at.best is None or score.mean > self.at.best
             row: Row = {
@@ -322,6 +330,23 @@ class Trainer:
                         replay_buffer=False,
                         extra=dataclasses.asdict(self.at),
                     )
+            if self._shared:
+                self._leave_episodes()
+
+    def _leave_episodes(self) -> None:
+        """Begin the next ones."""
+        self.collector.episodes[:] = self.collector.next_episodes()
+        self.at.episode = int(self.collector.episodes.sum())
+        self.collector.reset()
+        self._within_step = False
+
+    def _warn_of_endless_episodes(self, score: Evaluation) -> None:
+        if max(score.lengths) >= MAX_EPISODE_STEPS and self.at.evaluated_step == 0:
+            self.display.message(
+                f"an evaluation's episode was cut at {MAX_EPISODE_STEPS:,} steps: has {self.config.env} no time limit? "
+                "gymnasium.make's max_episode_steps sets one (--make-kwargs '{\"max_episode_steps\": 1000}'), and "
+                "fewer --eval-episodes take less time"
+            )
 
     def _score(self, seed: int) -> Evaluation:
         try:

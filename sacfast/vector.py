@@ -12,7 +12,6 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from sacfast import envstate
 from sacfast.envs import make_env
 from sacfast.envstate import NotCapturable
-from sacfast.errors import SACError, first_line
+from sacfast.errors import SACError, first_line, raised
 
 FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
 RESPITE = 30  # seconds that a worker lives on after SIGTERM, for the trainer to save what it holds
@@ -102,13 +101,6 @@ def _report(what: str, cause: Exception | None = None) -> dict[str, Any]:
     return {FAULT: fault}
 
 
-def raised(error: Exception) -> str:
-    """What it raised and where, since the command line shows no traceback."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return f"raised {type(error).__name__}{f': {text}' if text else ''} ({frame.filename}:{frame.lineno})"
-
-
 class SingleEnv(VectorEnv):
     """One environment as a vector of one, reset from outside, without a vectoriser's cost per step."""
 
@@ -117,7 +109,6 @@ class SingleEnv(VectorEnv):
 
     def __init__(self, env: gymnasium.Env) -> None:
         self.env = CheckedEnv(env)
-        self.envs = [env]
         self.spec = None
         self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.DISABLED}
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
@@ -158,7 +149,12 @@ class EnvPool(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as Gymnasium declares it)
 
-    def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
+    def __init__(self, env_id: str, num_envs: int, /, **kwargs: Any) -> None:
+        ours = sorted({"num_envs", "seed"} & kwargs.keys())
+        if ours:
+            raise SACError(
+                f"EnvPool's {ours[0]} is set by --{ours[0].replace('_', '-')}; leave it out of make_kwargs."
+            )
         self.spec, self.env_id, self.num_envs, self.kwargs = None, env_id, num_envs, kwargs
         self._pool: Any = None
         try:
@@ -233,7 +229,7 @@ def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> 
     return envs
 
 
-def make_vector_env(env_id: str, num_envs: int, vector: str, **kwargs: Any) -> VectorEnv:
+def make_vector_env(env_id: str, num_envs: int, vector: str, /, **kwargs: Any) -> VectorEnv:
     """`num_envs` environments by name; `vector` is "sync", "async" or "envpool", `kwargs` go to their constructor.
 
     Raises SACError as make_env does, and where EnvPool is missing or lacks the environment.

@@ -118,6 +118,15 @@ def test_an_agent_changes_its_engine_in_mid_run():
     with pytest.raises(SACError, match="unknown engine"):
         agent.use_engine("warp")
     assert agent.engine.name == "reference"
+
+    def refused(_):
+        raise SACError("the last update was refused")
+
+    before, agent.engine.settle = agent.engine, refused
+    with pytest.raises(SACError, match="was refused"):
+        agent.use_engine("auto")
+    assert agent.engine is before
+    del before.settle
     for one in (agent, steady):
         one.train(3, 32)
     torch.testing.assert_close(agent.state.actor_params, steady.state.actor_params, rtol=1e-3, atol=1e-4)

@@ -28,7 +28,7 @@ def collect(collector, steps=STEPS):
         if isinstance(collector.obs, torch.Tensor):
             action = torch.from_numpy(action)
         new, episodes = collector.step(action, len(rows))
-        columns = (new.env, new.obs, new.action, new.reward, new.next_obs, new.terminated)
+        columns = (new.obs[:, 0], new.obs, new.action, new.reward, new.next_obs, new.terminated)
         rows += list(zip(*(np.asarray(column).tolist() for column in columns), strict=True))
         ended += episodes
     return rows, ended

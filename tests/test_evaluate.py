@@ -10,7 +10,8 @@ import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
+from gymnasium.wrappers import FlattenObservation, TimeLimit
 
 from sacfast import evaluate as module
 from sacfast.agent import SACAgent
@@ -164,6 +165,33 @@ def test_baselines_can_be_left_out(run, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["baselines"] == {}
 
 
+class Described(Sum):
+    """Sum, with observations by name."""
+
+    observation_space = Dict({"place": Box(-1, 1, (2,)), "age": Box(0, 9, (1,))})
+
+    def reset(self, *, seed=None, options=None):
+        return self.named(super().reset(seed=seed)[0]), {}
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return self.named(obs), *rest
+
+    def named(self, obs):
+        return {"place": obs[:2], "age": np.abs(obs[2:])}
+
+
+def test_observations_by_name_are_flattened_as_in_training(tmp_path):
+    env = Described()
+    agent = SACAgent.from_env(FlattenObservation(env), seed=1, **TINY.agent_kwargs())
+    assert len(evaluate(agent, env, 2).returns) == 2
+    env.reset(seed=1)  # still open
+
+
+def test_a_run_may_be_named_by_text(run):
+    assert load_agent(str(run))[1] == load_agent(run)[1]
+
+
 def test_what_is_not_a_run_is_refused(tmp_path, run, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert "absent is not the folder of a run" in capsys.readouterr().err
@@ -200,6 +228,15 @@ def test_a_video_holds_every_frame_of_the_episode(registered, tmp_path):
     assert frames[0].shape == (32, 48, 3)
 
 
+def test_an_environment_of_ones_own_is_filmed_and_left_open(tmp_path):
+    env, path = TimeLimit(Sum(render_mode="rgb_array"), 4), tmp_path / "episode.mp4"
+    env.close = lambda: pytest.fail("it was closed")
+    record_video(zero_policy(Sum().action_space), env, str(path), seed=9)
+    assert len(decoded(path)) == 5
+    with pytest.raises(SACError, match=r"no video of Sum .*render_mode is None; make it with"):
+        record_video(zero_policy(Sum().action_space), Sum(), path)
+
+
 def test_the_command_line_films_mujoco_without_a_display(tmp_path, monkeypatch):
     """In a process of its own: MUJOCO_GL counts only until mujoco is imported, which scoring does."""
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
@@ -227,10 +264,10 @@ def test_a_failing_renderer_leaves_the_scores_and_one_sentence(run, capsys, monk
     monkeypatch.setenv("MUJOCO_GL", "egl")
     real = module.make_env
 
-    def broken(env_id, seed=None, **kwargs):
+    def broken(env_id, **kwargs):
         if "render_mode" in kwargs:
             raise RuntimeError("no OpenGL\nlong story")
-        return real(env_id, seed, **kwargs)
+        return real(env_id, **kwargs)
 
     monkeypatch.setattr(module, "make_env", broken)
     assert main([str(run), "--episodes", "1", "--video", str(tmp_path / "x.mp4")]) == 2

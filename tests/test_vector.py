@@ -198,7 +198,12 @@ class Goal(gymnasium.Env):
 def test_dict_observations_are_flattened_with_one_line(tmp_path, capsys):
     run = train(small(tmp_path, steps=60, num_envs=2, eval_every=0), env=Goal)
     text = capsys.readouterr().out
-    assert text.count("Dict observations are flattened into (5,) (FlattenObservation)") == 1
+    assert (
+        text.count(
+            "Dict observations are flattened, in this order: goal [2], position [3] (FlattenObservation)"
+        )
+        == 1
+    )
     replay, _ = replay_of(run)
     np.testing.assert_array_equal(replay["obs"][:, :2], 0.5)
     assert replay["next_obs"][:, 2:].max() == 1

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ import torch
 from . import toolchain
 from .builder import LIBRARY, Builder, Record
 from .environment import environment_flag
-from .toolchain import BuildError, cache_directory, cpu_path, flags, say, sources
+from .toolchain import BuildError, cache_directory, cpu_path, say
 
 __all__ = [
     "BuildError",
@@ -48,12 +49,10 @@ __all__ = [
     "cache_directory",
     "cpu_path",
     "engine_library",
-    "flags",
     "load",
     "on_load",
     "profiling",
     "require",
-    "sources",
     "status",
 ]
 
@@ -103,8 +102,8 @@ def load() -> bool:
             if not _process.attempted and _process.found is None:
                 try:
                     _attempt()
-                finally:
-                    _process.attempted = True
+                finally:  # after Ctrl-C the next call tries again
+                    _process.attempted = not isinstance(sys.exc_info()[1], KeyboardInterrupt)
     if _process.found is None and environment_flag("REQUIRE_NATIVE"):
         raise _unavailable("are required (SACFAST_REQUIRE_NATIVE) but unavailable", _process.reason)
     return _process.found is not None
@@ -160,13 +159,13 @@ def profiling() -> bool:
     return environment_flag("PROFILE")
 
 
-def build(*, verbose: bool = True) -> Path:
+def build() -> Path:
     """Build the extension ahead of its first use, unless the cache has it, and return its path.
 
-    verbose: show the steps. Raises NativeUnavailable with the reason.
+    Raises NativeUnavailable with the reason.
     """
     try:
-        builder = Builder(progress=verbose, verbose=environment_flag("VERBOSE"))
+        builder = Builder(progress=True, verbose=environment_flag("VERBOSE"))
         cached = builder.cached()
         directory, _ = builder.obtain(force=cached is not None and cached[1].cuda_missing != "")
     except (BuildError, OSError) as error:
@@ -235,7 +234,6 @@ class Status:
     path: Path | None  # of the extension that is loaded, or would be
     reason: str  # why nothing is loaded
     key: str
-    source_hash: str
     compiled_for: str
     paths: list[str]  # of the engine's arithmetic: compiled in
     arithmetic: str  # path:precision of what runs here, fastest first; "" until loaded
@@ -248,10 +246,10 @@ class Status:
 
 def status() -> Status:
     """The state of this process, and what it would find."""
-    builder, key, source_hash, reason = None, "", "", _process.reason
+    builder, key, reason = None, "", _process.reason
     try:
         builder = Builder()
-        key, source_hash = builder.key(), builder.source_hash()
+        key = builder.key()
     except BuildError as error:
         reason = str(error)
     found = _process.found or (builder and (_prebuilt(builder) or builder.cached()))
@@ -267,7 +265,6 @@ def status() -> Status:
         path=found[0] / LIBRARY if found else None,
         reason=reason,
         key=key,
-        source_hash=source_hash,
         compiled_for=_compiled_for(record),
         paths=record.paths if record else (builder.paths if builder else []),
         arithmetic=_arithmetic_names(),

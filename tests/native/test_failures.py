@@ -58,6 +58,17 @@ def test_compiler_that_is_named_but_missing(fresh, monkeypatch, capfd):
     assert "CXX=/nowhere/g++" in capfd.readouterr().err
 
 
+def test_an_interrupted_build_is_tried_again(fresh, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(fresh, "_attempt", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fresh.load()
+    assert fresh.load()
+
+
 def test_broken_compiler_is_reported_once(fresh, compiler, tmp_path, capfd):
     compiler(f'compiles "$@" && echo x >> "{tmp_path}/calls"\n{BROKEN}')
     assert not fresh.available()

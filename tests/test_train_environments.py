@@ -1,0 +1,159 @@
+"""What users bring along: one robot for everything, episodes without end, wrappers, constructors that fail."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
+from training_runs import (
+    Clockwork,
+    counters_of,
+    described,
+    quick_and_clean,  # noqa: F401 (a fixture)
+    replay_of,
+    small,
+)
+
+from sacfast import SACAgent, evaluate, trainer
+from sacfast.config import SACConfig
+from sacfast.errors import SACError
+from sacfast.logger import read_csv
+from sacfast.train import main, train
+
+
+@pytest.mark.parametrize("source", ["one object", "a function that gives one object"])
+def test_one_environment_serves_training_and_evaluation(tmp_path, capsys, source):
+    robot = Clockwork()
+    given = {"env": robot, "eval_env": robot} if source == "one object" else {"env": lambda: robot}
+    run = train(small(tmp_path, steps=150, eval_every=50, eval_episodes=2), **given)
+    assert "training and evaluation share one environment" in capsys.readouterr().out
+    replay, _ = replay_of(run)
+    (t, episode), (after, same) = replay["obs"].T, replay["next_obs"].T
+    np.testing.assert_array_equal(after, t + 1)  # no step leads from training's episode into an evaluation's
+    np.testing.assert_array_equal(same, episode)
+    np.testing.assert_array_equal(replay["reward"], after)
+    assert len(t) == 150
+    cut = [row["step"] for row in read_csv(run / "evaluation.csv")]
+    assert cut == [50, 100, 150]
+    begun = len(set(episode.tolist()))
+    assert counters_of(run)["episode"] == begun
+    assert described(run)["state"]["environments"]["next_episodes"] == [begun]
+
+
+def test_one_environment_cannot_be_several(tmp_path):
+    robot = Clockwork()
+    with pytest.raises(SACError, match="returned the same Clockwork twice"):
+        train(small(tmp_path, num_envs=2), env=lambda: robot)
+
+
+def test_a_name_is_no_environment(tmp_path):
+    with pytest.raises(SACError, match=r"train\(TrainConfig\(env='Pusher-v5'\)\)"):
+        train(small(tmp_path), env="Pusher-v5")
+    with pytest.raises(SACError, match=r"pass gymnasium.make\('Pusher-v5'\)"):
+        SACAgent.from_env("Pusher-v5")
+
+
+class Endless(Clockwork):
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        return observation, reward, False, False, {}
+
+
+def test_episodes_without_end_are_told_once(tmp_path, capsys, monkeypatch):
+    for module in (trainer, evaluate):
+        monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 30)
+    train(small(tmp_path, steps=250), env=Endless)
+    assert capsys.readouterr().out.count("cut at 30 steps: has Endless no time limit?") == 1
+    train(small(tmp_path, steps=250), env=lambda: TimeLimit(Endless(), 20))
+    assert "no time limit?" not in capsys.readouterr().out
+
+
+def test_normalising_wrappers_are_advised_against(tmp_path, capsys):
+    train(small(tmp_path), env=lambda: NormalizeReward(NormalizeObservation(Clockwork())))
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split()[1] for line in lines if "has statistics of its own" in line]
+    assert told == ["NormalizeReward", "NormalizeObservation"]
+
+
+def test_a_temperature_that_nothing_reads_is_told(tmp_path, capsys):
+    sac = {"hidden_dim": 8, "batch_size": 16, "buffer_capacity": 2000, "alpha": 0.05}
+    train(small(tmp_path, sac=SACConfig(**sac)))
+    assert "alpha=0.05 is not used, since the temperature is learned" in capsys.readouterr().out
+    train(small(tmp_path, sac=SACConfig(**sac, automatic_entropy_tuning=False)))
+    assert "is not used" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_a_temperature_of_zero_can_be_learned_with(tmp_path, engine):
+    sac = SACConfig(
+        hidden_dim=8, batch_size=16, buffer_capacity=2000, alpha=0.0, automatic_entropy_tuning=False
+    )
+    run = train(small(tmp_path, sac=sac, engine=engine))
+    assert read_csv(run / "progress.csv")[-1]["alpha"] == 0
+    assert counters_of(run)["step"] == 300
+
+
+def test_what_a_resumed_run_will_lose_is_told_at_the_start(tmp_path, capsys):
+    train(small(tmp_path, steps=60, eval_every=0), env=Clockwork)
+    line = "a resumed run will begin with the next episode: Clockwork has no get_state() and set_state()"
+    assert capsys.readouterr().out.count(line) == 1
+    train(small(tmp_path, steps=60, eval_every=0))
+    assert "a resumed run" not in capsys.readouterr().out
+
+
+class Stubborn(Clockwork):
+    def close(self):
+        raise RuntimeError("the gripper is stuck")
+
+
+def test_an_environment_that_cannot_be_closed_costs_nothing(tmp_path, capsys):
+    run = train(small(tmp_path, steps=60, eval_every=0), env=Stubborn)
+    assert counters_of(run)["step"] == 60
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2  # training's and evaluation's
+    assert "closing Stubborn: it raised RuntimeError: the gripper is stuck" in told[0]
+    assert f"{__file__}:" in told[0]
+
+
+class Choosy(gymnasium.Env):
+    """Takes `seed` as an argument of its own, and refuses others."""
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, seed=None, files=None):
+        self.number = seed
+        if files is not None:
+            files["xml_file"]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.full(2, self.number / 10, np.float32), {}
+
+    def step(self, action):
+        return np.full(2, self.number / 10, np.float32), 0.0, False, False, {}
+
+
+@pytest.fixture
+def choosy():
+    gymnasium.register("Choosy-v0", entry_point=Choosy, max_episode_steps=10)
+    yield
+    del gymnasium.registry["Choosy-v0"]
+
+
+def test_make_kwargs_all_go_to_the_constructor(tmp_path, choosy):
+    run = train(small(tmp_path, env="Choosy-v0", steps=60, make_kwargs={"seed": 7}))
+    np.testing.assert_array_equal(replay_of(run)[0]["obs"], np.float32(0.7))
+    assert evaluate.main([str(run), "--episodes", "1"]) == 0
+
+
+def test_a_constructor_that_fails_is_told_with_its_place(tmp_path, capsys, choosy):
+    flags = ["--env", "Choosy-v0", "--out", str(tmp_path), "--make-kwargs"]
+    assert main([*flags, '{"files": {}}']) == 2
+    error = capsys.readouterr().err
+    assert "environment 'Choosy-v0' could not be made: it raised KeyError: 'xml_file'" in error
+    assert f"({__file__}:" in error
+    assert main([*flags, '{"num_envs": 4}']) == 2
+    error = capsys.readouterr().err
+    assert "unexpected keyword argument 'num_envs'" in error
+    assert "did you mean" not in error
