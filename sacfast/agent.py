@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from sacfast import checkpoint, notebook_file
+from sacfast import agent_file, checkpoint, notebook_file
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
 from sacfast.engines.base import Policy, TorchPolicy
@@ -20,7 +20,7 @@ from sacfast.envs import ActionBounds, check_spaces, observation_size
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
-from sacfast.replay import FIELDS, ReplayBuffer, field_shapes
+from sacfast.replay import ReplayBuffer
 from sacfast.requirements import is_whole
 from sacfast.state import SACState
 
@@ -334,28 +334,8 @@ class SACAgent:
         Raises CheckpointError if it cannot be written; an earlier file at `filepath` is then untouched.
         """
         self.engine.settle(self.state)
-        tensors = dict(self.state.named_tensors())
-        if self.normalizer is not None:
-            tensors |= {
-                f"normalizer.{name}": tensor for name, tensor in self.normalizer.named_tensors().items()
-            }
-        if replay_buffer:
-            tensors |= {f"replay.{name}": tensor for name, tensor in self.replay_buffer.segment().items()}
-        checkpoint.write(
-            filepath,
-            tensors,
-            {
-                "state_dim": self.state_dim,
-                "action_dim": self.action_dim,
-                "action_low": self.bounds.low.tolist(),
-                "action_high": self.bounds.high.tolist(),
-                "config": self.config.to_dict(),
-                "counters": self.state.counters(),
-                "normalized": 0 if self.normalizer is None else self.normalizer.count,
-                "replay": self.replay_buffer.counters() if replay_buffer else None,
-                "extra": extra or {},
-            },
-        )
+        buffer = self.replay_buffer if replay_buffer else None
+        agent_file.write(filepath, self.state, self.config, self.bounds, buffer, extra or {})
 
     def load(self, filepath: str | os.PathLike) -> dict[str, Any]:
         """Take over a checkpoint of `save`, or of the notebook's own save(), in place; returns `extra` of `save`.
@@ -364,80 +344,11 @@ class SACAgent:
         file replaces the agent's. Raises CheckpointError, before anything is changed, if the file is damaged or was
         made for other dimensions or action bounds.
         """
-        if notebook_file.recognised(filepath):
-            tensors, counters = notebook_file.read(filepath, self.state)
-            if self.normalizer is not None:
-                raise CheckpointError(f"{filepath} knows no normalize_obs; make the agent without it")
-            meta: dict[str, Any] = {"counters": counters}
-        else:
-            tensors, meta = checkpoint.read(filepath)
-            self._check_meta(filepath, meta)
-        live = dict(self.state.named_tensors())
-        statistics = {} if self.normalizer is None else self.normalizer.named_tensors()
-        live_statistics = {f"normalizer.{name}": tensor for name, tensor in statistics.items()}
-        _check_shapes(
-            filepath,
-            tensors,
-            {name: tuple(tensor.shape) for name, tensor in (live | live_statistics).items()},
-        )
-        replay = meta.get("replay")
-        segment = {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
-        if replay and replay["size"]:
-            _check_shapes(filepath, tensors, self._replay_shapes(replay["size"], segment))
+        tensors, meta = agent_file.read(filepath, self.state, self.config, self.bounds)
         with suppress(SACError):  # for an update that was refused: it is about what is replaced now
             self.engine.settle(self.state)
-        if replay:
-            try:
-                self.replay_buffer.restore([segment] if replay["size"] else [], replay)
-            except SACError as error:
-                raise CheckpointError(f"{filepath} cannot be loaded: {error}") from None
-        if not self.automatic_entropy_tuning:
-            del live["log_alpha"]
-        with torch.no_grad():
-            for name, tensor in live.items():
-                tensor.copy_(tensors[name])
-        self.state.set_counters(meta["counters"])
-        if self.normalizer is not None:
-            saved = {name: tensors[f"normalizer.{name}"] for name in statistics}
-            self.normalizer.restore(saved, meta["normalized"])
+        agent_file.take_over(filepath, tensors, meta, self.state, self.config, self.replay_buffer)
         return meta.get("extra", {})
-
-    def _replay_shapes(self, size: int, segment: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """What the tensors of a replay segment must look like; until 0.1.0 they were the FIELDS."""
-        fields = dict(zip(FIELDS, field_shapes(size, self.state_dim, self.action_dim), strict=True))
-        if "terminated" not in segment:
-            side = segment.get("side", torch.empty(0))
-            fields = {name: fields[name] for name in ("obs", "action", "reward")}
-            fields |= {"link": (size,), "side": (len(side), self.state_dim)}
-        return {f"replay.{name}": shape for name, shape in fields.items()}
-
-    def _check_meta(self, path: str | os.PathLike, meta: dict[str, Any]) -> None:
-        ours = {
-            "state_dim": self.state_dim,
-            "action_dim": self.action_dim,
-            "hidden_dim": list(self.config.widths),
-            "action_low": self.bounds.low.tolist(),
-            "action_high": self.bounds.high.tolist(),
-            "normalize_obs": self.config.normalize_obs,
-            "reward_scale": self.config.reward_scale,
-        }
-        if self.config.normalize_obs:
-            ours["obs_epsilon"] = self.config.obs_epsilon
-        theirs = {"normalize_obs": False, "obs_epsilon": 1e-8, "reward_scale": 1.0} | meta["config"] | meta
-        theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
-        for name, value in ours.items():
-            saved = theirs[name]
-            # Bounds in float64 have been rounded to the nearest float32, now it is inwards.
-            alike = (
-                np.allclose(saved, value, rtol=1e-6)
-                if name in ("action_low", "action_high")
-                else saved == value
-            )
-            if not alike:
-                raise CheckpointError(
-                    f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "
-                    "make the agent as the checkpoint's was (SACAgent.from_checkpoint does)"
-                )
 
 
 def _dimension(name: str, value: int) -> int:
@@ -456,16 +367,3 @@ def _device(device: torch.device | str) -> torch.device:
             f"device {str(device)!r} is not available here ({str(error).splitlines()[0]}); use device='cpu'"
         ) from None
     return device
-
-
-def _check_shapes(
-    path: str | os.PathLike, saved: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]
-) -> None:
-    for name, shape in wanted.items():
-        if name not in saved:
-            raise CheckpointError(f"{path} lacks {name}; it was not written by SACAgent.save")
-        if saved[name].shape != shape:
-            raise CheckpointError(
-                f"{path} holds {name} of shape {list(saved[name].shape)}, but this agent's is {list(shape)}; "
-                "make the agent with the checkpoint's dimensions"
-            )

@@ -25,6 +25,7 @@ ORDER = [
     "engines",
     "checkpoint",
     "notebook_file",
+    "agent_file",
     "agent",
     "run_folder",
     "interop",

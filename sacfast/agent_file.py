@@ -1,0 +1,156 @@
+"""All that an agent is, in one file: what SACAgent.save writes, and how load takes it over.
+
+Tensors carry the names of SACState, "normalizer.NAME" and "replay.NAME"; the description holds the rest.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacfast import checkpoint, notebook_file
+from sacfast.config import SACConfig, hidden_widths
+from sacfast.envs import ActionBounds
+from sacfast.errors import CheckpointError, SACError
+from sacfast.replay import FIELDS, ReplayBuffer, field_shapes
+from sacfast.state import SACState
+
+Path = str | os.PathLike
+
+
+def write(
+    path: Path,
+    state: SACState,
+    config: SACConfig,
+    bounds: ActionBounds,
+    buffer: ReplayBuffer | None,
+    extra: dict[str, Any],
+) -> None:
+    """Raises CheckpointError if it cannot be written; an earlier file at `path` is then untouched."""
+    tensors = dict(state.named_tensors()) | _statistics(state)
+    if buffer is not None:
+        tensors |= {f"replay.{name}": tensor for name, tensor in buffer.segment().items()}
+    meta = {
+        "state_dim": state.obs_dim,
+        "action_dim": state.action_dim,
+        "action_low": bounds.low.tolist(),
+        "action_high": bounds.high.tolist(),
+        "config": config.to_dict(),
+        "counters": state.counters(),
+        "normalized": 0 if state.normalizer is None else state.normalizer.count,
+        "replay": None if buffer is None else buffer.counters(),
+        "extra": extra,
+    }
+    checkpoint.write(path, tensors, meta)
+
+
+def read(
+    path: Path, state: SACState, config: SACConfig, bounds: ActionBounds
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file of `write`, or of the notebook's own save(), for an agent like this.
+
+    Raises CheckpointError if the file is damaged or was made for other dimensions, settings or action bounds.
+    """
+    if notebook_file.recognised(path):
+        tensors, counters = notebook_file.read(path, state)
+        if state.normalizer is not None:
+            raise CheckpointError(f"{path} knows no normalize_obs; make the agent without it")
+        meta: dict[str, Any] = {"counters": counters}
+    else:
+        tensors, meta = checkpoint.read(path)
+        _check_meta(path, meta, state, config, bounds)
+    live = dict(state.named_tensors()) | _statistics(state)
+    wanted = {name: tuple(tensor.shape) for name, tensor in live.items()}
+    replay = meta.get("replay")
+    if replay and replay["size"]:
+        wanted |= _replay_shapes(replay["size"], _segment(tensors), state)
+    _check_shapes(path, tensors, wanted)
+    return tensors, meta
+
+
+def take_over(
+    path: Path,
+    tensors: dict[str, Tensor],
+    meta: dict[str, Any],
+    state: SACState,
+    config: SACConfig,
+    buffer: ReplayBuffer,
+) -> None:
+    """Put what `read` gave into `state`, in place, but for the temperature where it is fixed, and, if the file holds
+    transitions, into `buffer`. Raises CheckpointError, before anything is changed, for what the buffer cannot hold.
+    """
+    replay = meta.get("replay")
+    if replay:
+        try:
+            buffer.restore([_segment(tensors)] if replay["size"] else [], replay)
+        except SACError as error:
+            raise CheckpointError(f"{path} cannot be loaded: {error}") from None
+    live = dict(state.named_tensors())
+    if not config.automatic_entropy_tuning:
+        del live["log_alpha"]
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(tensors[name])
+    state.set_counters(meta["counters"])
+    if state.normalizer is not None:
+        saved = {name: tensors[f"normalizer.{name}"] for name in state.normalizer.named_tensors()}
+        state.normalizer.restore(saved, meta["normalized"])
+
+
+def _statistics(state: SACState) -> dict[str, Tensor]:
+    tensors = {} if state.normalizer is None else state.normalizer.named_tensors()
+    return {f"normalizer.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _segment(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
+
+
+def _replay_shapes(size: int, segment: dict[str, Tensor], state: SACState) -> dict[str, tuple[int, ...]]:
+    """What the tensors of a replay segment must look like; until 0.1.0 they were the FIELDS."""
+    fields = dict(zip(FIELDS, field_shapes(size, state.obs_dim, state.action_dim), strict=True))
+    if "terminated" not in segment:
+        side = segment.get("side", torch.empty(0))
+        fields = {name: fields[name] for name in ("obs", "action", "reward")}
+        fields |= {"link": (size,), "side": (len(side), state.obs_dim)}
+    return {f"replay.{name}": shape for name, shape in fields.items()}
+
+
+def _check_meta(
+    path: Path, meta: dict[str, Any], state: SACState, config: SACConfig, bounds: ActionBounds
+) -> None:
+    ours = {
+        "state_dim": state.obs_dim,
+        "action_dim": state.action_dim,
+        "hidden_dim": list(config.widths),
+        "action_low": bounds.low.tolist(),
+        "action_high": bounds.high.tolist(),
+        "normalize_obs": config.normalize_obs,
+        "reward_scale": config.reward_scale,
+    }
+    if config.normalize_obs:
+        ours["obs_epsilon"] = config.obs_epsilon
+    theirs = {"normalize_obs": False, "obs_epsilon": 1e-8, "reward_scale": 1.0} | meta["config"] | meta
+    theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
+    for name, value in ours.items():
+        saved = theirs[name]
+        # Bounds in float64 have been rounded to the nearest float32, now it is inwards.
+        bound = name in ("action_low", "action_high")
+        if not (np.allclose(saved, value, rtol=1e-6) if bound else saved == value):
+            raise CheckpointError(
+                f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "
+                "make the agent as the checkpoint's was (SACAgent.from_checkpoint does)"
+            )
+
+
+def _check_shapes(path: Path, saved: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in wanted.items():
+        if name not in saved:
+            raise CheckpointError(f"{path} lacks {name}; it was not written by SACAgent.save")
+        if saved[name].shape != shape:
+            raise CheckpointError(
+                f"{path} holds {name} of shape {list(saved[name].shape)}, but this agent's is {list(shape)}; "
+                "make the agent with the checkpoint's dimensions"
+            )
