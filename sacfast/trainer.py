@@ -16,7 +16,6 @@ are left behind, and the resumed run begins with the next ones.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -27,9 +26,7 @@ from time import perf_counter
 from typing import Any
 
 import gymnasium
-import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor
 
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, episode_seed
@@ -41,6 +38,7 @@ from sacfast.errors import ActionNotFinite, CheckpointError, SACError, raised
 from sacfast.evaluate import MAX_EPISODE_STEPS, REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
 from sacfast.learner import Learner
 from sacfast.logger import RunLogger
+from sacfast.pilot import DivergedError, Pilot
 from sacfast.plotting import plot_run
 from sacfast.run_folder import RunFolder, resume_command, write_json
 from sacfast.stop import StopRequest
@@ -52,10 +50,6 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, run: Path, signum: int, command: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; resume with {command}")
         self.run, self.signum = run, signum
-
-
-class DivergedError(SACError):
-    """The policy's numbers are no longer finite: the one error after which nothing must be saved."""
 
 
 class _EvaluationStopped(Exception):
@@ -128,6 +122,7 @@ class Trainer:
         self._mark = (perf_counter(), self.at.step, agent.training_steps)
         self._stopwatch = Stopwatch()
         self.learner = Learner(config, agent, self._stopwatch)
+        self.pilot = Pilot(config, agent, folder.path)
 
     def run(self) -> None:
         """Train to the end, score the best policy, draw the plots.
@@ -220,13 +215,13 @@ class Trainer:
         collector, at = self.collector, self.at
         self._within_step = True
         random = at.step < self.config.learning_starts
-        action = collector.random_action() if random else self._act(collector.obs)
+        action = collector.random_action() if random else self.pilot.act(collector.obs, at.step)
         self._stopwatch.lap("act")
         with self.learner.beside(at.step):
             try:
                 rows, ended = collector.step(action, at.step)
             except ActionNotFinite as error:
-                raise self._diverged(str(error)) from None
+                raise self.pilot.diverged(str(error)) from None
         self._stopwatch.lap("env")
         self._storing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
@@ -240,42 +235,6 @@ class Trainer:
             self.logger.episode(at.episode, at.step, episode.total, episode.length)
         self._within_step = False
         self._stopwatch.lap("log")
-
-    def _act(self, observation: Array, evaluate: bool = False) -> Array:
-        action: Array
-        if isinstance(observation, Tensor):
-            action = self.agent.act(observation, evaluate)
-            if not evaluate:
-                return action  # the collector looks at it, together with what comes of it: a GPU is awaited but once
-        elif len(observation) == 1 and observation.ndim == 2:
-            action = self.agent.select_action(observation[0], evaluate)[None]  # the fastest call of engines
-        else:
-            action = self.agent.select_action(observation, evaluate)
-        if not math.isfinite(action.sum()):
-            first = action.reshape(-1, self.agent.action_dim)[0].tolist()
-            raise self._diverged(f"the policy's action at step {self.at.step} is {first}")
-        return action
-
-    def _diverged(self, what: str) -> DivergedError:
-        sac = self.config.sac
-        critics = "" if sac.critic_lr is None else f", a lower --critic-lr than {sac.critic_lr:g}"
-        return DivergedError(
-            f"{what}: training diverged; start again with a lower --lr than {sac.lr:g}{critics} or smaller rewards "
-            f"(checkpoints in {self.folder} are older)."
-        )
-
-    def _check_weights(self) -> None:
-        """Raise DivergedError where the networks or the temperature are no longer numbers."""
-        state = self.agent.state
-        self.agent.engine.settle(state)
-        learned = {
-            "actor": state.actor_params,
-            "critics": state.critic_params,
-            "alpha": state.log_alpha.exp(),  # a fixed one may be 0
-        }
-        for name, weights in learned.items():
-            if not torch.isfinite(weights).all():
-                raise self._diverged(f"{name} at step {self.at.step} holds NaN or an infinity")
 
     def _log(self) -> None:
         (then, step, updates), now = self._mark, perf_counter()
@@ -361,14 +320,14 @@ class Trainer:
     def _evaluation_policy(self, observation: Array) -> Array:
         if self.stop.signum is not None:
             raise _EvaluationStopped
-        return self._act(observation, evaluate=True)
+        return self.pilot.act(observation, self.at.step, evaluate=True)
 
     def _save_last(self) -> None:
         with self._untimed("saving"):
             self._write_last()
 
     def _write_last(self) -> None:
-        self._check_weights()  # NaN must not replace a good checkpoint
+        self.pilot.check(self.at.step)  # NaN must not replace a good checkpoint
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),

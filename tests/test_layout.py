@@ -43,6 +43,7 @@ ORDER = [
     "plot",
     "stop",
     "learner",
+    "pilot",
     "trainer",
     "train",
 ]
