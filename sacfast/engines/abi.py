@@ -4,6 +4,7 @@ The structs are those of csrc/engine.h, sac_math.h and transitions.h, field by f
 """
 
 import ctypes
+import weakref
 from ctypes import c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
@@ -120,3 +121,10 @@ def declare(library: ctypes.CDLL, signatures: dict[str, tuple] = SIGNATURES) -> 
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def free_with(owner: object, delete: Any, handle: int) -> weakref.finalize:
+    """Call delete(handle) when `owner` goes, or on demand; not at exit, where a thread may still be using it."""
+    finalizer = weakref.finalize(owner, delete, handle)
+    finalizer.atexit = False
+    return finalizer

@@ -20,10 +20,9 @@ from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
 from sacfast.engines.native import NativeEngine
-from sacfast.engines.structs import layer_specs, log_std_bounds, obs_statistics, state_pointers, take_counters
+from sacfast.engines.structs import policy_call, policy_spec, state_pointers, take_counters
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
-from sacfast.ops import Stream
 from sacfast.ops.launch import current_stream, on_device
 from sacfast.replay import ReplayBuffer
 from sacfast.state import SACState
@@ -197,7 +196,7 @@ class CudaPolicy:
     It is enqueued on PyTorch's current stream, behind the updates that it is to see, and awaited.
     """
 
-    MOST = 64  # observations from which on products of matrices in PyTorch are faster
+    MOST = 64  # observations, beyond which products of matrices in PyTorch are faster
 
     def __init__(self, engine: CudaEngine, state: SACState, bounds: ActionBounds) -> None:
         self._engine, self._library = engine, engine._library
@@ -207,16 +206,8 @@ class CudaPolicy:
         self._obs, self._action = (torch.zeros(self.MOST, dim, pin_memory=pinned) for dim in self._dims)
         self._rows, self._actions = self._obs.numpy(), self._action.numpy()
         self._bounds = [torch.tensor(bound, device=engine.device) for bound in (bounds.low, bounds.high)]
-        self._spec = abi.PolicySpec(
-            *self._dims,
-            len(state.actor_layers) - 2,
-            layer_specs(state.actor_layers),
-            log_std_bounds(state),
-            *(bound.data_ptr() for bound in self._bounds),
-        )
-        self._call = abi.PolicyCall(obs=self._obs.data_ptr(), action=self._action.data_ptr())
-        self._call.statistics = obs_statistics(state)
-        self._call.stream = Stream.EXPLORE
+        self._spec = policy_spec(state, *(bound.data_ptr() for bound in self._bounds))
+        self._call = policy_call(state, 1, self._obs.data_ptr(), self._action.data_ptr())
 
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
         obs = check_observation(observation, self._dims[0])

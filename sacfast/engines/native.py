@@ -22,7 +22,8 @@ from torch import Tensor
 from sacfast import native
 from sacfast.config import SACConfig
 from sacfast.engines import abi
-from sacfast.engines.base import Engine, Metrics, Noise, Policy, TorchPolicy, check_inputs, check_observation
+from sacfast.engines.base import Engine, Metrics, Noise, Policy, check_inputs
+from sacfast.engines.native_policy import NativePolicy
 from sacfast.engines.structs import (
     check_memory,
     layer_specs,
@@ -34,11 +35,9 @@ from sacfast.engines.structs import (
 )
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
-from sacfast.ops import Stream
 from sacfast.replay import FIELDS, OBS_TYPES, Batch, ReplayBuffer
 from sacfast.state import BETA1, BETA2, EPSILON, SACState
 
-SEVERAL = 64  # observations from which on products of matrices in PyTorch are faster than one after the other
 PHASES = (
     "gather",
     "actor forward",
@@ -312,7 +311,7 @@ class NativeEngine(Engine):
             handle, delete = self._new(self._spec(state))
             if not handle:
                 raise NativeUnavailable(f"the native engine failed: {self._library.sacfast_error().decode()}")
-            self._free = _free_with(self, delete, handle)
+            self._free = abi.free_with(self, delete, handle)
             self._update, self._shape, self._packed = handle, shape, None
         return self._update
 
@@ -343,72 +342,6 @@ class NativeEngine(Engine):
             learn_alpha=config.automatic_entropy_tuning,
             actor_update_period=config.actor_update_period,
         )
-
-
-class NativePolicy:
-    """Observations [O] or [n, O] to actions in the environment's units, in one call."""
-
-    def __init__(self, library: ctypes.CDLL, path: str, state: SACState, bounds: ActionBounds) -> None:
-        # Keeps the interpreter lock: giving it up and waiting for it again would cost more than the action.
-        self._library = abi.declare(ctypes.PyDLL(library._name))
-        self._state, self._dims = state, (state.obs_dim, state.action_dim)
-        self._many = TorchPolicy(state, bounds)
-        spec = abi.PolicySpec(
-            *self._dims,
-            len(state.actor_layers) - 2,
-            layer_specs(state.actor_layers),
-            log_std_bounds(state),
-            bounds.low.ctypes.data,
-            bounds.high.ctypes.data,
-        )
-        arithmetic = self._library.sacfast_arithmetic(path.encode(), b"float32")
-        self._policy = arithmetic and self._library.sacfast_policy_new(ctypes.byref(spec), arithmetic)
-        if not self._policy:
-            raise NativeUnavailable(f"the native policy failed: {self._library.sacfast_error().decode()}")
-        _free_with(self, self._library.sacfast_policy_delete, self._policy)
-        self._act = self._library.sacfast_policy_act
-        self._obs, self._action = (np.zeros(dim, np.float32) for dim in self._dims)
-        self._call = abi.PolicyCall(n=1, obs=self._obs.ctypes.data, action=self._action.ctypes.data)
-        self._call.statistics = obs_statistics(state)
-        self._call.stream = Stream.EXPLORE
-        self._reference = ctypes.byref(self._call)
-
-    def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
-        plain = type(observation) is np.ndarray and observation.dtype.kind in "fiu"
-        if not plain or observation.shape != self._obs.shape:
-            return self._several(check_observation(observation, self._dims[0]), evaluate)
-        self._obs[:] = observation
-        self._run(self._call, self._reference, evaluate)
-        return self._action.copy()
-
-    def _run(self, call: abi.PolicyCall, reference: Any, evaluate: bool) -> None:
-        state = self._state
-        call.params = state.actor_params.data_ptr()
-        call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
-        self._act(self._policy, reference)
-        if call.bad >= 0:
-            value = ctypes.cast(call.obs, ctypes.POINTER(ctypes.c_float))[call.bad]
-            raise SACError(f"the observation holds {value}; check the environment")
-        if not evaluate:
-            state.action_step += 1
-
-    def _several(self, obs: np.ndarray, evaluate: bool) -> np.ndarray:
-        if obs.ndim == 2 and len(obs) >= SEVERAL:
-            return self._many(obs, evaluate)
-        rows = np.ascontiguousarray(obs).reshape(-1, self._dims[0])
-        action = np.empty((len(rows), self._dims[1]), np.float32)
-        call = abi.PolicyCall(n=len(rows), obs=rows.ctypes.data, action=action.ctypes.data)
-        call.statistics = self._call.statistics
-        call.stream = Stream.EXPLORE
-        self._run(call, ctypes.byref(call), evaluate)
-        return action.reshape(*obs.shape[:-1], self._dims[1])
-
-
-def _free_with(owner: object, delete: Any, handle: int) -> weakref.finalize:
-    """Call delete(handle) when `owner` goes, or on demand; not at exit, where a thread may still be using it."""
-    finalizer = weakref.finalize(owner, delete, handle)
-    finalizer.atexit = False
-    return finalizer
 
 
 def _unit_stride(field: Tensor) -> Tensor:

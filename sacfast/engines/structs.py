@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sacfast.engines import abi
 from sacfast.errors import SACError
+from sacfast.ops import Stream
 from sacfast.state import Layer, SACState
 
 
@@ -46,6 +47,26 @@ def obs_statistics(state: SACState) -> abi.ObsStatistics:
     if normalizer is None:
         return abi.ObsStatistics()
     return abi.ObsStatistics(normalizer.shift.data_ptr(), normalizer.scale.data_ptr())
+
+
+def policy_spec(state: SACState, low: int, high: int) -> abi.PolicySpec:
+    """Of the actor, with the addresses of the bounds of actions."""
+    return abi.PolicySpec(
+        state.obs_dim,
+        state.action_dim,
+        len(state.actor_layers) - 2,
+        layer_specs(state.actor_layers),
+        log_std_bounds(state),
+        low,
+        high,
+    )
+
+
+def policy_call(state: SACState, n: int, obs: int, action: int) -> abi.PolicyCall:
+    """For n observations at the address `obs`; where the state stands is filled in at every call."""
+    call = abi.PolicyCall(n=n, obs=obs, action=action, stream=Stream.EXPLORE)
+    call.statistics = obs_statistics(state)
+    return call
 
 
 def transitions_of(
