@@ -122,7 +122,7 @@ def _rounded_inwards(bound: Any, inwards: float) -> np.ndarray:
     with np.errstate(over="ignore"):
         value = exact.astype(np.float32)
     outside = value > exact if inwards < 0 else value < exact
-    return np.where(outside, np.nextafter(value, np.float32(inwards)), value)
+    return np.where(outside & np.isfinite(value), np.nextafter(value, np.float32(inwards)), value)
 
 
 def nearest_names(env_id: str, count: int = 3) -> list[str]:

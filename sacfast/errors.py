@@ -1,9 +1,10 @@
 """Errors that a user can act on: each message is one sentence with the offending value and the remedy."""
 
+import sysconfig
 import traceback
 from pathlib import Path
 
-HERE = str(Path(__file__).parent)
+NOT_THE_USERS = ("<frozen", str(Path(__file__).parent), sysconfig.get_path("stdlib"))
 
 
 class SACError(ValueError):
@@ -30,7 +31,9 @@ def first_line(error: BaseException) -> str:
 def raised(error: Exception) -> str:
     """What it raised and where, since the command line shows no traceback: in the user's own code, if there is any."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(HERE)]
+    own = [
+        f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(NOT_THE_USERS)
+    ]
     frame = (own or frames)[-1]
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return f"raised {type(error).__name__}{f': {text}' if text else ''} ({frame.filename}:{frame.lineno})"

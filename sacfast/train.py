@@ -222,15 +222,15 @@ def _environments(
     """The name of the environment, what to train on and what to evaluate on; `owned` gets those made here."""
 
     def own(env: Any) -> Any:
-        owned.append(env)
+        if not any(env is each for each in owned):  # a function may give the same one twice
+            owned.append(env)
         return env
 
     def given(source: Any) -> Any:
         """What the caller passed, or what the function that the caller passed makes, fit for SAC."""
         if isinstance(source, (str, gymnasium.Env)) or is_vector(source):
             return _fit(source)
-        own(source())
-        return _fit(owned[-1])
+        return _fit(own(source()))
 
     if source is None:
         training = own(make_vector_env(config.env, config.num_envs, config.vector, **config.make_kwargs))

@@ -55,6 +55,7 @@ def test_there_and_back(low, width, unit):
         ([2.0], [1.0]),
         ([np.nan], [1.0]),
         ([-3e38], [3e38]),
+        ([0.0], [1e300]),
     ],
 )
 def test_unusable_bounds(low, high):
