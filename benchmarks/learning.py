@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def searched(
 EPSILONS: dict[str, dict[str, Any]] = {"default": {}} | {
     name: settings for name, settings in OBSERVATIONS.items() if "obs_epsilon" in settings
 }
-BATCHES = {f"batches of {size}": {"batch_size": size} for size in (64, 256)}
+SMALL_BATCHES, LARGE_BATCHES = ({f"batches of {size}": {"batch_size": size}} for size in (64, 256))
 FIVE_SEEDS = range(5)
 TABLES: dict[str, list[Job]] = {
     "main": [Job(env, 100_000, seed) for env in SMALL for seed in SEEDS],
@@ -180,6 +180,7 @@ TABLES: dict[str, list[Job]] = {
         *searched("HalfCheetah-v5", 100_000, LONGER),
         *searched("HalfCheetah-v5", 50_000, SEARCH),
         *searched("Ant-v5", 100_000, OBSERVATIONS),
+        *(job for env in ABLATED for job in searched(env, 100_000, SMALL_BATCHES)),
     ],
     "gpu-search": [
         *searched("Pusher-v5", 50_000, EPSILONS, FIVE_SEEDS, "cuda", every=5_000),
@@ -187,7 +188,7 @@ TABLES: dict[str, list[Job]] = {
         *(
             job
             for env in ("Hopper-v5", "Walker2d-v5", "Ant-v5")
-            for job in searched(env, 100_000, BATCHES, SEEDS, "cuda", every=50_000)
+            for job in searched(env, 100_000, SMALL_BATCHES | LARGE_BATCHES, SEEDS, "cuda", every=50_000)
         ),
     ],
 }
@@ -291,7 +292,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         show(chosen, args.out, recorded)
         return 0
-    if not args.again:
+    if args.again:  # as far as they are recorded, or the recorded runs would stay
+        chosen = [replace(job, steps=max(job.steps, reached(job, recorded))) for job in chosen]
+        every = longest([*every, *chosen])
+    else:
         chosen = [job for job in chosen if reached(job, recorded) < job.steps]
     complete = Scheduler(args.out, args.jobs).run(chosen)
     entries, left_out = merge(every, gather(every, args.out), recorded)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
-from learning_tables import learner, mean_curve, published, shown
+from learning_tables import implementation, mean_curve, published, shown
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -138,21 +138,22 @@ def draw(entries: list[Entry], path: Path) -> None:
         panels.setdefault((entry["env"], entry["device"]), []).append(entry)
     if not panels:
         return
-    looks = dict(zip(dict.fromkeys(map(learner, curves)), itertools.cycle(STYLES)))
+    looks = dict(zip(dict.fromkeys(map(implementation, curves)), itertools.cycle(STYLES)))
 
     def fill(figure) -> None:
         rows = figure.subplots(len(panels), 2, squeeze=False, sharey="row")
         for (by_step, by_minute), ((env, device), here) in zip(rows, panels.items(), strict=True):
             for entry in here:
-                color, line, marker = looks[learner(entry)]
+                color, line, marker = looks[implementation(entry)]
                 style = {"color": color, "linestyle": line}
                 _curves(by_step, entry, lambda run: run[:, 0] / 1000, style, marker)
                 _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
             last = max(run["evaluations"][-1][0] for entry in here for run in entry["runs"])
             _published_points(by_step, env, last)
-            by_step.set(title=env, xlabel="environment steps (thousands)", ylabel="return per episode")
-            where = "on one thread" if device == "cpu" else "seeds sharing a GPU"
-            by_minute.set(title=env, xlabel=f"minutes of training, {where}")
+            title = env if device == "cpu" else f"{env}, on a GPU"
+            by_step.set(title=title, xlabel="environment steps (thousands)", ylabel="return per episode")
+            where = "on one thread" if device == "cpu" else "seeds sharing the GPU"
+            by_minute.set(title=title, xlabel=f"minutes of training, {where}")
             for axes in (by_step, by_minute):
                 axes.set_xlim(left=0)
                 axes.grid(alpha=0.3, linewidth=0.5)
@@ -194,4 +195,6 @@ def _curves(axes, entry: Entry, x, style: dict[str, Any], marker: str) -> None:
         axes.plot(x(each), each[:, 1], alpha=0.4, linewidth=0.7, **style)
     mean = np.array(mean_curve(entry))
     every = max(1, len(mean) // 8)
-    axes.plot(x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=every, label=learner(entry), **style)
+    axes.plot(
+        x(mean), mean[:, 1], linewidth=2, marker=marker, markevery=every, label=implementation(entry), **style
+    )

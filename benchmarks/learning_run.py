@@ -239,6 +239,9 @@ def describe(job: Job, side_by_side: int) -> dict[str, Any]:
     machine = describe_machine() | {"date": today, "side_by_side": side_by_side}
     if job.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name(job.device)
+        # NVIDIA's MPS lets runs on one GPU go on beside one another, which their minutes depend on.
+        pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+        machine["mps"] = (Path(pipes) / "control").exists()
     if job.implementation == "sb3":
         import stable_baselines3
 

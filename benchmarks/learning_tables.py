@@ -11,7 +11,7 @@ from tables import NONE, OURS, Entry, number
 
 FORMER = "obs_epsilon 1e-8"  # the default while the search went on; settings named after it depart from it
 SHOWN = ("default", "notebook's")  # variants whose scores are shown
-TIMED = (*SHOWN, FORMER, f"{FORMER}, batches of 64")  # whose minutes to a score are
+TIMED = (*SHOWN, "batches of 64")  # whose minutes to a score are
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
@@ -117,15 +117,15 @@ def _measured(entry: Entry) -> dict[int, str]:
 
 
 def ablation_table(entries: list[Entry]) -> list[str]:
-    """Of `ablated` entries: one line per variant of the settings, one column per environment, after the last step that
-    all of them were evaluated at.
+    """Of `ablated` entries: one line per variant of the settings, one column per environment, after the step that most
+    of them went up to; one that is not that far has no score.
     """
     environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
     cells: dict[str, dict[str, str]] = {}
     steps = {}
     for env in environments:
         rivals = [entry for entry in entries if entry["env"] == env]
-        steps[env] = min(run["evaluations"][-1][STEP] for entry in rivals for run in entry["runs"])
+        steps[env] = statistics.mode(last_step(entry) for entry in rivals)
         for entry in rivals:
             cells.setdefault(entry["variant"], {})[env] = _mean_and_deviation(_at(entry, steps[env]))
     lines = [
@@ -169,9 +169,14 @@ def mean_curve(entry: Entry) -> list[list[float]]:
 
 
 def _place(entry: Entry) -> tuple:
-    """What minutes are of."""
-    machine = entry["runs"][0]["machine"]
-    return machine["cpu"], machine["cores"], machine["kernels"], machine.get("gpu")
+    """What minutes are of. Raises ValueError where the seeds ran on different machines."""
+    names = ("cpu", "cores", "kernels", "gpu")
+    places = {tuple(run["machine"].get(name) for name in names) for run in entry["runs"]}
+    if len(places) > 1:
+        raise ValueError(
+            f"{entry['env']}, {entry['variant']}: seeds of different machines, {sorted(map(str, places))}"
+        )
+    return places.pop()
 
 
 def side_by_side(entries: list[Entry]) -> str:
@@ -204,12 +209,16 @@ def _minutes_to(entry: Entry, score: float) -> float | None:
 
 def learner(entry: Entry) -> str:
     """What learned: an implementation, with the settings and the device where these are not the usual ones."""
+    gpu = entry["runs"][0]["machine"].get("gpu")
+    return implementation(entry) + ("" if gpu is None else f", {gpu}")
+
+
+def implementation(entry: Entry) -> str:
+    """The same, wherever it ran."""
     machine = entry["runs"][0]["machine"]
     name = f"Stable-Baselines3 {machine['sb3']}" if entry["implementation"] == "sb3" else OURS
-    name += {"default": "", "notebook's": ", notebook's settings"}.get(
-        entry["variant"], f", {entry['variant']}"
-    )
-    return name if entry["device"] == "cpu" else f"{name}, {machine['gpu']}"
+    usual = {"default": "", "notebook's": ", notebook's settings"}
+    return name + usual.get(entry["variant"], f", {entry['variant']}")
 
 
 def _at(entry: Entry, step: int, column: int = MEAN) -> list[float]:

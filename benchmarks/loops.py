@@ -1,8 +1,9 @@
 """Whole training loops, each in a process of its own: `python benchmarks/loops.py ROLE ENV STEPS THREADS` prints JSON.
 
 Timed from step WARM_UP on, when everything has been compiled and learning is under way. Every loop has 256 x 256
-networks, batches of 256, one update per step from step 1,000 on, and otherwise the defaults of its package: ours writes
-its logs, the others have none.
+networks and one update per step from step 1,000 on; batches are of 256, as the others have them, but in DEFAULT, which
+is what `python -m sacfast.train` does. Otherwise each has the defaults of its package: ours writes its logs, the
+others have none.
 """
 
 import json
@@ -16,9 +17,11 @@ from sacfast.config import SCHEDULES
 from sacfast.diagnostics import STAGES
 
 STARTS, WARM_UP = 1000, 1500
+DEFAULT = "default settings"
+OURS = (*SCHEDULES, DEFAULT)
 
 
-def ours(schedule: str, env: str, steps: int, threads: int) -> dict:
+def ours(role: str, env: str, steps: int, threads: int) -> dict:
     from sacfast import SACConfig, TrainConfig
     from sacfast.logger import read_csv
     from sacfast.train import train
@@ -27,13 +30,13 @@ def ours(schedule: str, env: str, steps: int, threads: int) -> dict:
         config = TrainConfig(
             env=env,
             steps=steps,
-            schedule=schedule,
+            schedule="strict" if role == DEFAULT else role,
             threads=threads,
             out=out,
             learning_starts=STARTS,
             eval_every=0,
             eval_episodes=1,
-            sac=SACConfig.notebook(),
+            sac=SACConfig() if role == DEFAULT else SACConfig.notebook(),
         )
         rows = read_csv(train(config) / "progress.csv")
     before = next(row for row in rows if row["step"] >= WARM_UP)
@@ -67,7 +70,7 @@ def peer(role: str, env: str, steps: int, threads: int) -> dict:
 
 def main(argv: list[str]) -> int:
     role, env, steps, threads = argv[0], argv[1], int(argv[2]), int(argv[3])
-    run = ours if role in SCHEDULES else peer
+    run = ours if role in OURS else peer
     print(json.dumps(run(role, env, steps, threads)))
     return 0
 

@@ -62,6 +62,7 @@ ROLES = {
     "compiled": "by hand, compiled",
     "graph": "by hand, compiled, as a CUDA graph",
     "sb3": "SB3",
+    "sb3 1 thread": "SB3, 1 thread",
     "sbx": "SBX",
 }
 
@@ -149,8 +150,8 @@ def loop_table(entries: list[Entry]) -> list[str]:
     """One line per environment and loop: its pace, how near that is to the ideal, and where its time goes."""
     stages = list(entries[0]["loops"]["strict"]["stages"])
     lines = [
-        f"| training loop | steps/s | of the ideal | overlap is | {' | '.join(stages)} |",
-        "|---|---:|---:|---:|" + "---:|" * len(stages),
+        f"| training loop | steps/s | of the ideal | overlap is | default is | {' | '.join(stages)} |",
+        "|---|---:|---:|---:|---:|" + "---:|" * len(stages),
     ]
     for entry in entries:
         for role, loop in entry["loops"].items():
@@ -160,7 +161,7 @@ def loop_table(entries: list[Entry]) -> list[str]:
                 with_range(loop["steps_per_s"]),
                 f"{loop['of_ideal'][1]:.0%}",
             ]
-            cells.append(f"{number(loop['ratio'][1])}x")
+            cells += [f"{number(loop[ratio][1])}x" for ratio in ("ratio", "default_ratio")]
             cells += [f"{loop['stages'][stage]:.1%}" if "stages" in loop else NONE for stage in stages]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -187,10 +187,10 @@ class SACAgent:
         return agent
 
     def use_engine(self, name: str, *, threads: int | None = None) -> None:
-        """Compute with another engine from now on; what was learned stays. The same as assigning `engine`.
+        """Compute with another engine from now on; what was learned stays.
 
-        `threads` as in the constructor; None keeps their number. Raises as the constructor does, and the agent is
-        then as it was.
+        `threads` as in the constructor; None keeps their number. Raises as the constructor does, and SACError for an
+        update that the engine before has refused; the agent then has that engine still.
         """
         self.engine.settle(self.state)
         threads = self.engine.threads if threads is None else threads

@@ -6,7 +6,6 @@ Tensors carry the names of SACState, "normalizer.NAME" and "replay.NAME"; the de
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,11 +133,11 @@ def _check_meta(
         ours["obs_epsilon"] = config.obs_epsilon
     theirs = {"normalize_obs": False, "obs_epsilon": 1e-8, "reward_scale": 1.0} | meta["config"] | meta
     theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
+    if bounds.nearly(ActionBounds(theirs["action_low"], theirs["action_high"])):
+        theirs |= {name: ours[name] for name in ("action_low", "action_high")}
     for name, value in ours.items():
         saved = theirs[name]
-        # Bounds in float64 have been rounded to the nearest float32, now it is inwards.
-        bound = name in ("action_low", "action_high")
-        if not (np.allclose(saved, value, rtol=1e-6) if bound else saved == value):
+        if saved != value:
             raise CheckpointError(
                 f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "
                 "make the agent as the checkpoint's was (SACAgent.from_checkpoint does)"

@@ -89,9 +89,9 @@ class Collector:
         self._spaces: list[gymnasium.Space] = []
         self._lengths: Array = np.zeros(self.num_envs, np.int64)
 
-    def reset(self) -> None:
-        """Begin the episodes that `episodes` counts up to, in every environment."""
-        self.obs = self._reset(None)
+    def reset(self, at: int = 0) -> None:
+        """Begin the episodes that `episodes` counts up to, in every environment. `at` as in `step`."""
+        self.obs = self._reset(None, at)
         zeros, count = self._zeros, self.num_envs
         self._returns, self._lengths = zeros(count, "float64"), zeros(count, "int64")
         self._resetting = zeros(count, "bool")  # under NEXT_STEP: the coming row is a reset
@@ -232,6 +232,12 @@ class Collector:
     def next_episodes(self) -> list[int]:
         """What `episodes` becomes for a run that cannot continue the episodes under way: they are left behind."""
         return (self.episodes + (np.asarray(self._lengths.tolist()) > 0)).tolist()
+
+    def leave(self, at: int) -> None:
+        """Leave the episodes under way behind and begin the next ones. `at` as in `step`."""
+        self.episodes[:] = self.next_episodes()
+        self._lengths[:] = 0
+        self.reset(at)
 
     def under_way(self) -> list[tuple[float, int]]:
         """Return and length so far of each environment's current episode."""

@@ -76,6 +76,11 @@ class ActionBounds:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def nearly(self, other: ActionBounds) -> bool:
+        """Whether both are the same but for the rounding of float64 bounds."""
+        pairs = (self.low, other.low), (self.high, other.high)
+        return self.dim == other.dim and all(np.allclose(*pair, rtol=1e-6, atol=0) for pair in pairs)
+
     @property
     def dim(self) -> int:
         return self.low.shape[0]

@@ -1,10 +1,11 @@
 """Errors that a user can act on: each message is one sentence with the offending value and the remedy."""
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
 
-NOT_THE_USERS = ("<frozen", str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+NOT_THE_USERS = ("<frozen", str(Path(__file__).parent) + os.sep, sysconfig.get_path("stdlib") + os.sep)
 
 
 class SACError(ValueError):
@@ -31,9 +32,12 @@ def first_line(error: BaseException) -> str:
 def raised(error: Exception) -> str:
     """What it raised and where, since the command line shows no traceback: in the user's own code, if there is any."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(NOT_THE_USERS)
-    ]
+    own = [frame for frame in frames if _is_the_users(frame.filename)]
     frame = (own or frames)[-1]
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return f"raised {type(error).__name__}{f': {text}' if text else ''} ({frame.filename}:{frame.lineno})"
+
+
+def _is_the_users(file: str) -> bool:
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and not file.startswith(NOT_THE_USERS)

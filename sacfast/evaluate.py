@@ -238,7 +238,8 @@ def record_video(
         import imageio_ffmpeg  # noqa: F401 (imageio's encoder; without it the error would name no remedy)
     except ImportError as error:
         raise SACError(f"no video: {error.name} is not installed; pip install 'sacfast[video]'.") from None
-    choose_mujoco_gl()
+    if isinstance(env_id, str):
+        choose_mujoco_gl()
     path, env = Path(path), None
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.

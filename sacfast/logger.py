@@ -1,7 +1,7 @@
 """Logs of a run: CSV files, and TensorBoard or Weights & Biases beside them.
 
-Metrics become Python numbers once per logged row, as checkpoints are written and as training acts: nothing else waits
-for an update to end.
+Metrics become Python numbers once per logged row and as checkpoints are written; beside these only acting waits for an
+update to end.
 
 progress.csv     one row per log interval     (PROGRESS_FIELDS)
 episodes.csv     one row per finished episode (EPISODE_FIELDS)

@@ -110,7 +110,7 @@ def _check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
         raise SACError(
             f"training observes {dims[0]} numbers and evaluation {dims[1]}; give eval_env the same wrappers as env."
         )
-    if bounds[0] != bounds[1]:
+    if not bounds[0].nearly(bounds[1]):
         ours, theirs = (f"[{each.low.tolist()}, {each.high.tolist()}]" for each in bounds)
         raise SACError(
             f"training has actions in {ours} and evaluation in {theirs}; give eval_env the same wrappers as env."
@@ -263,7 +263,10 @@ def _check_apart(envs: Sequence[Any]) -> None:
 
 def _fit(env: Any) -> Any:
     if isinstance(env, str):
-        raise SACError(f"env={env!r} is a name, and goes into the settings: train(TrainConfig(env={env!r})).")
+        raise SACError(
+            f"{env!r} is a name and no environment: name the one to train on in TrainConfig(env=...), make others by "
+            "gymnasium.make."
+        )
     if not is_vector(env):
         return usable(env)
     check_spaces(env)

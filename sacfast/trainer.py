@@ -290,14 +290,9 @@ class Trainer:
                         extra=dataclasses.asdict(self.at),
                     )
             if self._shared:
-                self._leave_episodes()
-
-    def _leave_episodes(self) -> None:
-        """Begin the next ones."""
-        self.collector.episodes[:] = self.collector.next_episodes()
-        self.at.episode = int(self.collector.episodes.sum())
-        self.collector.reset()
-        self._within_step = False
+                self.at.episode = sum(self.collector.next_episodes())
+                self.collector.leave(self.at.step)
+                self._within_step = False
 
     def _warn_of_endless_episodes(self, score: Evaluation) -> None:
         if max(score.lengths) >= MAX_EPISODE_STEPS and self.at.evaluated_step == 0:

@@ -105,20 +105,22 @@ def test_learns_to_balance_a_pole(engine, tmp_path):
     assert outcome.learned, outcome
 
 
+# What the defaults add. Of 24 seeds the lowest score was 40.3; the values at the start were from 37.8 to 55.9, those at
+# the fall from -5.2 to 8.7.
+ADDED = {
+    "normalize_obs": True,
+    "obs_epsilon": 0.1,
+    "actor_update_period": 2,
+    "lr": 5e-3,
+    "critic_lr": 1e-2,
+    "alpha_lr": 1e-2,
+}
+
+
 @pytest.mark.native
 def test_learns_to_balance_a_pole_with_what_the_defaults_add(tmp_path):
-    """Of 24 seeds the lowest score was 33.1, and the values at the start were from 34.4 to 52.5. Normalised, the fall
-    is farther from what the critics have seen: they are not asked about it.
-    """
-    changes = {
-        "normalize_obs": True,
-        "actor_update_period": 2,
-        "lr": 5e-3,
-        "critic_lr": 1e-2,
-        "alpha_lr": 1e-2,
-    }
-    outcome = train_on_the_pendulum("native", tmp_path, **changes)
-    assert outcome.score > 30 and 32 < outcome.start < 60, outcome
+    outcome = train_on_the_pendulum("native", tmp_path, **ADDED)
+    assert outcome.learned, outcome
 
 
 def frozen_target(patch):
@@ -191,6 +193,13 @@ FAULTS = [
     entropy_as_a_cost,
     temperature_the_wrong_way,
 ]
+
+
+@pytest.mark.native
+def test_a_fault_of_the_loop_fails_the_native_engine_too(monkeypatch, tmp_path):
+    no_bootstrap_at_truncation(monkeypatch.setattr)
+    outcome = train_on_the_pendulum("native", tmp_path, **ADDED)
+    assert not outcome.learned, outcome
 
 
 @pytest.mark.skipif(

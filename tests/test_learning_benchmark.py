@@ -284,13 +284,55 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
         for axes in (by_step, reacher, by_minute)
     )
     assert list(means) == list(minutes) == ["sacfast", "Stable-Baselines3 2.9.2"]
-    assert {line.get_label() for line in reacher_on_gpu.lines} >= {"sacfast, Test GPU"}
+    assert reacher_on_gpu.get_title() == "Reacher-v5, on a GPU"
+    assert {line.get_label() for line in reacher_on_gpu.lines} >= {"sacfast"}
     colors = {name: line.get_color() for name, line in (means | others).items()}
     assert len(set(colors.values())) == len(colors) == 3
     assert means["sacfast"].get_color() == others["sacfast"].get_color()
     assert means["sacfast"].get_xydata().tolist() == [[1, -51], [2, -41], [3, -36]]
     assert minutes["Stable-Baselines3 2.9.2"].get_xydata().tolist() == [[2, -60], [4, -50], [6, -45]]
     assert "(thousands)" in by_step.get_xlabel() and "minutes" in by_minute.get_xlabel()
+
+
+def test_published_scores_are_drawn_up_to_the_last_step(learning, tmp_path, monkeypatch):
+    figures = []
+    results = importlib.import_module("learning_results")
+    monkeypatch.setattr(results, "render", lambda fill, *args: figures.append(fill))
+    long = entry("Hopper-v5", "sacfast", [10.0, 20.0, 30.0])
+    for row, step in zip(long["runs"][0]["evaluations"], (100_000, 200_000, 300_000), strict=True):
+        row[0] = step
+    learning.draw([long], tmp_path / "picture.png")
+    figure = Figure()
+    figures[0](figure)
+    published = {
+        container.get_label(): container[0].get_xydata().tolist() for container in figure.axes[0].containers
+    }
+    assert published == {"SAC of SimbaV2's authors, published": [[100, 1103], [300, 2160]]}
+
+
+@pytest.mark.skipif(not (FOLDER / "results" / "learning.json").exists(), reason="no run is recorded")
+def test_the_recorded_csv_is_the_recorded_json(learning, tmp_path):
+    results = importlib.import_module("learning_results")
+    results.write(results.read(FOLDER / "results"), tmp_path)
+    recorded = (FOLDER / "results" / "learning.csv").read_bytes()
+    assert (tmp_path / "learning.csv").read_bytes() == recorded
+
+
+def test_runs_made_again_are_as_long_as_they_are_recorded(learning, tmp_path, monkeypatch):
+    """A shorter one would not take the recorded one's place, nor one of which only a part is gathered."""
+    made, gathered = [], []
+    monkeypatch.setattr(learning.Scheduler, "run", lambda self, jobs: made.extend(jobs) or True)
+    monkeypatch.setattr(learning, "gather", lambda jobs, out: gathered.extend(jobs) or [])
+    results = importlib.import_module("learning_results")
+    job = next(job for job in learning.TABLES["main"] if job.env == "Hopper-v5" and job.seed == 0)
+    recorded = entry("Hopper-v5", "sacfast", [10.0], settings=job.learned_with())
+    recorded["runs"][0]["evaluations"][0][0] = 400_000  # more than in any table
+    results.write([recorded], tmp_path)
+    monkeypatch.setattr(learning, "draw", lambda *args: None)
+    where = ["--out", str(tmp_path / "none"), "--results", str(tmp_path)]
+    assert learning.main(["main", "--only", "Hopper", "--again", *where]) == 0
+    assert [(job.seed, job.steps) for job in made] == [(0, 400_000), (1, 100_000), (2, 100_000)]
+    assert max(each.steps for each in gathered if each.name == job.name) == 400_000
 
 
 def test_bad_arguments_are_named(learning, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,6 +230,18 @@ def test_every_field_is_a_flag_of_its_own_name(capsys):
     config = parse(["--batch-size", "64", "--lr", "1e-3", "--no-tensorboard", "--target-entropy", "-3"])
     assert config.sac == SACConfig(batch_size=64, lr=1e-3, target_entropy=-3.0)
     assert config.tensorboard is False
+
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not beside tests/")
+def test_readmes_settings_of_stable_baselines3():
+    (flags,) = re.findall(r"settings are `(--[^`]*)`", README.read_text(encoding="utf-8"))
+    config = parse(flags.split())
+    usual = dataclasses.replace(SACConfig.notebook(), initialization="pytorch")
+    assert dataclasses.replace(config.sac, obs_epsilon=usual.obs_epsilon) == usual
+    assert config.learning_starts == 100
 
 
 def test_two_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):

@@ -1,12 +1,18 @@
 """What users bring along: one robot for everything, episodes without end, wrappers, constructors that fail."""
 
+import os
+import signal
+
 import gymnasium
 import numpy as np
 import pytest
+from exact_env import makers
 from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
 from training_runs import (
     Clockwork,
+    WithState,
     counters_of,
     described,
     quick_and_clean,  # noqa: F401 (a fixture)
@@ -18,7 +24,8 @@ from sacfast import SACAgent, evaluate, trainer
 from sacfast.config import SACConfig
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
-from sacfast.train import main, train
+from sacfast.train import main, parse, train
+from sacfast.trainer import TrainingInterrupted
 
 
 @pytest.mark.parametrize("source", ["one object", "a function that gives one object"])
@@ -40,6 +47,52 @@ def test_one_environment_serves_training_and_evaluation(tmp_path, capsys, source
     assert described(run)["state"]["environments"]["next_episodes"] == [begun]
 
 
+@pytest.mark.parametrize("mode", AutoresetMode, ids=lambda mode: mode.value)
+def test_one_vector_serves_training_and_evaluation(tmp_path, mode):
+    envs = SyncVectorEnv(makers(3), autoreset_mode=mode)
+    run = train(small(tmp_path, steps=150, eval_every=30, utd=0.1), env=envs, eval_env=envs)
+    replay, _ = replay_of(run)
+    np.testing.assert_array_equal(replay["next_obs"][:, :2], replay["obs"][:, :2])  # environment and episode
+    np.testing.assert_array_equal(replay["next_obs"][:, 2], replay["obs"][:, 2] + 1)
+    assert len(read_csv(run / "evaluation.csv")) == 5
+
+
+class Stopped(WithState):
+    """Asks the run to stop in its step number `last`, whoever takes it."""
+
+    last = 10**9
+
+    def step(self, action):
+        if len(self.actions) + 1 == self.last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(action)
+
+
+def test_a_run_stopped_in_an_evaluation_that_shares_its_environment_goes_on_with_the_next_episode(tmp_path):
+    robot = Stopped()
+    robot.last = 63  # the second of the evaluation at the end
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train(small(tmp_path, steps=61, eval_every=0), env=robot, eval_env=robot)
+    run, other = stopped.value.run, Stopped()
+    train(parse(["--resume", str(run), "--steps", "90"]), env=other, eval_env=other)
+    replay, _ = replay_of(run)
+    assert len(replay["obs"]) == 90
+    np.testing.assert_array_equal(replay["next_obs"][:, 0], replay["obs"][:, 0] + 1)
+    np.testing.assert_array_equal(replay["next_obs"][:, 1], replay["obs"][:, 1])
+
+
+def test_a_robot_that_cannot_begin_anew_after_an_evaluation_is_told_with_the_step(tmp_path):
+    class Stuck(Clockwork):
+        def reset(self, **kwargs):
+            if len(self.actions) > 100:  # the evaluation's episode is over
+                raise RuntimeError("no way back")
+            return super().reset(**kwargs)
+
+    robot = Stuck()
+    with pytest.raises(SACError, match=r"Stuck, at step 100, raised RuntimeError: no way back .* in reset"):
+        train(small(tmp_path, steps=150, eval_every=100), env=robot, eval_env=robot)
+
+
 def test_one_environment_cannot_be_several(tmp_path):
     robot = Clockwork()
     with pytest.raises(SACError, match="returned the same Clockwork twice"):
@@ -47,8 +100,9 @@ def test_one_environment_cannot_be_several(tmp_path):
 
 
 def test_a_name_is_no_environment(tmp_path):
-    with pytest.raises(SACError, match=r"train\(TrainConfig\(env='Pusher-v5'\)\)"):
-        train(small(tmp_path), env="Pusher-v5")
+    for argument in ("env", "eval_env"):
+        with pytest.raises(SACError, match=r"'Pusher-v5' is a name .* in TrainConfig\(env=...\)"):
+            train(small(tmp_path), **{argument: "Pusher-v5"})
     with pytest.raises(SACError, match=r"pass gymnasium.make\('Pusher-v5'\)"):
         SACAgent.from_env("Pusher-v5")
 
@@ -109,7 +163,7 @@ class Stubborn(Clockwork):
 def test_an_environment_that_cannot_be_closed_costs_nothing(tmp_path, capsys):
     run = train(small(tmp_path, steps=60, eval_every=0), env=Stubborn)
     assert counters_of(run)["step"] == 60
-    told = capsys.readouterr().err.splitlines()
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("closing ")]
     assert len(told) == 2  # training's and evaluation's
     assert "closing Stubborn: it raised RuntimeError: the gripper is stuck" in told[0]
     assert f"{__file__}:" in told[0]

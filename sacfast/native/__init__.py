@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,10 +99,14 @@ def load() -> bool:
         with _process.lock:
             # A callback that asks again finds `found` set, though the attempt is not over.
             if not _process.attempted and _process.found is None:
+                again = False
                 try:
                     _attempt()
-                finally:  # after Ctrl-C the next call tries again
-                    _process.attempted = not isinstance(sys.exc_info()[1], KeyboardInterrupt)
+                except KeyboardInterrupt:
+                    again = True
+                    raise
+                finally:
+                    _process.attempted = not again
     if _process.found is None and environment_flag("REQUIRE_NATIVE"):
         raise _unavailable("are required (SACFAST_REQUIRE_NATIVE) but unavailable", _process.reason)
     return _process.found is not None
