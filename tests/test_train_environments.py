@@ -137,7 +137,7 @@ def test_a_temperature_that_nothing_reads_is_told(tmp_path, capsys):
     assert "is not used" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("engine", ["reference", "native"])
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
 def test_a_temperature_of_zero_can_be_learned_with(tmp_path, engine):
     sac = SACConfig(
         hidden_dim=8, batch_size=16, buffer_capacity=2000, alpha=0.0, automatic_entropy_tuning=False
