@@ -31,6 +31,7 @@ PANELS = (
     ("q2_mean", "Q2 Mean", "return", "tab:orange"),
     ("log_prob_mean", "Log Prob Mean", "nats", "tab:brown"),
 )
+LOGARITHMIC = ("critic_loss", "alpha")  # fall by orders of magnitude in the first updates
 TEXT_STYLE: dict[Any, Any] = {
     "font.size": 13,
     "axes.titlesize": 15,
@@ -58,7 +59,8 @@ def moving_average(values: Sequence[float] | np.ndarray, window: int) -> np.ndar
 
 
 def plot_training_metrics(metrics_history: Mapping[str, Sequence[float]], save_path: SavePath = None) -> None:
-    """Plot critic and actor loss, temperature, both Q means and the log-probability, one panel each.
+    """Plot critic and actor loss, temperature, both Q means and the log-probability, one panel each, critic loss and
+    temperature on a logarithmic scale.
 
     metrics_history: lists by metric name, one entry per update as SACAgent.update returns them; a metric
         that is missing or empty leaves its panel empty. A list "step" of the same length, where given, is
@@ -77,6 +79,8 @@ def plot_training_metrics(metrics_history: Mapping[str, Sequence[float]], save_p
             values = np.asarray(metrics_history.get(key, ()), np.float64)
             if values.size:
                 _curve(axes, values, steps, color, color, "step" if steps is None else "point")
+            if key in LOGARITHMIC and values.size and not (values <= 0).any():
+                axes.set_yscale("log")
 
     render(draw, (18, 10), save_path)
 

@@ -7,8 +7,9 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from sacfast import plot
+from sacfast import plot, plotting
 from sacfast.errors import SACError
 from sacfast.plotting import (
     PANELS,
@@ -46,6 +47,19 @@ def test_training_metrics_draw_every_panel(tmp_path):
     for before, after in zip(np.array_split(empty, 2), np.array_split(full, 2), strict=True):
         for blank, panel in zip(np.array_split(before, 3, 1), np.array_split(after, 3, 1), strict=True):
             assert ink(panel) > ink(blank) + 0.02
+
+
+def test_what_falls_by_orders_of_magnitude_is_drawn_on_a_logarithmic_scale(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plotting, "render", lambda draw, *_: drawn.append(draw))
+    falling = {key: [20.0, 0.02, np.nan, 0.01] for key, *_ in PANELS}
+    for history in (falling, falling | {"alpha": [0.0] * 4}):  # a fixed temperature of zero
+        plot_training_metrics(history)
+    scales = []
+    for draw in drawn:
+        draw(figure := Figure())
+        scales.append([axes.get_yscale() for axes in figure.axes])
+    assert scales == [["log", "linear", "log", *["linear"] * 3], ["log", *["linear"] * 5]]
 
 
 def test_episode_rewards(tmp_path):
