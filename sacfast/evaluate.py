@@ -12,8 +12,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,17 +97,23 @@ def evaluate(
     policy = _as_policy(agent_or_policy)
     if is_vector(env_id):
         return _vector_rollouts(policy, env_id, episodes, int(seed))  # type: ignore[arg-type]
-    env = make_env(env_id, **make_kwargs) if isinstance(env_id, str) else usable(env_id)  # type: ignore[arg-type]
-    try:
-        returns, lengths = [], []
+    returns, lengths = [], []
+    with _opened(env_id, make_kwargs) as env:  # type: ignore[arg-type]
         for episode in range(episodes):
             total, length = _rollout(policy, env, int(seed) + episode)
             returns.append(total)
             lengths.append(length)
-    finally:
-        if isinstance(env_id, str):
-            env.close()
     return Evaluation.of(returns, lengths)
+
+
+@contextmanager
+def _opened(env_id: str | gymnasium.Env, make_kwargs: dict[str, Any]) -> Iterator[gymnasium.Env]:
+    """The environment of that name, closed at the end, or the caller's own, which is left open; fit for SAC."""
+    if not isinstance(env_id, str):
+        yield usable(env_id)
+        return
+    with closing(make_env(env_id, **make_kwargs)) as env:
+        yield env
 
 
 def _as_policy(agent_or_policy: SACAgent | Policy) -> Policy:
@@ -240,24 +246,21 @@ def record_video(
         raise SACError(f"no video: {error.name} is not installed; pip install 'sacfast[video]'.") from None
     if isinstance(env_id, str):
         choose_mujoco_gl()
-    path, env = Path(path), None
+    path = Path(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
     try:
-        if isinstance(env_id, str):
-            env = make_env(env_id, **(make_kwargs or {}) | {"render_mode": "rgb_array"})
-        else:
-            env = usable(env_id)
+        with _opened(env_id, (make_kwargs or {}) | {"render_mode": "rgb_array"}) as env:
             if env.render_mode != "rgb_array":
                 raise SACError(
                     f"its render_mode is {env.render_mode!r}; make it with render_mode='rgb_array'"
                 )
-        fps = env.metadata.get("render_fps", 30)
-        options: dict[str, Any] = {} if path.suffix == ".gif" else {"macro_block_size": 2}
-        writer: Any = imageio.v2.get_writer(str(part), fps=fps, **options)
-        with writer:
-            policy = _as_policy(agent_or_policy)
-            _rollout(policy, env, seed, lambda: writer.append_data(np.asarray(env.render())))
+            fps = env.metadata.get("render_fps", 30)
+            options: dict[str, Any] = {} if path.suffix == ".gif" else {"macro_block_size": 2}
+            writer: Any = imageio.v2.get_writer(str(part), fps=fps, **options)
+            with writer:
+                policy = _as_policy(agent_or_policy)
+                _rollout(policy, env, seed, lambda: writer.append_data(np.asarray(env.render())))
         os.replace(part, path)
     except Exception as error:
         reason = first_line(error)
@@ -265,9 +268,6 @@ def record_video(
             part.unlink()
         name = env_id if isinstance(env_id, str) else env_name(env_id)
         raise SACError(f"no video of {name} at {path}: {reason}") from error
-    finally:
-        if env is not None and isinstance(env_id, str):
-            env.close()
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,7 @@ def _make_trainer(
         stack.enter_context(folder.locked())
     settings = dataclasses.replace(config, resume=None).to_dict()
     write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
-    _advise(config, env, eval_env)
-    if config.schedule == "overlap" and not agent.engine.starts:
-        print(
-            f"overlap: engine {agent.engine.name} on {agent.engine.threads} thread(s) cannot work beside the "
-            "environments; the run is no faster than strict"
-        )
+    _advise(config, env, eval_env, agent.engine)
     count = getattr(env, "num_envs", 1)
     times = f" x {count}" if count > 1 else ""
     print(
@@ -178,7 +173,7 @@ def _make_trainer(
     return Trainer(config, agent, env, eval_env, folder, resumed, given)
 
 
-def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv) -> None:
+def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, engine: Engine) -> None:
     """Print what the user may not have expected of these settings and environments, a line each."""
     note, sac = flattened(eval_env), config.sac
     if note is not None:
@@ -197,6 +192,11 @@ def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv) -> None:
         print(
             f"alpha={sac.alpha:g} is not used, since the temperature is learned: --initial-alpha says where it starts, "
             "--no-automatic-entropy-tuning fixes it"
+        )
+    if config.schedule == "overlap" and not engine.starts:
+        print(
+            f"overlap: engine {engine.name} on {engine.threads} thread(s) cannot work beside the environments; the run "
+            "is no faster than strict"
         )
 
 

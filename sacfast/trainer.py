@@ -195,8 +195,7 @@ class Trainer:
         if self._resumed is None:
             self.collector.reset()
             self._within_step = False
-            self._save_last()
-            obstacle = self.collector.captured()["obstacle"]
+            obstacle = self._save_last()
             if obstacle is not None:
                 self.display.message(f"a resumed run will begin with the next episode: {obstacle}")
             return
@@ -317,21 +316,24 @@ class Trainer:
             raise _EvaluationStopped
         return self.pilot.act(observation, self.at.step, evaluate=True)
 
-    def _save_last(self) -> None:
+    def _save_last(self) -> str | None:
+        """Returns the obstacle to having the environments' state, if there was one."""
         with self._untimed("saving"):
-            self._write_last()
+            return self._write_last()
 
-    def _write_last(self) -> None:
+    def _write_last(self) -> str | None:
         self.pilot.check(self.at.step)  # NaN must not replace a good checkpoint
+        environments = self.collector.captured(self._within_step)
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),
             **self.learner.state(),
-            "environments": self.collector.captured(self._within_step),
+            "environments": environments,
         }
         with self.stop.shielded():
             self.logger.flush()
             self._checkpoints.save(self.agent, self.at.step, state)
+        return environments["obstacle"]
 
     def _rescue(self) -> bool:
         """Save what was learned before an error leaves, and say where; failing here must not hide the error.
