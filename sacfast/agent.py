@@ -20,6 +20,7 @@ from sacfast.envs import ActionBounds, check_spaces, observation_size
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
+from sacfast.ops.launch import find_device
 from sacfast.replay import ReplayBuffer
 from sacfast.requirements import is_whole
 from sacfast.state import SACState
@@ -118,7 +119,7 @@ class SACAgent:
             obs_epsilon=obs_epsilon,
             reward_scale=reward_scale,
         )
-        self.device = _device(device)
+        self.device = find_device(device)
         self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
         self.state = self._new_state(seed)
         self.replay_buffer = ReplayBuffer(
@@ -212,7 +213,7 @@ class SACAgent:
     def _new_state(self, seed: int | None) -> SACState:
         """Fresh networks, from torch's global generator or, with a seed, leaving that generator as it was."""
         if seed is None:
-            return self._draw_state(int(torch.randint(2**31, ()).item()))
+            return self._draw_state(int(torch.randint(2**31, (), device="cpu").item()))
         if not is_whole(seed) or not 0 <= seed < 2**63:
             raise SACError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}")
         with torch.random.fork_rng(devices=[]):
@@ -223,11 +224,12 @@ class SACAgent:
         config = self.config
         dims = self.state_dim, self.action_dim, config.widths
         log_std = config.log_std_min, config.log_std_max
-        actor = ActorNetwork(*dims, *log_std, config.initialization, config.log_std_bound)
-        critic = CriticNetwork(*dims, config.initialization)
-        log_alpha = torch.tensor(
-            [config.initial_alpha if config.automatic_entropy_tuning else config.alpha]
-        ).log()
+        with torch.device("cpu"):  # the same weights for a seed whatever the default device is
+            actor = ActorNetwork(*dims, *log_std, config.initialization, config.log_std_bound)
+            critic = CriticNetwork(*dims, config.initialization)
+            log_alpha = torch.tensor(
+                [config.initial_alpha if config.automatic_entropy_tuning else config.alpha]
+            ).log()
         normalizer = None
         if config.normalize_obs:
             normalizer = ObservationNormalizer(self.state_dim, self.device, config.obs_epsilon)
@@ -355,15 +357,3 @@ def _dimension(name: str, value: int) -> int:
     if not is_whole(value) or value < 1:
         raise SACError(f"{name} must be a whole number of at least 1, not {value!r}")
     return int(value)
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """The torch device, checked to exist: an agent that fails at its first update would be no help."""
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise SACError(
-            f"device {str(device)!r} is not available here ({str(error).splitlines()[0]}); use device='cpu'"
-        ) from None
-    return device

@@ -111,7 +111,7 @@ def _replay_shapes(size: int, segment: dict[str, Tensor], state: SACState) -> di
     """What the tensors of a replay segment must look like; until 0.1.0 they were the FIELDS."""
     fields = dict(zip(FIELDS, field_shapes(size, state.obs_dim, state.action_dim), strict=True))
     if "terminated" not in segment:
-        side = segment.get("side", torch.empty(0))
+        side = segment.get("side", torch.empty(0, device="cpu"))
         fields = {name: fields[name] for name in ("obs", "action", "reward")}
         fields |= {"link": (size,), "side": (len(side), state.obs_dim)}
     return {f"replay.{name}": shape for name, shape in fields.items()}

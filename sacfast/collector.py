@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sacfast.envs import ActionBounds, check_finite, check_spaces
 from sacfast.envstate import NotCapturable
-from sacfast.errors import ActionNotFinite, SACError, raised
+from sacfast.errors import ActionNotFinite, SACError, first_line, raised
 from sacfast.vector import FAULT, SingleEnv, captured_states, dead_worker, is_vector, put_states, takes_seeds
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
@@ -178,7 +178,7 @@ class Collector:
                 raise NotCapturable("the run ended within a step")
             return state | {"simulators": captured_states(self.envs), "collector": self.state()}
         except (NotCapturable, EOFError, OSError) as error:  # the latter two: a worker died just now
-            return state | {"obstacle": str(error) or type(error).__name__}
+            return state | {"obstacle": first_line(error)}
 
     def recover(self, saved: dict[str, Any]) -> str | None:
         """Put the environments back to where they were when `saved` was captured, or on to their next episodes.
@@ -187,16 +187,16 @@ class Collector:
         """
         obstacle = saved["obstacle"]
         if obstacle is None:
-            self.episodes[:] = saved["collector"]["episodes"]
-            self.reset()  # makes what an environment makes at its first reset only
+            self.begin(
+                saved["collector"]["episodes"]
+            )  # makes what an environment makes at its first reset only
             try:
                 put_states(self.envs, saved["simulators"], saved["collector"]["resetting"])
                 self.restore(saved["collector"])
                 return None
             except NotCapturable as error:
                 obstacle = str(error)
-        self.episodes[:] = saved["next_episodes"]
-        self.reset()
+        self.begin(saved["next_episodes"])
         return obstacle
 
     def state(self) -> dict[str, Any]:
@@ -233,10 +233,10 @@ class Collector:
         """What `episodes` becomes for a run that cannot continue the episodes under way: they are left behind."""
         return (self.episodes + (np.asarray(self._lengths.tolist()) > 0)).tolist()
 
-    def leave(self, at: int) -> None:
-        """Leave the episodes under way behind and begin the next ones. `at` as in `step`."""
-        self.episodes[:] = self.next_episodes()
-        self._lengths[:] = 0
+    def begin(self, episodes: list[int], at: int = 0) -> None:
+        """Leave the episodes under way behind and begin those that `episodes` counts up to. `at` as in `step`."""
+        self.episodes[:] = episodes
+        self._lengths[:] = 0  # nor are they under way where the reset fails
         self.reset(at)
 
     def under_way(self) -> list[tuple[float, int]]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sacfast.config import RESUMABLE_FIELDS, TrainConfig
+from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
 from sacfast.plotting import pictures_folder, render
-from sacfast.runs import read_config
+from sacfast.runs import RESUMABLE_FIELDS, read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,34 +36,6 @@ INITIALIZATIONS = ("orthogonal", "pytorch")
 MOST_HIDDEN_LAYERS = 4
 MOST_UPDATES_PER_STEP = 1e6
 
-# What may differ when a run is resumed: nothing here changes what is learned from the steps already taken.
-RESUMABLE_FIELDS = frozenset(
-    {
-        "steps",
-        "device",
-        "storage",
-        "engine",
-        "threads",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "log_every",
-        "tensorboard",
-        "wandb",
-        "resume",
-    }
-)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _typed(value: Any) -> str:
-    """`value` as it is typed on the command line."""
-    if isinstance(value, dict):
-        return f"'{json.dumps(value)}'"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
 
 def hidden_widths(hidden_dim: int | Sequence[int]) -> tuple[int, ...]:
     """The widths of the hidden layers that `hidden_dim` names: a single number means two layers of that width.
@@ -429,26 +401,3 @@ class TrainConfig:
         values = dict(values)
         values["sac"] = SACConfig.from_dict(values.get("sac", {}))
         return cls(**values)
-
-
-def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
-    """Refuse settings that contradict those of the run being resumed.
-
-    Raises SACError naming the first contradictory field, or when steps were lowered.
-    """
-    before, after = saved.to_dict(), wanted.to_dict()
-    before |= before.pop("sac")
-    after |= after.pop("sac")
-    for name, value in after.items():
-        if name not in RESUMABLE_FIELDS and value != before[name]:
-            raise SACError(
-                f"{_flag(name)} {_typed(value)} contradicts the run being resumed, which has "
-                f"{_typed(before[name])}; leave "
-                f"{_flag(name)} out (in Python begin with sacfast.runs.read_config), or start a new run without "
-                "--resume."
-            )
-    if wanted.steps < saved.steps:
-        raise SACError(
-            f"--steps {wanted.steps} is below the {saved.steps} of the run being resumed; leave it out or "
-            "raise it."
-        )

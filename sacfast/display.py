@@ -98,7 +98,7 @@ class LiveDisplay(Display):
     REFRESH_S = 0.5
 
     def __init__(self, name: str, total_steps: int, console: Console | None = None) -> None:
-        super().__init__(name, total_steps, console or Console(highlight=False))
+        super().__init__(name, total_steps, console)
         self._bar = _TwoLineProgress(self, self.console)
         self._task: TaskID = self._bar.add_task("starting", total=total_steps, left="")
         self._next = 0.0
@@ -122,9 +122,6 @@ class LiveDisplay(Display):
 
     def row(self, row: Row) -> None:
         self._last = row
-
-    def message(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self._bar.refresh()
@@ -154,7 +151,7 @@ class _TwoLineProgress(Progress):
 def make_display(name: str, total_steps: int) -> Display:
     """A live display on a terminal, plain lines anywhere else."""
     console = Console(highlight=False)
-    return LiveDisplay(name, total_steps, console) if console.is_terminal else Display(name, total_steps)
+    return (LiveDisplay if console.is_terminal else Display)(name, total_steps, console)
 
 
 def duration(seconds: float) -> str:

@@ -22,6 +22,8 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from sacfast.errors import first_line
+
 
 class NotCapturable(Exception):
     """The environment's state cannot be taken out, or not be put back; the message says why."""
@@ -48,7 +50,7 @@ def _as_obstacle() -> Iterator[None]:
     except NotCapturable:
         raise
     except Exception as error:
-        raise NotCapturable(str(error) or type(error).__name__) from error
+        raise NotCapturable(first_line(error)) from error
 
 
 @_as_obstacle()

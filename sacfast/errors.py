@@ -24,9 +24,13 @@ class CheckpointError(SACError):
     """A checkpoint is missing, damaged, from a newer version, or made for other dimensions."""
 
 
+def _said(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
+
+
 def first_line(error: BaseException) -> str:
-    """What `error` says, in its first line; its type's name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What `error` says, in its first line without a full stop; its type's name where it says nothing."""
+    return _said(error) or type(error).__name__
 
 
 def raised(error: Exception) -> str:
@@ -34,7 +38,7 @@ def raised(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _is_the_users(frame.filename)]
     frame = (own or frames)[-1]
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    text = _said(error)
     return f"raised {type(error).__name__}{f': {text}' if text else ''} ({frame.filename}:{frame.lineno})"
 
 

@@ -188,15 +188,18 @@ def _like(observation: Array, action: np.ndarray) -> Array:
     return torch.as_tensor(action, device=observation.device) if isinstance(observation, Tensor) else action
 
 
-def baselines(env: gymnasium.Env | VectorEnv, episodes: int, seed: int) -> dict[str, Evaluation]:
-    """Evaluations of random and of zero actions from the same starts as `evaluate` with this seed."""
+def baseline_policies(env: gymnasium.Env | VectorEnv, seed: int) -> dict[str, Policy]:
+    """What a trained policy is compared with: random and zero actions."""
     space = getattr(env, "single_action_space", None) or env.action_space
     if not isinstance(space, gymnasium.spaces.Box):
         raise SACError(f"baselines need a Box action space, not {space}.")
-    return {
-        "random": evaluate(random_policy(space, seed), env, episodes, seed),
-        "zero": evaluate(zero_policy(space), env, episodes, seed),
-    }
+    return {"random": random_policy(space, seed), "zero": zero_policy(space)}
+
+
+def baselines(env: gymnasium.Env | VectorEnv, episodes: int, seed: int) -> dict[str, Evaluation]:
+    """Their evaluations, from the same starts as `evaluate` with this seed."""
+    policies = baseline_policies(env, seed)
+    return {name: evaluate(policy, env, episodes, seed) for name, policy in policies.items()}
 
 
 def choose_mujoco_gl() -> None:
@@ -329,9 +332,10 @@ def main(arguments: list[str] | None = None) -> int:
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint)
-        if "env" in given_environments(config.run):
+        if given_environments(config.run):
             print(
-                f"{config.run} was trained in an environment given in Python; what is scored is a plain {trained.env}",
+                f"{config.run} was trained or scored in an environment given in Python; now a plain {trained.env} "
+                "takes its place",
                 file=sys.stderr,
             )
         with closing(make_env(trained.env, **trained.make_kwargs)) as env:

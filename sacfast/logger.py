@@ -265,7 +265,7 @@ class WandbTracker:
                 project=project, name=name, id=name, resume="allow", dir=str(run), config=settings
             )
         except Exception as error:
-            reason = first_line(error).rstrip(".")
+            reason = first_line(error)
             raise SACError(
                 f"Weights & Biases refused project {project!r}: {reason}; log in with `wandb login`, set "
                 "WANDB_MODE=offline, or leave --wandb out."

@@ -36,10 +36,10 @@ class ObservationNormalizer:
     def __init__(self, obs_dim: int, device: torch.device | str = "cpu", epsilon: float = 1e-8) -> None:
         self.count, self.epsilon = 0, epsilon
         # On the device that the last observations came from, because a GPU is slow at a few numbers from elsewhere.
-        self.mean = torch.zeros(obs_dim, dtype=torch.float64)
+        self.mean = torch.zeros(obs_dim, dtype=torch.float64, device="cpu")
         self.squares = torch.zeros_like(self.mean)  # sum over observations of (x - mean)^2
         # What native code reads, in place for as long as the normalizer lives.
-        self.shift = torch.zeros(obs_dim, device=device)
+        self.shift = torch.zeros(obs_dim, dtype=torch.float32, device=device)
         self.scale = torch.ones_like(self.shift)
 
     def update(self, obs: np.ndarray | Tensor) -> None:
@@ -127,5 +127,5 @@ def _write(tensors: Sequence[Tensor], values: Sequence[Any]) -> None:
             tensor.copy_(value)
         elif device.type == "cpu":
             tensor.numpy()[:] = value
-        else:  # memory that is not pinned has been read when this returns
+        else:  # so few bytes have been read when this returns
             tensor.copy_(torch.from_numpy(value.astype(np.float32)), non_blocking=True)

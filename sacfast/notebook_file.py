@@ -66,6 +66,6 @@ def _renamed(content: dict[str, Any], state: SACState) -> tuple[dict[str, Tensor
         counters[f"{name}_adam_step"] = int(moments[0]["step"]) if moments else 0
         for key in ("exp_avg", "exp_avg_sq"):
             pieces = [moments[i][key].reshape(-1) for i in range(len(params))] if moments else []
-            flat = torch.cat(pieces) if pieces else torch.zeros(sum(p.numel() for p in params))
+            flat = torch.cat(pieces) if pieces else torch.zeros(sum(p.numel() for p in params), device="cpu")
             tensors[f"{name}_adam.{key}"] = flat
     return tensors, counters

@@ -13,6 +13,22 @@ from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.run_folder import policy_file
 
+# What may differ when a run is resumed: nothing here changes what is learned from the steps already taken.
+RESUMABLE_FIELDS = frozenset(
+    {
+        "steps",
+        "device",
+        "storage",
+        "engine",
+        "threads",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "tensorboard",
+        "wandb",
+        "resume",
+    }
+)
 GIVEN = "given"  # the key in config.json that is no setting: `given_environments`
 
 
@@ -60,3 +76,37 @@ def load_agent(
     config, path = read_config(run), policy_file(Path(run), checkpoint)
     agent = SACAgent.from_checkpoint(path, device=device, engine="reference", precision="float32")
     return agent, config, read_meta(path)["extra"]
+
+
+def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """Refuse settings that contradict those of the run being resumed.
+
+    Raises SACError naming the first contradictory field, or when steps were lowered.
+    """
+    before, after = saved.to_dict(), wanted.to_dict()
+    before |= before.pop("sac")
+    after |= after.pop("sac")
+    for name, value in after.items():
+        if name not in RESUMABLE_FIELDS and value != before[name]:
+            raise SACError(
+                f"{_flag(name)} {_typed(value)} contradicts the run being resumed, which has "
+                f"{_typed(before[name])}; leave "
+                f"{_flag(name)} out (in Python begin with sacfast.runs.read_config), or start a new run without "
+                "--resume."
+            )
+    if wanted.steps < saved.steps:
+        raise SACError(
+            f"--steps {wanted.steps} is below the {saved.steps} of the run being resumed; leave it out or "
+            "raise it."
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _typed(value: Any) -> str:
+    """`value` as it is typed on the command line."""
+    if isinstance(value, dict):
+        return f"'{json.dumps(value)}'"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -24,7 +24,7 @@ from gymnasium.vector import VectorEnv
 from sacfast import native
 from sacfast.agent import SACAgent
 from sacfast.comparison import plot_comparison
-from sacfast.config import SACConfig, TrainConfig, check_resume
+from sacfast.config import SACConfig, TrainConfig
 from sacfast.cores import physical_cores
 from sacfast.engines import Engine
 from sacfast.envs import (
@@ -39,7 +39,7 @@ from sacfast.envs import (
 )
 from sacfast.errors import SACError, first_line, raised
 from sacfast.run_folder import RunFolder, resume_command, write_json
-from sacfast.runs import GIVEN, given_environments, read_config
+from sacfast.runs import GIVEN, check_resume, given_environments, read_config
 from sacfast.trainer import Trainer, TrainingInterrupted
 from sacfast.vector import close_env, is_vector, make_vector_env, vectorise
 
@@ -291,7 +291,7 @@ def _second(env: AnyEnv) -> AnyEnv:
     # A wrapper that does not record its arguments leaves Gymnasium none; a constructor may raise anything.
     except Exception as error:
         raise SACError(
-            f"no second {env_name(env)} can be made for evaluation ({first_line(error).rstrip('.')}); pass a "
+            f"no second {env_name(env)} can be made for evaluation ({first_line(error)}); pass a "
             "function that makes it instead, or eval_env as well."
         ) from error
 

@@ -21,6 +21,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,8 +35,16 @@ from sacfast.config import TrainConfig
 from sacfast.diagnostics import Stopwatch, saturation
 from sacfast.display import Row, make_display
 from sacfast.envs import same_environment
-from sacfast.errors import ActionNotFinite, CheckpointError, SACError, raised
-from sacfast.evaluate import MAX_EPISODE_STEPS, REPORT_SEED, SELECTION_SEED, Evaluation, baselines, evaluate
+from sacfast.errors import ActionNotFinite, CheckpointError, SACError, first_line, raised
+from sacfast.evaluate import (
+    MAX_EPISODE_STEPS,
+    REPORT_SEED,
+    SELECTION_SEED,
+    Evaluation,
+    Policy,
+    baseline_policies,
+    evaluate,
+)
 from sacfast.learner import Learner
 from sacfast.logger import RunLogger
 from sacfast.pilot import DivergedError, Pilot
@@ -161,7 +170,6 @@ class Trainer:
 
     def _loop(self) -> None:
         config = self.config
-        self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         self._enter_phase()
         self._begin()
         self._begun = True
@@ -289,8 +297,9 @@ class Trainer:
                         extra=dataclasses.asdict(self.at),
                     )
             if self._shared:
-                self.at.episode = sum(self.collector.next_episodes())
-                self.collector.leave(self.at.step)
+                following = self.collector.next_episodes()
+                self.at.episode = sum(following)
+                self.collector.begin(following, self.at.step)
                 self._within_step = False
 
     def _warn_of_endless_episodes(self, score: Evaluation) -> None:
@@ -301,20 +310,23 @@ class Trainer:
                 "fewer --eval-episodes take less time"
             )
 
-    def _score(self, seed: int) -> Evaluation:
+    def _score(self, seed: int, policy: Policy | None = None) -> Evaluation:
+        """Of the agent acting by its mean, or of another policy."""
+        chosen = policy or partial(self.pilot.act, step=self.at.step, evaluate=True)
+
+        def act(observation: Array) -> Array:
+            if self.stop.signum is not None:
+                raise _EvaluationStopped
+            return chosen(observation)
+
         try:
-            return evaluate(self._evaluation_policy, self.eval_env, self.config.eval_episodes, seed)
+            return evaluate(act, self.eval_env, self.config.eval_episodes, seed)
         except (SACError, _EvaluationStopped):
             raise
         except Exception as error:
             raise SACError(
                 f"{self.config.env}, evaluated at step {self.at.step}, {raised(error)}."
             ) from error
-
-    def _evaluation_policy(self, observation: Array) -> Array:
-        if self.stop.signum is not None:
-            raise _EvaluationStopped
-        return self.pilot.act(observation, self.at.step, evaluate=True)
 
     def _save_last(self) -> str | None:
         """Returns the obstacle to having the environments' state, if there was one."""
@@ -398,7 +410,8 @@ class Trainer:
             which = f"best policy, step {self.at.best_step:,}"
         episodes = self.config.eval_episodes
         score = self._score(REPORT_SEED)
-        others = baselines(self.eval_env, episodes, REPORT_SEED)
+        policies = baseline_policies(self.eval_env, REPORT_SEED)
+        others = {name: self._score(REPORT_SEED, policy) for name, policy in policies.items()}
         self._write_summary(score, others)
         complaint = _draw(self.folder)
         self.display.close()
@@ -426,5 +439,5 @@ def _draw(folder: Path) -> str | None:
     try:
         plot_run(folder)
     except Exception as error:
-        return f"no pictures ({error}); python -m sacfast.plot {shlex.quote(str(folder))} tries again"
+        return f"no pictures ({first_line(error)}); python -m sacfast.plot {shlex.quote(str(folder))} tries again"
     return None

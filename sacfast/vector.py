@@ -170,7 +170,7 @@ class EnvPool(VectorEnv):
             self.single_observation_space = spec.gymnasium_observation_space
             self.single_action_space = spec.gymnasium_action_space
         except Exception as error:  # an AssertionError for an unknown name, and whatever C++ throws
-            reason = first_line(error).rstrip(".")
+            reason = first_line(error)
             raise SACError(
                 f"EnvPool cannot make {env_id!r}: {reason}; use --vector sync or async."
             ) from error

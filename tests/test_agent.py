@@ -212,6 +212,26 @@ def test_the_seed_decides_everything():
     assert not same_state(first, make_agent(seed=4))
 
 
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+@pytest.mark.parametrize("normalize_obs", [False, True])
+def test_torchs_default_device_changes_nothing(engine, normalize_obs, tmp_path):
+    """ "meta" has no numbers: whatever is made there by mistake cannot be used."""
+    settings = {"engine": engine, "normalize_obs": normalize_obs}
+    with torch.device("meta"):
+        agent = make_agent(**settings)
+        agent.train(3, 32)
+        agent.select_action(np.zeros(5))
+        agent.save(tmp_path / "agent.safetensors")
+        loaded = SACAgent.from_checkpoint(tmp_path / "agent.safetensors")
+        agent.use_engine("reference")
+        agent.train(1, 32)
+        assert len(agent.replay_buffer.sample(4)[0]) == 4
+    usual = make_agent(**settings)
+    usual.train(3, 32)
+    usual.select_action(np.zeros(5))
+    assert same_state(loaded, usual)
+
+
 def test_without_a_seed_torchs_generator_decides():
     torch.manual_seed(5)
     first = SACAgent(5, 3, 16)

@@ -329,6 +329,21 @@ def test_streams_do_not_disturb_one_another():
 
 
 @GPU
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_what_was_started_on_a_stream_may_be_finished_on_another(storage):
+    agent, twin = (cuda_agent({"device": "cuda"}, storage=storage) for _ in range(2))
+    for _ in range(5):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            finish = agent.start(20, 40)
+        metrics = finish()
+        assert metrics.tensor.tolist() == twin.train(20, 40).tensor.tolist()
+        for each in (agent, twin):
+            each.replay_buffer.push(*(np.full(n, 0.5) for n in (each.state_dim, each.action_dim)), 1.0,
+                                    np.zeros(each.state_dim), False)  # fmt: skip
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+@GPU
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two NVIDIA GPUs")
 def test_another_device_than_the_current():
     with torch.cuda.device(0):

@@ -47,6 +47,20 @@ def log_density(mean, log_std, noise):
     return torch.tanh(u), (normal.log_prob(u) - torch.log1p(-(torch.tanh(u) ** 2))).sum(1)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_written_behind_torchs_back_are_seen_after_sync(engine):
+    agent, twin = make_agent(engine), make_agent(engine)
+    for each in (agent, twin):
+        each.train(1, 16)
+    agent.critic.fc1.weight.data.mul_(0.5)
+    agent.engine.sync()
+    with torch.no_grad():
+        twin.critic.fc1.weight.mul_(0.5)
+    for each in (agent, twin):
+        each.train(1, 16)
+    assert torch.equal(agent.state.critic_params, twin.state.critic_params)
+
+
 def test_target_bootstraps_unless_terminated():
     agent = make_agent()
     batch, noise = draw(agent, 64)

@@ -182,6 +182,26 @@ def test_a_batch_that_could_not_be_written_is_never_continued(fails_at, monkeypa
     assert found.terminated.tolist() == [False] * (held + 1) + [True]
 
 
+@pytest.mark.parametrize(("of", "fails_at"), [(torch, "zeros"), (ring.Ring, "_links")])
+def test_without_memory_for_a_larger_table_everything_stays_as_it_was(of, fails_at, monkeypatch):
+    monkeypatch.setattr(ring, "LEAST_SLOTS", 4)
+    buffer, environment = ReplayBuffer(100, obs_dim=OBS_DIM, action_dim=ACTION_DIM), Environment(1)
+    pushed = [environment.transition(i, "terminates") for i in range(4)]
+    push(buffer, pushed, "as a batch")
+
+    def no_memory(*_, **__):
+        raise RuntimeError("out of memory")
+
+    more = [environment.transition(4, "terminates")]
+    with monkeypatch.context() as patch:
+        patch.setattr(of, fails_at, no_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            push(buffer, more, "as a batch")
+    check(buffer, pushed)
+    push(buffer, more, "as a batch")
+    check(buffer, pushed + more)
+
+
 def test_tensors_in_the_environments_units_are_scaled_as_arrays_are():
     low, high = np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)
     ours, theirs = (ReplayBuffer(4, action_low=low, action_high=high) for _ in range(2))

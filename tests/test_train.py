@@ -23,7 +23,6 @@ from training_runs import (
 from sacfast import checkpoint, native, trainer
 from sacfast.collector import episode_seed
 from sacfast.config import SACConfig, TrainConfig
-from sacfast.cores import physical_cores
 from sacfast.envs import ActionBounds
 from sacfast.evaluate import evaluate, load_agent
 from sacfast.logger import PROGRESS_FIELDS, read_csv
@@ -223,7 +222,7 @@ def test_every_field_is_a_flag_of_its_own_name(capsys):
     text = capsys.readouterr().out
     for f in [*dataclasses.fields(TrainConfig), *dataclasses.fields(SACConfig)]:
         if f.name != "sac":
-            assert f"--{f.name.replace('_', '-')}" in text
+            assert re.search(rf"--{f.name.replace('_', '-')}(?![\w-])", text), f.name
     assert parse(["--hidden-dim", "128"]).sac.hidden_dim == 128
     assert parse(["--hidden-dim", "400", "300"]).sac.hidden_dim == (400, 300)
     assert parse(["--utd", "0.25", "--precision", "bf16", "--actor-update-period", "2"]).utd == 0.25
@@ -260,14 +259,3 @@ def test_two_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypa
 def test_an_unfinished_log_interval_is_logged_at_the_end(tmp_path):
     run = train(small(tmp_path, steps=130, eval_every=0))
     assert [row["step"] for row in read_csv(run / "progress.csv")] == [50, 100, 130]
-
-
-def test_episode_seeds_do_not_repeat():
-    seeds = {episode_seed(run, episode) for run in range(20) for episode in range(50)}
-    assert len(seeds) == 1000
-
-
-def test_physical_cores_are_no_more_than_the_machine_has():
-    import os
-
-    assert 1 <= physical_cores() <= (os.cpu_count() or 1)

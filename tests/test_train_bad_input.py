@@ -193,7 +193,7 @@ def test_a_run_goes_on_in_the_environment_that_it_was_begun_in(tmp_path, capsys)
     assert train(parse(["--resume", str(run), "--steps", "150"]), env=make, eval_env=make) == run
     capsys.readouterr()
     assert evaluate_main([str(run), "--episodes", "1"]) == 0
-    assert "environment given in Python; what is scored is a plain Pendulum-v1" in capsys.readouterr().err
+    assert "environment given in Python; now a plain Pendulum-v1 takes its place" in capsys.readouterr().err
 
 
 def test_a_mistake_on_the_real_command_line(tmp_path):

@@ -28,6 +28,7 @@ from training_runs import (
 )
 
 from sacfast import checkpoint, trainer
+from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.evaluate import load_agent
 from sacfast.logger import read_csv
@@ -123,7 +124,7 @@ def test_a_fault_while_scoring_does_not_put_the_best_policy_in_the_last_ones_pla
     def broken(*_):
         raise RuntimeError("no baselines today")  # by now the agent holds the best policy
 
-    monkeypatch.setattr(trainer, "baselines", broken)
+    monkeypatch.setattr(trainer, "baseline_policies", broken)
     config = small(tmp_path, env="Pendulum-v1", steps=200)
     saves, real = [], RunFolder.save
     monkeypatch.setattr(
@@ -132,6 +133,47 @@ def test_a_fault_while_scoring_does_not_put_the_best_policy_in_the_last_ones_pla
     with pytest.raises(RuntimeError, match="no baselines today"):
         train(config)
     assert saves == [0, 200]
+
+
+class WhileRandom(Clockwork):
+    """Does something as the random actions' score begins: the reset after that of the second policy's last episode."""
+
+    def __init__(self, do, after):
+        super().__init__()
+        self.do, self.resets, self.after = do, 0, after
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        if self.resets > self.after:
+            self.do()
+        return super().reset(**kwargs)
+
+
+def scored_then(tmp_path, do) -> tuple[TrainConfig, WhileRandom]:
+    """A run of one evaluation, whose environment misbehaves once the trained policy has its scores."""
+    config = small(tmp_path, steps=200, eval_every=0, eval_episodes=2)
+    return config, WhileRandom(do, after=2 * config.eval_episodes)
+
+
+def test_ctrl_c_while_random_actions_are_scored_is_heard(tmp_path):
+    config, environment = scored_then(tmp_path, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(config, env=Clockwork, eval_env=environment)
+    run = caught.value.run
+    assert environment.resets == environment.after + 1
+    assert not (run / "summary.json").exists()
+    resumed = dataclasses.replace(config, resume=str(run))
+    assert train(resumed, env=Clockwork, eval_env=Clockwork) == run
+    assert (run / "summary.json").exists()
+
+
+def test_a_fault_while_random_actions_are_scored_is_one_sentence(tmp_path):
+    def crash():
+        raise RuntimeError("the arm is stuck")
+
+    config, environment = scored_then(tmp_path, crash)
+    with pytest.raises(SACError, match=r"evaluated at step 200, raised RuntimeError: the arm is stuck \("):
+        train(config, env=Clockwork, eval_env=environment)
 
 
 class Enormous(Clockwork):

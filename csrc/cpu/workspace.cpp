@@ -85,7 +85,7 @@ void take_scratch(Arena& arena, const UpdateSpec& spec, const Arithmetic& math, 
   }
   for (float** piece : {&scratch.pair, &scratch.next_pair}) arena.take(*piece, kChunkRows * (O + A));
   arena.take(scratch.head, kChunkRows * round_up(2 * A, 16));
-  for (float** piece : {&scratch.mean, &scratch.log_std, &scratch.noise, &scratch.action}) {
+  for (float** piece : {&scratch.mean, &scratch.log_std, &scratch.action}) {
     arena.take(*piece, kChunkRows * A);
   }
   arena.take(scratch.value, kChunkRows);

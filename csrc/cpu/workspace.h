@@ -70,7 +70,7 @@ struct Networks {
 struct Scratch {
   Operand obs, hidden[kMaxHidden], gradient[kMaxHidden];  // [kChunkRows, ...]
   float *pair, *next_pair;                                // [kChunkRows][O + A]: rows (s, a) and (s', a')
-  float *head, *mean, *log_std, *noise, *action;          // [kChunkRows][2 A padded], then [kChunkRows][A]
+  float *head, *mean, *log_std, *action;                  // [kChunkRows][2 A padded], then [kChunkRows][A]
   float* value;                                           // [kChunkRows]
   float *dw, *db;                                         // one task's gradient
   char* weights;

@@ -39,14 +39,13 @@ SACFAST_EXPORT const char* sacfast_cuda_update_phase(SacUpdate* update, int64_t 
   return update->phases()[phase];
 }
 
-// Actions for observations that the device can read, in memory that it can write; with `wait`, they are there
-// when this returns. 0, or -1.
+// Actions for observations that the device can read, in memory that it can write, where they are when this
+// returns. 0, or -1.
 SACFAST_EXPORT int sacfast_cuda_policy_act(const sacfast::PolicySpec* spec, const sacfast::PolicyCall* call,
-                                           void* stream, int wait) {
+                                           void* stream) {
   return guarded(-1, [&] {
     sacfast::cuda::check(sacfast::cuda::launch_policy(*spec, *call, stream), "the policy");
-    if (wait != 0)
-      sacfast::cuda::check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "the policy");
+    sacfast::cuda::check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "the policy");
     return 0;
   });
 }

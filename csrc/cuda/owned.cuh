@@ -49,6 +49,7 @@ struct Owned {
     check(cudaMalloc(reinterpret_cast<void**>(&call), sizeof(Call)), "memory for a call");
     check(cudaMalloc(reinterpret_cast<void**>(&refused), sizeof(int64_t)), "memory for a call");
     check(cudaMemset(refused, 0xFF, sizeof(int64_t)), "cudaMemset");
+    check(cudaStreamSynchronize(nullptr), "cudaMemset");  // of which other streams know nothing
     void* mapped;
     check(cudaHostAlloc(&mapped, sizeof(int64_t), cudaHostAllocMapped), "pinned memory");
     host_refused = static_cast<int64_t*>(mapped);

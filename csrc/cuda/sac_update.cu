@@ -8,6 +8,7 @@ namespace sacfast::cuda {
 
 void check(int error, const char* what) {
   if (error != 0) {
+    cudaGetLastError();  // it was reported: left behind, PyTorch's next kernel would be blamed for it
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(static_cast<cudaError_t>(error)));
   }
 }

@@ -45,9 +45,8 @@ def make_engine(
             return NativeEngine(config, threads=threads)
         if device.type == "cuda":
             return CudaEngine(config, threads=threads, device=device)
-        raise SACError(
-            f"engine='native' runs on CPUs and CUDA, not on {device}; use engine='auto' or device='cpu'"
-        )
+        remedy = "use device='cpu'" + (" or engine='auto'" if name == "native" else "")
+        raise SACError(f"the native engine runs on CPUs and CUDA, not on {device}; {remedy}")
     if name == "auto":
         return ReferenceEngine(config, native_operators=True, threads=threads)
     if name == "reference":

@@ -111,7 +111,7 @@ CUDA_SIGNATURES = {
     "sacfast_cuda_update_profile": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     "sacfast_cuda_update_phases": (c_int64, c_void_p),
     "sacfast_cuda_update_phase": (c_char_p, c_void_p, c_int64),
-    "sacfast_cuda_policy_act": (c_int, c_void_p, c_void_p, c_void_p, c_int),
+    "sacfast_cuda_policy_act": (c_int, c_void_p, c_void_p, c_void_p),
 }
 
 

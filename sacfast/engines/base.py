@@ -139,6 +139,9 @@ class Engine(ABC):
     def settle(self, state: SACState) -> None:  # noqa: B027 (most engines have nothing to wait for)
         """Wait until the updates of `state` so far have happened; raises SACError for what they met."""
 
+    def sync(self) -> None:  # noqa: B027 (most engines read the weights where they are)
+        """Take the weights anew before the next update: for writes that bypass torch's version counters."""
+
     def recall(self, metrics: Metrics) -> None:  # noqa: B027 (an engine that renews all of them need not remember)
         """Take over the metrics of the update before this engine's first one: what an update without a turn of the
         actor repeats (SACConfig.actor_update_period).

@@ -68,8 +68,9 @@ class CudaEngine(NativeEngine):
         self._lock = threading.Lock()
         self._update, self._free, self._shape, self._packed, self._started = None, None, None, None, None
         self._last: weakref.ref[SACState] | None = None  # the state whose updates the GPU may refuse yet
+        self._stream: torch.cuda.Stream | None = None  # of the last updates
         self._workspace: Tensor | None = None
-        self._metrics = torch.full((len(Metrics.names),), torch.nan, device=self.device)
+        self._metrics = torch.full((len(Metrics.names),), torch.nan, dtype=torch.float32, device=self.device)
         self._profiling = native.profiling()
         self._phase_ms = np.zeros(0)
 
@@ -83,12 +84,25 @@ class CudaEngine(NativeEngine):
     def start(
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
     ) -> Callable[[], Metrics]:
-        metrics = super().train(state, buffer, batch_size, updates)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def wait() -> None:
+            """Whoever goes on here, on another stream perhaps, finds the updates made."""
+            if stream is None:  # the tests' emulator
+                return
+            if buffer.storage == "host":
+                stream.synchronize()  # it reads the memory that the host writes the next transitions to
+            elif (here := torch.cuda.current_stream(self.device)) != stream:
+                here.wait_stream(stream)
+
+        try:
+            metrics = super().train(state, buffer, batch_size, updates)
+        except BaseException:
+            wait()
+            raise
 
         def finish() -> Metrics:
-            if buffer.storage == "host" and self.device.type == "cuda":
-                # The GPU reads the memory that the host writes the next transitions to.
-                torch.cuda.current_stream(self.device).synchronize()
+            wait()
             return metrics
 
         return finish
@@ -115,6 +129,13 @@ class CudaEngine(NativeEngine):
         if self._last is None or self._last() is not state:
             self._settle_last()
         self._last = weakref.ref(state)
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            if self._stream not in (None, stream):
+                stream.wait_stream(
+                    self._stream
+                )  # the copy of the last metrics is not made there yet, perhaps
+            self._stream = stream
         return super()._prepare(state, *args)
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
@@ -202,8 +223,12 @@ class CudaPolicy:
         self._engine, self._library = engine, engine._library
         self._state, self._dims = state, (state.obs_dim, state.action_dim)
         self._many = TorchPolicy(state, bounds)
+        self._lock = threading.Lock()  # one call at a time: the interpreter's is given up meanwhile
         pinned = engine.device.type == "cuda"
-        self._obs, self._action = (torch.zeros(self.MOST, dim, pin_memory=pinned) for dim in self._dims)
+        self._obs, self._action = (
+            torch.zeros(self.MOST, dim, dtype=torch.float32, device="cpu", pin_memory=pinned)
+            for dim in self._dims
+        )
         self._rows, self._actions = self._obs.numpy(), self._action.numpy()
         self._bounds = [torch.tensor(bound, device=engine.device) for bound in (bounds.low, bounds.high)]
         self._spec = policy_spec(state, *(bound.data_ptr() for bound in self._bounds))
@@ -214,16 +239,21 @@ class CudaPolicy:
         if obs.size > self._rows.size:
             return self._many(obs, evaluate)
         rows = obs.reshape(-1, self._dims[0])
+        with self._lock:
+            return self._act(rows, evaluate).reshape(*obs.shape[:-1], self._dims[1])
+
+    def _act(self, rows: np.ndarray, evaluate: bool) -> np.ndarray:
         self._rows[: len(rows)] = rows
         state, call = self._state, self._call
         call.n, call.params = len(rows), state.actor_params.data_ptr()
         call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
-        with on_device(self._engine.device):
+        device = self._engine.device
+        with on_device(device):
             result = self._library.sacfast_cuda_policy_act(
-                ctypes.byref(self._spec), ctypes.byref(call), current_stream(self._engine.device), True
+                ctypes.byref(self._spec), ctypes.byref(call), current_stream(device)
             )
         if result < 0:
             raise SACError(f"acting on CUDA failed: {self._library.sacfast_error().decode()}")
         if not evaluate:
             state.action_step += 1
-        return self._actions[: len(rows)].copy().reshape(*obs.shape[:-1], self._dims[1])
+        return self._actions[: len(rows)].copy()

@@ -114,7 +114,7 @@ class NativeEngine(Engine):
         # The state, and its version, that the packed weights are of.
         self._packed: tuple[weakref.ref, int] | None = None
         self._next: tuple[weakref.ref, int] | None = None  # what that will be after the update under way
-        self._metrics = torch.full((len(Metrics.names),), torch.nan)
+        self._metrics = torch.full((len(Metrics.names),), torch.nan, dtype=torch.float32, device="cpu")
         self._profiling = native.profiling()
 
     def settings(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class NativeEngine(Engine):
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
         ring = buffer.ring_to_sample(batch_size)
-        if not buffer.is_on(state.device):
+        if buffer.device != state.device:
             raise SACError(f"the buffer is on {buffer.device}, but this agent is on {state.device}")
         if (buffer.obs_dim, buffer.action_dim) != (state.obs_dim, state.action_dim):
             raise SACError(
@@ -196,7 +196,6 @@ class NativeEngine(Engine):
         return held[2]
 
     def sync(self) -> None:
-        """Take the weights anew before the next update: for writes that bypass torch's version counters."""
         self._packed = None
 
     def profile(self, enabled: bool = True) -> dict[str, float]:

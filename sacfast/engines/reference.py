@@ -41,7 +41,7 @@ class ReferenceEngine(Engine):
         self._squash: Callable = squashed_gaussian if native_operators else squashed_gaussian_reference
         self._polyak_: Callable = polyak_update_ if native_operators else polyak_update_reference_
         # actor_loss, alpha_loss and the mean of log pi, of the last update that computed them
-        self._actor_metrics: tuple[Tensor, ...] = (torch.tensor(torch.nan),) * 3
+        self._actor_metrics: tuple[Tensor, ...] = (torch.tensor(torch.nan, device="cpu"),) * 3
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"native_operators": self._native_operators}

@@ -70,8 +70,8 @@ class DeterministicPolicy(nn.Module):
         else:
             self.register_buffer("obs_mean", obs_mean)
             self.register_buffer("obs_std", obs_std)
-        self.register_buffer("action_low", torch.tensor(bounds.low))
-        self.register_buffer("action_high", torch.tensor(bounds.high))
+        self.register_buffer("action_low", torch.tensor(bounds.low, device="cpu"))
+        self.register_buffer("action_high", torch.tensor(bounds.high, device="cpu"))
         self.requires_grad_(False).cpu()
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ _ANY_BATCH = {"obs": {0: torch.export.Dim("n")}}
 
 def _example(policy: DeterministicPolicy) -> Tensor:
     """Observations to trace with: two, because torch.export takes a batch of one for a constant."""
-    return torch.zeros(2, policy.obs_dim)
+    return torch.zeros(2, policy.obs_dim, device="cpu")
 
 
 @contextmanager

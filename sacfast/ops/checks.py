@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from sacfast.errors import SACError
+from sacfast.errors import SACError, first_line
 
 
 def refusal(error: Exception) -> SACError:
     """A native operator's complaint (or the dispatcher's, about tensors on a mixture of devices) as
     SACError.
     """
-    return SACError(str(error).partition("\n")[0])
+    return SACError(first_line(error))
 
 
 def check_disjoint(operator: str, written: Iterable[Tensor], read: Iterable[Tensor], what: str) -> None:

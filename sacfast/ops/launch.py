@@ -1,11 +1,23 @@
-"""Where native code that is called through ctypes enqueues its kernels; on the CPU, which the tests' emulator takes for
-a GPU, nothing of that is needed.
+"""Devices, and where native code that is called through ctypes enqueues its kernels; on the CPU, which the tests'
+emulator takes for a GPU, nothing of that is needed.
 """
 
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+
+from sacfast.errors import SACError, first_line
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """The torch device, with the number of the GPU that "cuda" is now. Raises SACError where there is none."""
+    try:
+        return torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise SACError(
+            f"device {str(device)!r} is not available here ({first_line(error)}); use device='cpu'"
+        ) from None
 
 
 def on_device(device: torch.device) -> Any:

@@ -40,7 +40,7 @@ def random_key(seed: int, stream: int, step: int, device: torch.device | str = "
     """
     values = [(int(value) + 2**63) % 2**64 - 2**63 for value in (seed, stream, step)]
     # Nothing waits for a GPU: so few bytes have been read when this returns.
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+    return torch.tensor(values, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 def as_key(key: Key, device: torch.device) -> Tensor:

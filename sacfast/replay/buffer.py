@@ -14,9 +14,10 @@ from sacfast.config import OBS_DTYPES, STORAGES
 from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, random_key, replay_batch
+from sacfast.ops.launch import find_device
 from sacfast.replay.ring import OBS_TYPES, Ring, Rows, next_rows, segment_rows
 from sacfast.replay.transition import TransitionWriter
-from sacfast.requirements import is_whole
+from sacfast.requirements import is_whole, require_choice
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 MAX_CAPACITY = 2**30  # a link, 31 bits, names a row or a slot beside them, of which there may be as many
@@ -70,17 +71,15 @@ class ReplayBuffer:
     ):
         if not is_whole(capacity) or not 1 <= capacity <= MAX_CAPACITY:
             raise SACError(f"capacity must be a whole number from 1 to {MAX_CAPACITY}, not {capacity!r}")
-        for name, value, choices in (("obs_dtype", obs_dtype, OBS_DTYPES), ("storage", storage, STORAGES)):
-            if value not in choices:
-                raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")
-        self.capacity = int(capacity)
-        self.device = torch.device(device)
+        self.capacity, self.device = int(capacity), find_device(device)
         self.obs_dtype, self.storage = obs_dtype, storage
+        require_choice(self, "obs_dtype", OBS_DTYPES)
+        require_choice(self, "storage", STORAGES)
         self.reward_scale, self.on_push = float(reward_scale), on_push
         self.bounds = _bounds(action_low, action_high)
         if self.bounds is not None and action_dim is None:
             action_dim = self.bounds.dim
-        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else int(seed)
+        self.seed = int(torch.randint(2**31, (), device="cpu").item()) if seed is None else int(seed)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self._draws = 0
         self._ring: Ring | None = None
@@ -106,10 +105,6 @@ class ReplayBuffer:
             ) from None
         self.obs_dim, self.action_dim = obs_dim, action_dim
         return self._ring
-
-    def is_on(self, device: torch.device) -> bool:
-        """Whether batches come to `device`. A buffer on "cuda" is on whichever GPU was the current one."""
-        return device.type == self.device.type and self.device.index in (None, device.index)
 
     @property
     def pushed(self) -> int:
@@ -181,7 +176,7 @@ class ReplayBuffer:
         if single and self._push_plainly(*(value[0] for value in values)):
             return
         on_gpu = self.storage == "device" and self.device.type != "cpu"
-        if on_gpu and all(isinstance(value, Tensor) and self.is_on(value.device) for value in values):
+        if on_gpu and all(isinstance(value, Tensor) and value.device == self.device for value in values):
             self._push_blindly(*values)
         else:
             self._push([as_float32(name, value) for name, value in zip(FIELDS, values, strict=True)])
@@ -323,7 +318,7 @@ class ReplayBuffer:
         """
         ring = self._ring
         if ring is None:
-            return torch.empty(0, self.action_dim or 0)
+            return torch.empty(0, self.action_dim or 0, device=self.device)
         rows = torch.arange(ring.position - min(n, ring.size), ring.position, device=ring.device)
         return ring.action[rows % ring.capacity]
 

@@ -30,6 +30,7 @@ OBS_TYPES = {name: getattr(torch, name) for name in OBS_DTYPES}  # in the order 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 LINE_WORDS = 16
 LEAST_SLOTS = 1024
+STAGED = 1 << 16  # bytes that CUDA takes over at once, so that a copy of no more need not be awaited
 # A transition is continued by one of the next REACH or by none: bounds the memory for what is yet to be continued,
 # and with it the environments that can be interleaved.
 REACH = 16384
@@ -252,7 +253,7 @@ class Ring:
         elif len(rows) == 1:
             self._put(self.link, rows[0], np.array(target, np.int32))
         else:
-            rows_and_target = torch.tensor([rows, target]).to(self.device)
+            rows_and_target = torch.tensor([rows, target], device=self.device)
             self.link[rows_and_target[0]] = rows_and_target[1].to(torch.int32)
 
     def _put(self, tensor: Tensor, first: int, values: np.ndarray) -> None:
@@ -263,8 +264,8 @@ class Ring:
         if self.device.type == "cpu":
             bits.numpy()[first : first + len(values)] = values
         else:
-            # Not awaited: memory that is not pinned has been read when this returns.
-            bits[first : first + len(values)].copy_(torch.from_numpy(values), non_blocking=True)
+            few = values.nbytes <= STAGED
+            bits[first : first + len(values)].copy_(torch.from_numpy(values), non_blocking=few)
 
     def insert_blindly(self, rows: Rows) -> None:
         """Add n <= N transitions that lie on the ring's device, without reading anything back from it.
@@ -289,13 +290,16 @@ class Ring:
             overwritten = max(0, 2 * n - N)
             continues = _same(rows.obs, self._previous)[overwritten:]
             before = (number[overwritten:] + self.position - n) % N
-            self._relink(before, torch.where(continues, row[overwritten:], next_rows(self.link[before])))
+            target = torch.where(continues, row[overwritten:], next_rows(self.link[before]))
+            self.link[before] = self._links(before, target)
         self._advance(n)
         self._previous = rows.next_obs.clone()
 
-    def _relink(self, rows: Tensor, target: Tensor) -> None:
-        """Let the transitions at `rows` link to `target`, both on the ring's device; whether they terminated stays."""
-        self.link[rows] = torch.where(self.link[rows] < 0, ~target, target).to(torch.int32)
+    def _links(self, rows: Tensor, target: Tensor) -> Tensor:
+        """What lets the transitions at `rows` link to `target`, both on the ring's device; whether they terminated
+        stays.
+        """
+        return torch.where(self.link[rows] < 0, ~target, target).to(torch.int32)
 
     def _advance(self, n: int) -> None:
         self.pushed += n
@@ -312,13 +316,16 @@ class Ring:
                 .squeeze(1)
             )
             obs, owner, wanted = self.side[used], self._owner[used], len(used) + n
-            if wanted > len(self.side) * 7 // 8:  # fuller, and this would come round too often
+            rows = owner.long()
+            link = self._links(rows, self.capacity + slot[: len(used)])
+            side, owners = self.side, self._owner
+            if wanted > len(side) * 7 // 8:  # fuller, and this would come round too often
                 slots = wanted + wanted // 4
-                self._arrays = None
-                self.side = self._new((slots, self.obs_dim), self.obs_dtype)
-                self._owner = torch.zeros(slots, dtype=torch.int32, device=self.device)
-            self.side[: len(used)], self._owner[: len(used)] = obs, owner
-            self._relink(owner, self.capacity + slot[: len(used)])
+                side = self._new((slots, self.obs_dim), self.obs_dtype)
+                owners = torch.zeros(slots, dtype=torch.int32, device=self.device)
+            # Only now, with all memory at hand: half of it done would be links to other observations.
+            side[: len(used)], owners[: len(used)], self.link[rows] = obs, owner, link
+            self.side, self._owner, self._arrays = side, owners, None
             self._slots = len(used)
         self._slots += n
         return self._slots - n
@@ -338,7 +345,7 @@ class Ring:
         apart = target >= self.capacity
         side = self.side[(target[apart] - self.capacity).to(self.device)].cpu()
         number = (target - self._row(first)) % self.capacity
-        number[apart] = n + torch.arange(len(side))
+        number[apart] = n + torch.arange(len(side), device="cpu")
         return {
             "obs": self.obs[rows].cpu(),
             "action": self.action[rows].cpu(),

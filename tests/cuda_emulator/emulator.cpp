@@ -11,6 +11,7 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "guarded.h"
@@ -234,6 +235,11 @@ SACFAST_EXPORT int emulator_graphs_made() { return graphs_made; }
 static bool graphs_fail = false;
 SACFAST_EXPORT void emulator_let_graphs_fail(int fail) { graphs_fail = fail != 0; }
 
+// As CUDA does, a failure is kept until it is asked for: PyTorch asks after each of its own kernels.
+static cudaError_t last_error = 0;
+SACFAST_EXPORT int emulator_last_error() { return last_error; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, 0); }
+
 const char* cudaGetErrorString(cudaError_t error) {
   return error == 2 ? "out of memory" : "invalid configuration";
 }
@@ -281,7 +287,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return 0;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
-  if (graphs_fail) return 2;
+  if (graphs_fail) return last_error = 2;
   *made = new EmulatedGraph(*graph);
   ++graphs_made;
   return 0;
