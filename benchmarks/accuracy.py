@@ -10,8 +10,6 @@ random transitions. Arithmetic that this CPU lacks is emulated, which gives the 
 import copy
 import ctypes
 import dataclasses
-import datetime
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from baselines import ACTION_DIM, OBS_DIM
-from race import describe_machine
+from race import describe_machine, write_results
 
 from sacfast import NativeEngine, Noise, SACAgent
 from sacfast.engines import Engine, ReferenceEngine
@@ -88,11 +86,7 @@ def main() -> int:
             angle = {name: cosine(found[name], exact[name]) for name in exact}
             rows.append({"path": path, "precision": precision, "error": error, "cosine": angle})
     info = {"table": "precision", "machine": describe_machine(), "updates": UPDATES, "rows": rows}
-    content = {
-        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "benchmarks": [{"extra_info": info}],
-    }
-    (HERE / "results" / "accuracy.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_results(HERE / "results" / "accuracy.json", [info])
     return 0
 
 

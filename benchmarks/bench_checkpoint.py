@@ -1,12 +1,12 @@
 """A checkpoint of a run whose replay buffer is full: what is new since the last one, against everything in one file."""
 
 import numpy as np
+from baselines import ACTION_DIM, OBS_DIM
 from race import OURS, Case, race
 
 from sacfast import SACAgent
 from sacfast.run_folder import RunFolder
 
-OBS_DIM, ACTION_DIM = 23, 7  # Pusher-v5
 NEW = 5_000  # transitions between two checkpoints
 
 

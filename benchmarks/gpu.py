@@ -9,9 +9,7 @@ engine first. The million updates of `--endurance` are run twice, and must give 
 """
 
 import argparse
-import datetime
 import hashlib
-import json
 import re
 import statistics
 import sys
@@ -25,7 +23,7 @@ import numpy as np
 import torch
 from baselines import ACTION_DIM, GraphedSAC, HandWrittenSAC
 from bench_update import PUSHER, Shape, check_losses, flop_per_update, make_transitions, our_agent
-from race import describe_machine
+from race import describe_machine, quartiles, read_results, write_results
 
 from sacfast import SACAgent, native
 from sacfast.engines import cuda
@@ -39,6 +37,7 @@ SHAPES = [
     for batch, hidden in ((256, 256), (1024, 256), (8192, 256), (32768, 256), (256, 1024))
 ]
 COPY_BYTES = 2**30
+ONLY = "shapes to measure; those recorded of others, and the endurance, stay"
 
 
 gpu_agent = partial(our_agent, device="cuda")
@@ -81,10 +80,6 @@ def contestants(shape: Shape, transitions) -> tuple[dict[str, Callable[[], Any]]
             calls[role] = repeated(partial(rival.train, shape.batch), UPDATES)
     calls["reference"] = repeated(partial(reference.train, 1, shape.batch), UPDATES)
     return calls, ours
-
-
-def quartiles(values: list[float]) -> list[float]:
-    return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
 
 
 def race(calls: dict[str, Callable[[], Any]], each: int) -> dict[str, Any]:
@@ -175,20 +170,27 @@ def describe_gpu() -> dict[str, Any]:
     }
 
 
-def write(entries: list[dict[str, Any]]) -> None:
-    """So far: what comes after may fail, or need more time than there is. The form is pytest-benchmark's."""
-    content = {
-        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-        "benchmarks": [{"extra_info": entry} for entry in entries],
-    }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"{RESULTS.name}: {entries[-1]['table']} {entries[-1].get('shape', '')}", flush=True)
+class Results:
+    """gpu.json, written after each entry: what comes next may fail, or need more time than there is."""
+
+    def __init__(self, entries: list[dict[str, Any]]) -> None:
+        self.entries = {self._place(entry): entry for entry in entries}
+
+    def add(self, **entry: Any) -> None:
+        """In the place of an older one of the same table and shape."""
+        self.entries[self._place(entry)] = entry
+        write_results(RESULTS, list(self.entries.values()))
+        print(RESULTS.name, *self._place(entry), flush=True)
+
+    @staticmethod
+    def _place(entry: dict[str, Any]) -> tuple[str, str]:
+        return entry["table"], entry.get("shape", "")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--endurance", type=int, default=0, metavar="UPDATES")
-    parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="shapes")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help=ONLY)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("there is no NVIDIA GPU here, so there is nothing to measure", file=sys.stderr)
@@ -197,18 +199,22 @@ def main() -> int:
         print(f"no CUDA kernels: {native.status().cuda_reason}", file=sys.stderr)
         return 1
     machine = describe_gpu()
-    entries = [{"table": "gpu_operators", "machine": machine, "operators": operators()}]
+    results = Results(read_results(RESULTS) if arguments.only.pattern else [])
+    results.add(table="gpu_operators", machine=machine, operators=operators())
     for shape in SHAPES:
         name = f"{shape.env}, batch {shape.batch}, 2 x {shape.hidden}"
         if arguments.only.search(name):
             calls, ours = contestants(shape, make_transitions(shape))
-            entry = {"table": "gpu_update", "shape": name, "machine": machine, "flop": flop_per_update(shape)}
-            entry["contestants"] = race(calls, UPDATES)
-            entry["phases_us"] = phases(ours, shape.batch)
-            write([*entries, entry])
-            entries.append(entry)
+            results.add(
+                table="gpu_update",
+                shape=name,
+                machine=machine,
+                flop=flop_per_update(shape),
+                contestants=race(calls, UPDATES),
+                phases_us=phases(ours, shape.batch),
+            )
     if arguments.endurance:
-        write([*entries, {"table": "gpu_endurance", "machine": machine, **endurance(arguments.endurance)}])
+        results.add(table="gpu_endurance", machine=machine, **endurance(arguments.endurance))
     return 0
 
 

@@ -28,10 +28,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from learning_results import Entry, draw, gather, merge, reached, read, write
+from learning_results import draw, gather, merge, reached, write
 from learning_run import Job
 from learning_tables import FORMER
-from race import child_environment
+from race import child_environment, read_results
+from tables import Entry
 
 from sacfast.config import SACConfig
 from sacfast.cores import physical_cores
@@ -61,13 +62,8 @@ OBSERVATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def formerly(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings as departures from the former default, named after it."""
-    return {f"{FORMER}, {name}": FORMER_SETTINGS | change for name, change in settings.items()}
-
-
 def departures(action_dim: int) -> dict[str, dict[str, Any]]:
-    """What the ablation tries: a name, and the settings in which it departs from a default."""
+    """What the ablation tries: a name, and the settings in which it departs from the default."""
     return {
         "1,000 random steps": {"learning_starts": 1_000},
         "10,000 random steps": {"learning_starts": 10_000},
@@ -85,20 +81,20 @@ def departures(action_dim: int) -> dict[str, dict[str, Any]]:
         "batches of 256": {"batch_size": 256},
         "tau 0.01": {"tau": 0.01},
         "actor at every update": {"actor_update_period": 1},
+        "actor at every update, temperature's learning rate 3e-4": {
+            "actor_update_period": 1,
+            "alpha_lr": 3e-4,
+        },
         "critics and actor in one step": {"shared_step": True},
     }
 
 
 def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     """The ablation's rows, by name: settings that differ from the defaults."""
-    return {"default": {}} | OBSERVATIONS | formerly(departures(action_dim))
+    return {"default": {}} | OBSERVATIONS | departures(action_dim)
 
 
-# Those that were close, once more with today's default.
-CLOSE = ("actor's learning rate 1e-3", "1,000 random steps", "10,000 random steps", "actor at every update")
-
-
-# The search for the defaults set out from the notebook's settings,
+# The search for the defaults set out from the notebook's settings.
 NOTEBOOKS: dict[str, dict[str, Any]] = {
     "notebook's" + name: asdict(SACConfig.notebook()) | change
     for name, change in {
@@ -118,33 +114,7 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
         ", 1,000 random steps, batches of 64": {"learning_starts": 1_000, "batch_size": 64},
     }.items()
 }
-# and stopped half-way at these.
-CAUTIOUS = "actor at every update, temperature's learning rate 3e-4"
-HALF_WAY = formerly(
-    {
-        name: {"lr": 3e-4, "critic_lr": 1e-3, "alpha_lr": 3e-4, "actor_update_period": 1} | change
-        for name, change in {
-            CAUTIOUS: {},
-            CAUTIOUS + ", from 0.1": {"initial_alpha": 0.1},
-            CAUTIOUS + ", batches of 64": {"batch_size": 64},
-            CAUTIOUS + ", batches of 256": {"batch_size": 256},
-            "actor at every update, its learning rate 1e-3": {"lr": 1e-3, "alpha_lr": 1e-3},
-            "actor at every update, tau 0.01": {"alpha_lr": 1e-3, "tau": 0.01},
-        }.items()
-    }
-)
-SEARCH = NOTEBOOKS | HALF_WAY
-LONGER = {
-    name: (SEARCH | variants(ABLATED["HalfCheetah-v5"]))[name]
-    for name in (
-        "notebook's",
-        "notebook's, 1,000 random steps",
-        f"{FORMER}, {CAUTIOUS}",
-        f"{FORMER}, actor's learning rate 1e-3",
-        f"{FORMER}, batches of 64",
-        "observations as they are",
-    )
-}
+IN_BRIEF = {name: NOTEBOOKS[name] for name in ("notebook's", "notebook's, 1,000 random steps")}
 
 
 def searched(
@@ -178,23 +148,17 @@ TABLES: dict[str, list[Job]] = {
         job for env, action_dim in ABLATED.items() for job in searched(env, 50_000, variants(action_dim))
     ],
     "search": [
-        *searched("Pusher-v5", 50_000, HALF_WAY | LONGER),
-        *searched("Hopper-v5", 100_000, LONGER | OBSERVATIONS),
+        *searched("Pusher-v5", 50_000, IN_BRIEF),
+        *searched("HalfCheetah-v5", 100_000, IN_BRIEF),
+        *searched("HalfCheetah-v5", 50_000, NOTEBOOKS),
+        *searched("Hopper-v5", 100_000, OBSERVATIONS),
+        *searched("Ant-v5", 100_000, OBSERVATIONS),
         *(
             job
             for env in (*SMALL, "Walker2d-v5")
             for job in searched(env, 300_000 if env in LONG else 100_000, {FORMER: FORMER_SETTINGS})
         ),
-        *searched("HalfCheetah-v5", 100_000, LONGER),
-        *searched("HalfCheetah-v5", 50_000, SEARCH),
-        *searched("Ant-v5", 100_000, OBSERVATIONS),
-        *(job for env in ABLATED for job in searched(env, 100_000, SMALL_BATCHES)),
-        *(
-            job
-            for name in CLOSE
-            for env, action_dim in ABLATED.items()
-            for job in searched(env, 50_000, {name: departures(action_dim)[name]})
-        ),
+        *(job for env in LONG for job in searched(env, 100_000, SMALL_BATCHES)),
     ],
     "gpu-search": [
         *searched("Pusher-v5", 50_000, EPSILONS, FIVE_SEEDS, "cuda", every=5_000),
@@ -302,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     every = longest(job for jobs in TABLES.values() for job in jobs)
     names = args.tables or (TABLES if args.list else ())
     chosen = longest(job for name in names for job in TABLES[name] if args.only.search(job.name))
-    recorded = read(args.results)
+    recorded = read_results(args.results / "learning.json")
     if args.list:
         show(chosen, args.out, recorded)
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import io
 import itertools
 import json
@@ -14,15 +13,16 @@ from typing import Any
 import numpy as np
 from learning_run import EPISODES, Job
 from learning_tables import implementation, mean_curve, published, shown
+from race import write_results
+from tables import Entry
 
 from sacfast import checkpoint
 from sacfast.comparison import PRINT_STYLE, STYLES
 from sacfast.plotting import render
 
-# The seeds of one environment, implementation, variant and device, with the settings that they share:
+# An Entry is the seeds of one environment, implementation, variant and device, with the settings that they share:
 # {"env", "implementation", "variant", "device", "settings", "episodes",
 #  "runs": [{"seed", "machine", "evaluations": [[step, mean, std, minutes], ...]}, ...]}
-Entry = dict[str, Any]
 KEYS = ("env", "implementation", "variant", "device")
 LEAST_POINTS = 3  # of a curve
 MACHINE_COLUMNS = (
@@ -97,23 +97,10 @@ def _last_step(run: dict[str, Any]) -> int:
     return int(run["evaluations"][-1][0])
 
 
-def read(results: Path) -> list[Entry]:
-    """The entries of learning.json, none where there is no such file."""
-    try:
-        content = json.loads((results / "learning.json").read_text())
-    except FileNotFoundError:
-        return []
-    return [benchmark["extra_info"] for benchmark in content["benchmarks"]]
-
-
 def write(entries: list[Entry], results: Path) -> None:
     """learning.json, as render.py reads it, and the same row by row as learning.csv."""
     results.mkdir(parents=True, exist_ok=True)
-    content = {
-        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "benchmarks": [{"extra_info": entry} for entry in entries],
-    }
-    checkpoint.write_text(results / "learning.json", json.dumps(content, indent=1) + "\n")
+    write_results(results / "learning.json", entries)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow((*KEYS, "seed", "step", "mean", "std", "minutes", *MACHINE_COLUMNS))

@@ -6,6 +6,8 @@ over the rounds is reported: a slow second slows both sides.
 Ours is timed by pytest-benchmark, the others between its rounds by the same clock; they go into `extra_info`.
 """
 
+import datetime
+import json
 import os
 import platform
 import statistics
@@ -16,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import OURS
 
 import sacfast
-from sacfast import native
+from sacfast import checkpoint, native
 
-OURS = "sacfast"
 COMPILED = "compiled"  # not called under --benchmark-disable: compiling takes longer than everything else
 STREAM = "stream"  # the memory's speed: add_ of 64 MiB to 64 MiB in place, timed beside the others
 STREAM_NUMEL = 2**24
@@ -162,6 +164,24 @@ def _summary(role: str, samples: dict[str, list[float]], case: Case) -> dict[str
 def quartiles(values: list[float]) -> list[float]:
     """First quartile, median, third quartile."""
     return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file of results, none where there is no such file."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    return [benchmark["extra_info"] for benchmark in content["benchmarks"]]
+
+
+def write_results(path: Path, entries: list[dict[str, Any]]) -> None:
+    """In pytest-benchmark's form, which render.py reads."""
+    content = {
+        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "benchmarks": [{"extra_info": entry} for entry in entries],
+    }
+    checkpoint.write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def child_environment(**variables: str) -> dict[str, str]:

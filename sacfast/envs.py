@@ -130,8 +130,8 @@ def _rounded_inwards(bound: Any, inwards: float) -> np.ndarray:
     return np.where(outside & np.isfinite(value), np.nextafter(value, np.float32(inwards)), value)
 
 
-def nearest_names(env_id: str, count: int = 3) -> list[str]:
-    """Newest versions of the registered environments whose names resemble `env_id`, nearest first.
+def nearest_names(env_id: str) -> list[str]:
+    """Up to three: newest versions of the registered environments whose names resemble `env_id`, nearest first.
 
     The comparison leaves out version and case, so that a version that does not exist finds the one that does.
     """
@@ -140,7 +140,7 @@ def nearest_names(env_id: str, count: int = 3) -> list[str]:
         held = newest.setdefault(_stem(name), name)
         if (spec.version or 0) > (gymnasium.registry[held].version or 0):
             newest[_stem(name)] = name
-    close = difflib.get_close_matches(_stem(env_id), newest, n=count, cutoff=0.6)
+    close = difflib.get_close_matches(_stem(env_id), newest, n=3, cutoff=0.6)
     return [newest[stem] for stem in close]
 
 

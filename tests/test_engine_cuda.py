@@ -10,14 +10,24 @@ import functools
 import numpy as np
 import pytest
 import torch
-from agents import SMALL, check_log_std_bounds, check_normalizer, draw, gradients, make_agent, state_bytes
+from agents import SMALL, make_agent, state_bytes
 from cuda_agents import GPU, cuda_agent, engine_for
 from cuda_emulation import BACKWARD, FORWARD, SHUFFLED
-from float64 import exact_update, in_float64, relative_error
+from engine_checks import (
+    check_actions,
+    check_actor_period,
+    check_gradients,
+    check_log_std_bounds,
+    check_normalizer,
+    check_trajectory,
+    check_whole_gradients,
+    update_all,
+)
+from float64 import relative_error
 from tolerances import PRECISION_ERROR
 
 from sacfast import SACAgent
-from sacfast.engines import ReferenceEngine, cuda, make_engine
+from sacfast.engines import cuda, make_engine
 from sacfast.engines.cuda import CudaEngine
 
 pytestmark = pytest.mark.native
@@ -38,64 +48,18 @@ def precision(request) -> str:
     return request.param
 
 
-def update_all(agent: SACAgent, batch_size: int, updates: int = 1) -> tuple:
-    """`updates` of the agent's own engine, of the reference in float32 and in float64: states and last metrics."""
-    states = agent.state, copy.deepcopy(agent.state), in_float64(agent.state)
-    reference = ReferenceEngine(agent.config)
-    for _ in range(updates):
-        batch, noise = draw(agent, states[0], batch_size)
-        metrics = (
-            agent.engine.update(states[0], batch, noise).tensor,
-            reference.update(states[1], batch, noise).tensor,
-            exact_update(agent.config, states[2], batch, noise).tensor,
-        )
-    return states, metrics
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_and_metrics_against_float64(cuda_place, precision, shape):
-    agent = cuda_agent(cuda_place, shape, precision)
-    states, (metrics, reference, exact) = update_all(agent, shape[3])
-    error = PRECISION_ERROR[precision]
-    ours, own, expected = map(gradients, states)
-    for name, gradient in ours.items():
-        found = relative_error(gradient, expected[name])
-        bar = 2 * relative_error(own[name], expected[name])
-        bar += error.critic if name.startswith("critic") else error.actor
-        assert found <= bar, f"{name}: error {found:.2e} above {bar:.2e}"
-    scale = 1 + exact.abs()
-    bar = 2 * ((reference - exact) / scale).abs().max() + error.metrics
-    assert ((metrics - exact) / scale).abs().max() <= bar
+    check_gradients(cuda_agent(cuda_place, shape, precision), shape[3], precision)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[5]], ids=str)
 def test_whole_gradients_against_float64(cuda_place, precision, shape):
-    agent = cuda_agent(cuda_place, shape, precision)
-    states, _ = update_all(agent, shape[3])
-    for network in ("actor_adam", "critic_adam"):
-        ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
-        if precision == "float32":
-            assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + 5e-8
-        else:
-            error = PRECISION_ERROR[precision]
-            assert (ours.norm() / exact.norm()).item() == pytest.approx(1, abs=error.whole)
-            assert torch.cosine_similarity(ours.double(), exact, dim=0) >= 1 - error.whole
+    check_whole_gradients(cuda_agent(cuda_place, shape, precision), shape[3], precision)
 
 
 def test_ten_updates_follow_float64(cuda_place, precision):
-    agent = cuda_agent(cuda_place, SMALL, precision)
-    start = copy.deepcopy(agent.state)
-    (ours, float32, float64), (metrics, _, exact) = update_all(agent, SMALL[3], updates=10)
-    floor = PRECISION_ERROR[precision].trajectory
-    for name in ("actor_params", "critic_params", "critic_target_params", "log_alpha"):
-        moved = (getattr(float64, name) - getattr(start, name)).norm()
-        error, own = (
-            ((getattr(state, name) - getattr(float64, name)).norm() / moved).item()
-            for state in (ours, float32)
-        )
-        assert error <= 2 * own + floor, f"{name}: {error:.2e} against {own:.2e}"
-    assert ((metrics - exact) / (1 + exact.abs())).abs().max() <= 10 * floor
-    assert ours.counters() == float32.counters()
+    check_trajectory(cuda_agent(cuda_place, SMALL, precision), SMALL[3], precision)
 
 
 # ---- tiles, splits, orders
@@ -202,18 +166,14 @@ def test_draws_the_batch_and_noise_of_the_reference(cuda_place, obs_dtype, stora
     torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5)
 
 
+def makers(place: dict) -> tuple:
+    """Functions that make an agent of this engine, and one of the reference beside it."""
+    return functools.partial(cuda_agent, place), functools.partial(make_agent, device=place["device"])
+
+
 @pytest.mark.parametrize("alpha", [0.3, 0.0])
 def test_actor_update_period_and_fixed_temperature(cuda_place, alpha):
-    options = {"actor_update_period": 3, "automatic_entropy_tuning": False, "alpha": alpha}
-    ours, theirs = cuda_agent(cuda_place, **options), make_agent(device=cuda_place["device"], **options)
-    for updates in (1, 1, 1, 4, 2, 5):
-        before = ours.state.actor_params.clone()
-        expected_change = any((ours.state.step + k) % 3 == 0 for k in range(updates))
-        metrics = [agent.train(updates, 40).tensor for agent in (ours, theirs)]
-        torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
-        assert torch.equal(before, ours.state.actor_params) is not expected_change
-    assert ours.alpha.item() == pytest.approx(alpha)
-    assert ours.state.counters() == theirs.state.counters()
+    check_actor_period(alpha, *makers(cuda_place))
 
 
 def test_each_network_has_its_learning_rate(cuda_place):
@@ -229,14 +189,11 @@ def test_each_network_has_its_learning_rate(cuda_place):
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh"])
 def test_log_std_is_kept_in_its_bounds(cuda_place, bound):
-    theirs = functools.partial(make_agent, device=cuda_place["device"])
-    check_log_std_bounds(bound, functools.partial(cuda_agent, cuda_place), theirs)
+    check_log_std_bounds(bound, *makers(cuda_place))
 
 
 def test_networks_see_normalised_observations(cuda_place):
-    check_normalizer(
-        functools.partial(cuda_agent, cuda_place), functools.partial(make_agent, device=cuda_place["device"])
-    )
+    check_normalizer(*makers(cuda_place))
 
 
 def test_writes_from_outside_are_followed(cuda_place):
@@ -279,23 +236,7 @@ def test_one_engine_serves_several_states_and_batch_sizes(cuda_place):
 
 @pytest.mark.parametrize("shape", [SMALL, SHAPES[1], SHAPES[3], SHAPES[4]], ids=str)
 def test_actions_are_those_of_the_reference(cuda_place, shape):
-    obs_dim, action_dim, *_ = shape
-    bounds = {"action_low": -2 * np.ones(action_dim), "action_high": np.linspace(0.5, 3, action_dim)}
-    ours, theirs = (
-        cuda_agent(cuda_place, shape, **bounds),
-        make_agent(shape, device=cuda_place["device"], **bounds),
-    )
-    for agent in (ours, theirs):
-        with torch.no_grad():
-            agent.actor.mean.weight.mul_(100)
-    rng = np.random.default_rng(0)
-    for size in [(obs_dim,), (6, obs_dim), (1, obs_dim), (100, obs_dim), (0, obs_dim)]:
-        obs = rng.normal(size=size)
-        for evaluate in (False, True, False):
-            action = ours.select_action(obs, evaluate)
-            assert action.dtype == np.float32
-            np.testing.assert_allclose(action, theirs.select_action(obs, evaluate), rtol=1e-4, atol=1e-5)
-    assert ours.state.action_step == theirs.state.action_step == 10
+    check_actions(shape, *makers(cuda_place))
 
 
 def test_profile_measures_every_phase_and_changes_nothing(cuda_place):

@@ -11,12 +11,19 @@ import functools
 import numpy as np
 import pytest
 import torch
-from agents import SMALL, check_log_std_bounds, check_normalizer, draw, gradients, make_agent, state_bytes
-from float64 import exact_update, in_float64, relative_error
-from tolerances import PRECISION_ERROR
+from agents import SMALL, draw, make_agent, state_bytes
+from engine_checks import (
+    check_actions,
+    check_actor_period,
+    check_gradients,
+    check_log_std_bounds,
+    check_normalizer,
+    check_trajectory,
+    check_whole_gradients,
+)
+from float64 import relative_error
 
 from sacfast import Batch, NativeEngine, SACAgent, SACError, make_engine
-from sacfast.engines import ReferenceEngine
 from sacfast.engines.native import available
 from sacfast.ops import Stream
 
@@ -56,72 +63,25 @@ def native_engine(agent: SACAgent, *, precision="float32", **kwargs) -> NativeEn
     return NativeEngine(config, **{"threads": 2, **kwargs})
 
 
+def native_agent(arithmetic: dict, shape: tuple) -> SACAgent:
+    agent = make_agent(shape)
+    agent.engine = native_engine(agent, **arithmetic)
+    return agent
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_and_metrics_against_float64(arithmetic, shape):
-    agent = make_agent(shape)
-    native_state, float32, float64 = agent.state, copy.deepcopy(agent.state), in_float64(agent.state)
-    batch, noise = draw(agent, native_state, shape[3])
-
-    metrics = native_engine(agent, **arithmetic).update(native_state, batch, noise).tensor
-    reference = ReferenceEngine(agent.config).update(float32, batch, noise).tensor
-    exact = exact_update(agent.config, float64, batch, noise).tensor
-
-    error = PRECISION_ERROR[arithmetic["precision"]]
-    expected, own = gradients(float64), gradients(float32)
-    for name, gradient in gradients(native_state).items():
-        found = relative_error(gradient, expected[name])
-        bar = 2 * relative_error(own[name], expected[name])
-        bar += error.critic if name.startswith("critic") else error.actor
-        assert found <= bar, f"{name}: error {found:.2e} above {bar:.2e}"
-    scale = 1 + exact.abs()
-    bar = 2 * ((reference - exact) / scale).abs().max() + error.metrics
-    assert ((metrics - exact) / scale).abs().max() <= bar
+    check_gradients(native_agent(arithmetic, shape), shape[3], arithmetic["precision"])
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[5]], ids=str)
-def test_whole_gradients_against_pytorch(arithmetic, shape):
-    """Each network's whole gradient: float32's at most twice the error of PyTorch's, with no floor to speak of.
-
-    With fewer bits: its length and direction.
-    """
-    agent = make_agent(shape)
-    states = agent.state, copy.deepcopy(agent.state), in_float64(agent.state)
-    batch, noise = draw(agent, agent.state, shape[3])
-    native_engine(agent, **arithmetic).update(states[0], batch, noise)
-    ReferenceEngine(agent.config).update(states[1], batch, noise)
-    exact_update(agent.config, states[2], batch, noise)
-    for network in ("actor_adam", "critic_adam"):
-        ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
-        if arithmetic["precision"] == "float32":
-            assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + 5e-8
-        else:
-            error = PRECISION_ERROR[arithmetic["precision"]]
-            assert ours.norm() / exact.norm() == pytest.approx(1, abs=error.whole)
-            assert torch.cosine_similarity(ours.double(), exact, dim=0) >= 1 - error.whole
+def test_whole_gradients_against_float64(arithmetic, shape):
+    check_whole_gradients(native_agent(arithmetic, shape), shape[3], arithmetic["precision"])
 
 
 @pytest.mark.parametrize("shape", [SMALL, SHAPES[3], SHAPES[5]], ids=str)
 def test_ten_updates_follow_float64(arithmetic, shape):
-    """Weights after ten updates: root-mean-square error, relative to how far the weights moved."""
-    agent = make_agent(shape)
-    start, native_state = copy.deepcopy(agent.state), agent.state
-    float32, float64 = copy.deepcopy(start), in_float64(start)
-    engine, reference = native_engine(agent, **arithmetic), ReferenceEngine(agent.config)
-    for _ in range(10):
-        batch, noise = draw(agent, native_state, shape[3])
-        metrics = engine.update(native_state, batch, noise).tensor
-        reference.update(float32, batch, noise)
-        exact = exact_update(agent.config, float64, batch, noise).tensor
-    floor = PRECISION_ERROR[arithmetic["precision"]].trajectory
-    for name in ("actor_params", "critic_params", "critic_target_params", "log_alpha"):
-        moved = (getattr(float64, name) - getattr(start, name)).norm()
-        error, own = (
-            ((getattr(state, name) - getattr(float64, name)).norm() / moved).item()
-            for state in (native_state, float32)
-        )
-        assert error <= 2 * own + floor, f"{name}: {error:.2e} against {own:.2e}"
-    assert ((metrics - exact) / (1 + exact.abs())).abs().max() <= 10 * floor
-    assert native_state.counters() == float32.counters()
+    check_trajectory(native_agent(arithmetic, shape), shape[3], arithmetic["precision"])
 
 
 @pytest.mark.filterwarnings("ignore:threads=")
@@ -201,16 +161,7 @@ def test_switching_engines_in_mid_run_continues_the_same_run():
 
 @pytest.mark.parametrize("alpha", [0.3, 0.0])
 def test_actor_update_period_and_fixed_temperature(alpha):
-    options = {"actor_update_period": 3, "automatic_entropy_tuning": False, "alpha": alpha}
-    ours, theirs = make_agent(engine="native", **options), make_agent(**options)
-    for updates in (1, 1, 1, 4, 2, 5):  # calls that end with the actor's turn, and calls that do not
-        before = ours.state.actor_params.clone()
-        expected_change = any((ours.state.step + k) % 3 == 0 for k in range(updates))
-        metrics = [agent.train(updates, 40).tensor for agent in (ours, theirs)]
-        torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
-        assert torch.equal(before, ours.state.actor_params) is not expected_change
-    assert ours.alpha.item() == pytest.approx(alpha)
-    assert ours.state.counters() == theirs.state.counters()
+    check_actor_period(alpha, functools.partial(make_agent, engine="native"), make_agent)
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh"])
@@ -313,21 +264,7 @@ def test_one_engine_serves_several_states():
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[3], SHAPES[4]], ids=str)
 def test_actions_are_those_of_the_reference(shape):
-    obs_dim, action_dim, *_ = shape
-    bounds = {"action_low": -2 * np.ones(action_dim), "action_high": np.linspace(0.5, 3, action_dim)}
-    ours, theirs = make_agent(shape, engine="native", **bounds), make_agent(shape, **bounds)
-    for agent in (ours, theirs):
-        with torch.no_grad():
-            agent.actor.mean.weight.mul_(100)
-    rng = np.random.default_rng(0)
-    sizes = [(obs_dim,), (6, obs_dim), (1, obs_dim), (100, obs_dim), (0, obs_dim)]
-    for size, dtype in zip(sizes, [np.float64, np.float32, np.float64, np.float32, np.float32], strict=True):
-        obs = rng.normal(size=size).astype(dtype)
-        for evaluate in (False, True, False):
-            action = ours.select_action(obs, evaluate)
-            assert action.dtype == np.float32
-            np.testing.assert_allclose(action, theirs.select_action(obs, evaluate), rtol=1e-4, atol=1e-5)
-    assert ours.state.action_step == theirs.state.action_step == 10
+    check_actions(shape, functools.partial(make_agent, engine="native"), make_agent)
 
 
 def test_an_action_is_the_callers_own():

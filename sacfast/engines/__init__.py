@@ -3,7 +3,7 @@
 import torch
 
 from sacfast.config import SACConfig
-from sacfast.engines.base import Engine, Metrics, Noise, Policy
+from sacfast.engines.base import Engine, Metrics, Noise
 from sacfast.engines.cuda import CudaEngine
 from sacfast.engines.native import NativeEngine
 from sacfast.engines.reference import ReferenceEngine
@@ -16,7 +16,6 @@ __all__ = [
     "Metrics",
     "NativeEngine",
     "Noise",
-    "Policy",
     "ReferenceEngine",
     "make_engine",
 ]

@@ -63,7 +63,6 @@ class CudaEngine(NativeEngine):
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._settings = {"device": self.device, "library": library}
         self._library = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
-        self.path = "cuda"
         self.name = f"native cuda {config.precision}"
         self._lock = threading.Lock()
         self._update, self._free, self._shape, self._packed, self._started = None, None, None, None, None

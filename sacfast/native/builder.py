@@ -329,15 +329,15 @@ def _ninja_file(
     return "\n".join([*text, ""])
 
 
-def check_cuda(builder: Builder, archs: Sequence[str] = CHECKED_ARCHITECTURES) -> list[str]:
-    """Compile the CUDA half to object code for `archs`, running and linking nothing.
+def check_cuda(builder: Builder) -> list[str]:
+    """Compile the CUDA half to object code for CHECKED_ARCHITECTURES, running and linking nothing.
 
     Returns the names of the units. Raises BuildError with the compiler's last lines; its log then stays.
     """
     work = Path(tempfile.mkdtemp(prefix="sacfast-check-"))
     log = work / "build.log"
     try:
-        builder.compile(work, log, archs, "objects")
+        builder.compile(work, log, CHECKED_ARCHITECTURES, "objects")
     except BuildError:
         if not log.exists():  # nothing was started
             shutil.rmtree(work)

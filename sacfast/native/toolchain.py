@@ -57,14 +57,13 @@ def source_root() -> Path:
 
 
 def sources(
-    root: Path | None = None, *, cuda: bool = False, paths: Sequence[str] | None = None, torch: bool = True
+    root: Path, *, cuda: bool = False, paths: Sequence[str] | None = None, torch: bool = True
 ) -> list[Path]:
     """The translation units, slowest to compile first, so that no core is idle while the last one compiles.
 
     cuda: cuda/*.cu too. paths: of cpu/arithmetic_*.cpp only those of these paths. torch: those that include
     torch's headers too, which are *.cpp but engine.cpp.
     """
-    root = root or source_root()
     units = [unit for unit in root.glob("*.cpp") if torch or unit.name == "engine.cpp"]
     for unit in root.glob("cpu/*.cpp"):
         path = unit_path(unit)
