@@ -11,7 +11,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacfast.collector import Collector, episode_seed
 from sacfast.errors import SACError
-from sacfast.vector import close_env
+from sacfast.vector import CheckedEnv, close_env
 
 STEPS, COUNT = 40, 3
 
@@ -179,13 +179,8 @@ def test_ends_may_be_numbers(kind, tensors):
         ),
     ],
 )
-@pytest.mark.parametrize("vector", ["sync", "async"])
-def test_a_fault_names_the_environment_the_step_and_the_value(fault, words, vector, recwarn):
-    from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-
-    from sacfast.vector import CheckedEnv
-
-    kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_a_fault_names_the_environment_the_step_and_the_value(fault, words, kind, recwarn):
     made = [lambda make=make: CheckedEnv(make()) for make in makers(COUNT, fault=fault)]
     envs = kind(made, copy=False, autoreset_mode=AutoresetMode.DISABLED)
     try:

@@ -6,11 +6,10 @@ import torch
 from agents import draw, make_agent, state_bytes
 from cuda_agents import cuda_agent, engine_for
 
-from sacfast import Noise, SACAgent, SACError
+from sacfast import SACAgent, SACError
 from sacfast.engines import make_engine
 from sacfast.engines.base import TorchPolicy
 from sacfast.errors import NativeUnavailable
-from sacfast.ops import Stream
 
 pytestmark = pytest.mark.native
 
@@ -149,15 +148,9 @@ def test_more_memory_than_there_is_is_named(cuda_emulation, monkeypatch):
         patch.setattr(
             torch, "empty", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
         )
-        agent.engine.update(agent.state, *draw_twice_as_much(agent))
+        agent.engine.update(agent.state, *draw(agent, agent.state, 80))
     assert state_bytes(agent.state) == before and agent.training_steps == 1
     agent.train(1, 40)
-
-
-def draw_twice_as_much(agent):
-    with torch.no_grad():
-        key = agent.state.key(Stream.BATCH)
-    return agent.replay_buffer.sample_batch(80, key), Noise.draw(agent.state, 80)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from training_runs import (
     quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
+    start,
 )
 
 from sacfast import vector
@@ -153,13 +153,7 @@ def test_a_worker_that_dies_ends_the_run_with_everything_saved(tmp_path):
 def test_a_signal_that_reaches_the_workers_too_lets_the_run_save(tmp_path, signum):
     flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--log-every", "50"]
     flags += ["--num-envs", "2", "--vector", "async", "--out", str(tmp_path / "runs")]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "sacfast.train", *FLAGS, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(*FLAGS, *flags, start_new_session=True)
     for line in process.stdout:
         if "alpha" in line and "updates/s" in line:
             break

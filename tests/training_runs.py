@@ -163,10 +163,11 @@ def assert_one_error_line(text):
     assert "Traceback" not in text
 
 
-def start(*flags):
+def start(*flags, **options):
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "sacfast.train", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
