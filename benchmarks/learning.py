@@ -30,7 +30,7 @@ from typing import Any
 
 from learning_results import draw, gather, merge, reached, write
 from learning_run import Job
-from learning_tables import FORMER
+from learning_tables import AS_ANT_V4, FORMER
 from race import child_environment, read_results
 from tables import Entry
 
@@ -94,6 +94,10 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
     return {"default": {}} | OBSERVATIONS | departures(action_dim)
 
 
+# Those that were tried beside the former default alone.
+FORMERLY = ("log_std from -5", "critics and actor in one step")
+
+
 # The search for the defaults set out from the notebook's settings.
 NOTEBOOKS: dict[str, dict[str, Any]] = {
     "notebook's" + name: asdict(SACConfig.notebook()) | change
@@ -138,11 +142,16 @@ EPSILONS: dict[str, dict[str, Any]] = {"default": {}} | {
 }
 SMALL_BATCHES, LARGE_BATCHES = ({f"batches of {size}": {"batch_size": size}} for size in (64, 256))
 FIVE_SEEDS = range(5)
+# Ant-v4 observes no contact forces and charges nothing for them.
+ANT_V4 = {"make_kwargs": {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0}}
 TABLES: dict[str, list[Job]] = {
     "main": [Job(env, 100_000, seed) for env in SMALL for seed in SEEDS],
     "long": [Job(env, 300_000, seed) for env in LONG for seed in SEEDS],
     "peers": [Job(env, 100_000, seed, "sb3") for env in ("HalfCheetah-v5", "Pusher-v5") for seed in SEEDS],
-    "large": [Job(env, 100_000, seed) for env in LARGE if env not in SMALL for seed in SEEDS],
+    "large": [
+        *(Job(env, 100_000, seed) for env in LARGE if env not in SMALL for seed in SEEDS),
+        *searched("Ant-v5", 300_000, {AS_ANT_V4: ANT_V4}),
+    ],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in FIVE_SEEDS],
     "ablation": [
         job for env, action_dim in ABLATED.items() for job in searched(env, 50_000, variants(action_dim))
@@ -159,6 +168,14 @@ TABLES: dict[str, list[Job]] = {
             for job in searched(env, 300_000 if env in LONG else 100_000, {FORMER: FORMER_SETTINGS})
         ),
         *(job for env in LONG for job in searched(env, 100_000, SMALL_BATCHES)),
+        *(
+            job
+            for name in FORMERLY
+            for env, action_dim in ABLATED.items()
+            for job in searched(
+                env, 50_000, {f"{FORMER}, {name}": FORMER_SETTINGS | departures(action_dim)[name]}
+            )
+        ),
     ],
     "gpu-search": [
         *searched("Pusher-v5", 50_000, EPSILONS, FIVE_SEEDS, "cuda", every=5_000),

@@ -251,9 +251,11 @@ struct Float16 {
 
 SACFAST_HD float float16_to_float(Float16 value) {
   const uint32_t magnitude = (value.bits & 0x7FFFu) << 13, sign = (value.bits & 0x8000u) << 16;
-  const float scaled = bits_float(magnitude) * 0x1p112f;  // subnormals too: the exponent's bias, 127 - 15
-  const uint32_t bits = magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : float_bits(scaled);
-  return bits_float(bits | sign);
+  // None of these is subnormal in float32, which the engine's threads would take for zero.
+  const uint32_t subnormal = float_bits(static_cast<float>(value.bits & 0x3FFu) * 0x1p-24f);
+  const uint32_t normal = magnitude + 0x38000000u;  // the exponent's bias, 127 - 15
+  const uint32_t finite = magnitude < 0x00800000u ? subnormal : normal;
+  return bits_float((magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : finite) | sign);
 }
 
 }  // namespace sacfast

@@ -316,7 +316,10 @@ class SACAgent:
         return self.train(1, batch_size).as_dict()
 
     def train(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Metrics:
-        """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device."""
+        """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device.
+
+        Until it returns no other thread may push to the replay buffer.
+        """
         return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
 
     def start(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Callable[[], Metrics]:

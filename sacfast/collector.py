@@ -59,6 +59,11 @@ def episode_seed(seed: int, episode: int, env: int = 0) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
+def of_actions(seed: int) -> int:
+    """Another seed for the random actions of an episode: from its own they would be the environment's own numbers."""
+    return int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
+
+
 class Collector:
     """Steps N environments and hands out what is true of each step.
 
@@ -272,12 +277,12 @@ class Collector:
         if self._tensors:
             if self._generator is None:
                 self._generator = torch.Generator(self.obs.device)
-                self._generator.manual_seed(self.seeds(0, int(self.episodes.sum())))
+                self._generator.manual_seed(of_actions(self.seeds(0, int(self.episodes.sum()))))
             return
         if not self._spaces:
             self._spaces = [copy.deepcopy(self.envs.single_action_space) for _ in range(self.num_envs)]
         for i in begun:
-            self._spaces[i].seed(self.seeds(i, int(self.episodes[i])))
+            self._spaces[i].seed(of_actions(self.seeds(i, int(self.episodes[i]))))
 
     def _own(self, obs: Array, step: int) -> Array:
         """A copy, since simulators and vectorisers may write into what they returned; its shape checked."""
@@ -295,7 +300,7 @@ class Collector:
             results = function()
         except SACError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # pygame's programs exit when their window is closed
             if isinstance(error, (EOFError, OSError)):
                 dead = dead_worker(self.envs)
                 if dead is not None:
@@ -356,7 +361,11 @@ def _described(value: Any) -> str:
 
 def autoreset_mode(envs: VectorEnv, name: str) -> AutoresetMode:
     """How `envs` resets a finished episode, by its metadata. Raises SACError where that is missing or unknown."""
-    declared = envs.metadata.get("autoreset_mode") if getattr(envs, "metadata", None) else None
+    metadata = getattr(envs, "metadata", None) or {}
+    own = getattr(
+        envs, "autoreset_mode", None
+    )  # the metadata may be its class's, to which another vector writes
+    declared = own if isinstance(own, AutoresetMode) else metadata.get("autoreset_mode")
     try:
         return declared if isinstance(declared, AutoresetMode) else AutoresetMode(declared)
     except ValueError:

@@ -29,14 +29,15 @@ def _quota() -> int:
 
 
 def _visible_cores() -> int:
-    cores = set()
     try:
-        for cpu in os.sched_getaffinity(0):
-            path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-            cores.add(path.read_text(encoding="ascii").strip())
+        usable = os.sched_getaffinity(0)
     except (AttributeError, OSError):
         return os.cpu_count() or 1
-    return len(cores)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(topology.format(cpu)).read_text(encoding="ascii").strip() for cpu in usable})
+    except OSError:
+        return len(usable)
 
 
 def thread_count(threads: int | None) -> int:

@@ -185,7 +185,9 @@ def flattened(env: Any) -> str | None:
     if not isinstance(env, FlattenObservation):
         return None
     space = env.env.observation_space
-    items = space.items() if isinstance(space, gymnasium.spaces.Dict) else enumerate(space)  # type: ignore[arg-type]
+    if not isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+        return None  # the user's own doing, of a Box say
+    items = space.items() if isinstance(space, gymnasium.spaces.Dict) else enumerate(space)
     parts = ", ".join(f"{name} [{gymnasium.spaces.flatdim(part)}]" for name, part in items)
     return f"{type(space).__name__} observations are flattened, in this order: {parts} (FlattenObservation)"
 

@@ -33,7 +33,7 @@ def first_line(error: BaseException) -> str:
     return _said(error) or type(error).__name__
 
 
-def raised(error: Exception) -> str:
+def raised(error: BaseException) -> str:
     """What it raised and where, since the command line shows no traceback: in the user's own code, if there is any."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _is_the_users(frame.filename)]

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sacfast.agent import SACAgent
-from sacfast.collector import Array, Collector
+from sacfast.collector import Array, Collector, of_actions
 from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
 from sacfast.errors import SACError, first_line
 from sacfast.requirements import is_whole
@@ -167,7 +167,7 @@ def _vector_rollouts(policy: Policy, envs: VectorEnv, episodes: int, seed: int) 
 
 def random_policy(space: gymnasium.spaces.Box, seed: int) -> Policy:
     """Uniform actions in the space, the same sequence for the same seed."""
-    bounds, generator = ActionBounds.from_space(space), np.random.default_rng(seed)
+    bounds, generator = ActionBounds.from_space(space), np.random.default_rng(of_actions(seed))
 
     def act(observation: Array) -> Array:
         shape = (*np.shape(observation)[:-1], bounds.dim)
@@ -284,7 +284,7 @@ class EvaluateConfig:
     """Episodes to run."""
 
     seed: int = REPORT_SEED
-    """Episode i starts from seed + i; the default repeats the score that training printed."""
+    """Episode i starts from seed + i; with the default, where the score began that training printed."""
 
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint to load."""

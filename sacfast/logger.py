@@ -13,8 +13,9 @@ from __future__ import annotations
 import csv
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -191,20 +192,29 @@ class RunLogger:
 
     def _track(self, row: Row, tags: dict[str, str]) -> None:
         values = {tag: row[name] for name, tag in tags.items() if row.get(name) is not None}
-        for tracker in self._trackers:
-            tracker.track(values, int(row["step"] or 0))  # type: ignore[arg-type]
+        self._with_trackers(lambda tracker: tracker.track(values, int(row["step"] or 0)))  # type: ignore[arg-type]
+
+    def _with_trackers(self, use: Callable[[Tracker], None]) -> None:
+        """`use` each; one that fails, its disk being full say, is left out from then on: what is learned goes first."""
+        for tracker in list(self._trackers):
+            try:
+                use(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                with suppress(Exception):
+                    self.display.message(
+                        f"{type(tracker).__name__} is left out from now on: {first_line(error)}"
+                    )
 
     def flush(self) -> None:
         for log in (self._progress, self._episodes, self._evaluations):
             log.flush()
-        for tracker in self._trackers:
-            tracker.flush()
+        self._with_trackers(lambda tracker: tracker.flush())
 
     def close(self) -> None:
         for log in (self._progress, self._episodes, self._evaluations):
             log.close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._with_trackers(lambda tracker: tracker.close())
 
 
 def _tag(name: str) -> str:
@@ -260,10 +270,10 @@ class WandbTracker:
                 "--wandb needs wandb, which is not installed; pip install 'sacfast[wandb]', or leave --wandb out."
             ) from None
         name = f"{run.parent.name}-{run.name}"
+        place = sha256(str(run.resolve()).encode()).hexdigest()  # two folders may have runs of one second
+        identity = {"name": name, "id": f"{name}-{place[:8]}", "resume": "allow"}
         try:
-            self._run = wandb.init(
-                project=project, name=name, id=name, resume="allow", dir=str(run), config=settings
-            )
+            self._run = wandb.init(project=project, dir=str(run), config=settings, **identity)
         except Exception as error:
             reason = first_line(error)
             raise SACError(

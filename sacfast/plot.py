@@ -32,12 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(PlotConfig, args=arguments, prog="python -m sacfast.plot")
     notes: list[str] = []
     try:
-        if not config.runs:
+        runs = [found for run in config.runs for found in _expanded(run)]
+        if not runs:
             raise SACError("no run to draw; give the folder that training printed, or several.")
-        if len(config.runs) == 1:
-            files = plot_run(config.runs[0], config.out, ("png", "svg"))
+        if len(runs) == 1:
+            files = plot_run(runs[0], config.out, ("png", "svg"))
         else:
-            files, notes = plot_comparison(config.runs, config.out or Path())
+            files, notes = plot_comparison(runs, config.out or Path())
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,6 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     for file in files:
         print(file)
     return 0
+
+
+def _expanded(run: Path) -> list[Path]:
+    """The folders that a path with a * names, for shells that leave it to the program, as those of Windows do."""
+    if "*" not in run.name or run.exists():
+        return [run]
+    return sorted(run.parent.glob(run.name)) or [run]
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ class RunFolder:
             lock.acquire()
         except filelock.Timeout:
             raise SACError(
-                f"{self.path} is being trained by {_holder(holder)}; wait for it to end, or stop it (it saves itself)."
+                f"{self.path} is being trained by {_holder(holder)}; wait for it to end, or stop it (it saves "
+                "itself); if it is gone, delete run.lock there."
             ) from None
         except NotImplementedError:
             warnings.warn(f"{self.path} is on a file system without locks: run it only once", stacklevel=3)
@@ -214,7 +215,7 @@ class RunFolder:
     def _tidy(self) -> None:
         """Delete what an interrupted write left behind, and the segments that no checkpoint names any more."""
         for path in self.checkpoints.glob(".*.tmp"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         needed = {segment.name for segments in self._named.values() for segment in segments}
         for path in self.replay.iterdir():
             if path.name not in needed:
@@ -359,7 +360,9 @@ def unpack(described: Any, arrays: dict[str, torch.Tensor]) -> Any:
         return described
     match described:
         case {"$array": name}:
-            return arrays[name].numpy()
+            return (
+                arrays[name].numpy().copy()
+            )  # not the mapped file, which could not be deleted everywhere then
         case {"$scalar": name}:
             return arrays[name].numpy()[()]
         case {"$tuple": items}:

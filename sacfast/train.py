@@ -410,7 +410,9 @@ def _train_each(configs: list[TrainConfig]) -> None:
                 print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)
             raise
     if len(runs) > 1:
-        files, _ = plot_comparison(runs, Path(configs[0].out), f"comparison-{runs[0].name}")
+        files, _ = plot_comparison(
+            runs, Path(configs[0].out), f"comparison-{runs[0].parent.name}-{runs[0].name}"
+        )
         print("comparison of the runs:", *files)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
+from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, episode_seed
 from sacfast.config import TrainConfig
@@ -101,9 +102,12 @@ class Trainer:
         self.config, self.agent, self.eval_env = config, agent, eval_env
         self._shared = same_environment(env, eval_env)
         self.folder, self._checkpoints = folder.path, folder
+        self._best = folder.path / "best.safetensors"
         self.resume_command = resume_command(folder.path, given)
         self.at = Counters() if resumed is None else Counters(**resumed["counters"])
         self._resumed = resumed
+        if resumed is not None:
+            self._recall_best()
         self.collector = Collector(
             env, config.env, lambda env, episode: episode_seed(config.seed, episode, env)
         )
@@ -290,17 +294,26 @@ class Trainer:
             self.logger.evaluation(row, is_best)
             if is_best:
                 self.at.best, self.at.best_step = score.mean, self.at.step
-                with self.stop.shielded():
-                    self.agent.save(
-                        self.folder / "best.safetensors",
-                        replay_buffer=False,
-                        extra=dataclasses.asdict(self.at),
-                    )
+                self._save_best()
             if self._shared:
                 following = self.collector.next_episodes()
                 self.at.episode = sum(following)
                 self.collector.begin(following, self.at.step)
                 self._within_step = False
+
+    def _save_best(self) -> None:
+        try:
+            with self.stop.shielded():
+                self.agent.save(self._best, replay_buffer=False, extra=dataclasses.asdict(self.at))
+        except CheckpointError as error:
+            raise SACError(str(error)) from error  # the checkpoint itself can be written, perhaps
+
+    def _recall_best(self) -> None:
+        """Of a resumed run: what was found after its checkpoint must not be overwritten by less."""
+        with suppress(CheckpointError, KeyError, TypeError):
+            found = checkpoint.read_meta(self._best)["extra"]
+            if found["best_step"] > self.at.step and (self.at.best is None or found["best"] > self.at.best):
+                self.at.best, self.at.best_step = found["best"], found["best_step"]
 
     def _warn_of_endless_episodes(self, score: Evaluation) -> None:
         if max(score.lengths) >= MAX_EPISODE_STEPS and self.at.evaluated_step == 0:
@@ -323,7 +336,7 @@ class Trainer:
             return evaluate(act, self.eval_env, self.config.eval_episodes, seed)
         except (SACError, _EvaluationStopped):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SACError(
                 f"{self.config.env}, evaluated at step {self.at.step}, {raised(error)}."
             ) from error
@@ -403,10 +416,9 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        best = self.folder / "best.safetensors"
         which = "last policy"
-        if best.exists():
-            self.at.best_step = self.agent.load(best)["step"]
+        if self._best.exists():
+            self.at.best_step = self.agent.load(self._best)["step"]
             which = f"best policy, step {self.at.best_step:,}"
         episodes = self.config.eval_episodes
         score = self._score(REPORT_SEED)

@@ -48,7 +48,7 @@ class CheckedEnv(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self._blank(), 0.0, False, False, _report(raised(error), error)
         try:
             results = float(reward), bool(terminated), bool(truncated)
@@ -62,8 +62,10 @@ class CheckedEnv(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         try:
-            obs, _ = self.env.reset(seed=seed, options=options)
-        except Exception as error:
+            obs, _ = self.env.reset(
+                seed=seed, options=options or None
+            )  # {} is what is left of a vector's mask
+        except (Exception, SystemExit) as error:
             return self._blank(), _report(f"{raised(error)} in reset", error)
         return self._checked(obs)
 
@@ -95,7 +97,7 @@ class CheckedEnv(gymnasium.Wrapper):
         return np.zeros(space.shape or (), space.dtype)
 
 
-def _report(what: str, cause: Exception | None = None) -> dict[str, Any]:
+def _report(what: str, cause: BaseException | None = None) -> dict[str, Any]:
     fault = EnvironmentFault(what)
     fault.__cause__ = cause
     return {FAULT: fault}

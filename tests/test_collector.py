@@ -9,7 +9,7 @@ import torch
 from exact_env import MODES, Exact, Torch, expected_rows, length, makers
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from sacfast.collector import Collector, episode_seed
+from sacfast.collector import Collector, episode_seed, of_actions
 from sacfast.errors import SACError
 from sacfast.vector import CheckedEnv, close_env
 
@@ -129,7 +129,10 @@ def test_random_actions_come_from_the_episodes_seeds():
     single = Collector(Exact(), "Exact", seeds)
     single.reset()
     space = gymnasium.spaces.Box(-5.0, 5.0, (1,))
-    space.seed(episode_seed(0, 0))
+    space.seed(of_actions(episode_seed(0, 0)))
+    environments, _ = gymnasium.utils.seeding.np_random(episode_seed(0, 0))
+    assert space.np_random.random() != environments.random()  # its noise would be the action
+    space.seed(of_actions(episode_seed(0, 0)))
     assert [single.random_action()[0] for _ in range(3)] == [space.sample() for _ in range(3)]
     many = Collector(SyncVectorEnv(makers(COUNT)), "Exact", seeds)
     many.reset()
@@ -228,6 +231,28 @@ def test_what_a_vector_of_others_does_wrong_is_one_sentence():
 
     with pytest.raises(SACError, match=r"Silent has metadata\['autoreset_mode'\]=None.*SameStep"):
         Collector(Silent(SyncVectorEnv(makers(COUNT))), "Silent", seeds)
+
+
+def test_a_vectors_own_mode_counts_before_its_metadata():
+    """Which in some versions of Gymnasium is the environment's class's, so that a second vector rewrites it."""
+    envs = SyncVectorEnv(makers(1), autoreset_mode=AutoresetMode.SAME_STEP)
+    envs.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    assert Collector(envs, "Exact", seeds).mode is AutoresetMode.SAME_STEP
+
+
+def test_an_environment_that_checks_its_options_for_none_is_not_given_empty_ones():
+    given = []
+
+    class Options(Exact):
+        def reset(self, *, seed=None, options=None):
+            given.append(options)
+            return super().reset(seed=seed)
+
+    envs = SyncVectorEnv([lambda: CheckedEnv(Options())] * 2, autoreset_mode=AutoresetMode.DISABLED)
+    collector = Collector(envs, "Exact", seeds)
+    collector.reset()
+    collect(collector)
+    assert len(given) > 4 and set(given) == {None}
 
 
 def test_an_observation_that_is_not_finite_at_reset_is_named_as_such():

@@ -89,6 +89,10 @@ def test_the_common_range_is_used_and_said(make_run, tmp_path, capsys):
     output = capsys.readouterr()
     note = "Pendulum-v1: the steps 150 to 300, which its 2 runs share."
     assert output.err == f"drawn over common steps: {note}\n"
+    together = str(runs[0].parent / runs[0].name[:-1]) + "*"  # as shells of Windows leave it
+    assert [run.match(together) for run in runs] == [True, True]
+    assert plot.main([together, "--out", str(tmp_path / "pictures")]) == 0
+    assert capsys.readouterr() == output
     names = [str(tmp_path / "pictures" / f"comparison.{suffix}") for suffix in ("png", "svg")]
     assert output.out.split() == names
 

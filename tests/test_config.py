@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +149,17 @@ def test_threads_follow_the_machine(recwarn):
     for bad in (-1, 1.5, "two", True):
         with pytest.raises(SACError, match="threads="):
             thread_count(bad)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say")
+def test_without_a_topology_the_processors_that_may_be_used_count(monkeypatch):
+    def unreadable(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    for cpus in ({0}, {0, 3, 4}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: cpus)
+        assert physical_cores() == len(cpus)
 
 
 def test_configs_are_frozen():

@@ -7,6 +7,8 @@ float32 reference; the precisions with fewer bits have theirs in tolerances.py.
 import copy
 import dataclasses
 import functools
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -306,11 +308,14 @@ def test_a_batch_that_is_not_finite_is_reported_and_not_applied(field, value):
 
 @pytest.mark.parametrize("obs_dtype", ["float32", "float16", "bfloat16"])
 def test_the_replay_memory_is_read_in_place(obs_dtype):
-    """Episodes of all lengths in a ring that has gone round: the same bytes as from batches drawn beforehand."""
-    agent = make_agent(rows=64, obs_dtype=obs_dtype)
+    """Episodes of all lengths in a ring that has gone round: the same bytes as from batches drawn beforehand.
+
+    One entry is of numbers that are subnormal in float16.
+    """
+    agent = make_agent(rows=64, obs_dtype=obs_dtype, normalize_obs=True, obs_epsilon=1e-16)
     rng, obs = np.random.default_rng(0), np.zeros(5)
     for _ in range(150):
-        next_obs = rng.normal(size=5)
+        next_obs = rng.normal(size=5) * [1e-5, 1, 1, 1, 1]
         terminated, truncated = rng.random(2) < 0.1
         agent.replay_buffer.push(obs, rng.uniform(-1, 1, 3), rng.normal(), next_obs, terminated)
         obs = rng.normal(size=5) if terminated or truncated else next_obs
@@ -383,6 +388,38 @@ def test_parameters_that_moved_away_are_refused():
     agent.actor.double()
     with pytest.raises(SACError, match=r"actor are no longer the float32 numbers of state.actor_params"):
         agent.train(1, 40)
+
+
+@pytest.mark.parametrize("name", ["fc1", "mean"])
+def test_a_layer_that_took_anothers_place_is_refused(name):
+    agent = make_agent(engine="native")
+    old = getattr(agent.actor, name)
+    setattr(agent.actor, name, torch.nn.Linear(old.in_features, old.out_features))
+    with pytest.raises(SACError, match=r"or a new layer took their place"):
+        agent.train(1, 40)
+
+
+def test_threads_get_actions_for_their_own_observations():
+    agent = make_agent(engine="native")
+    observations = np.random.default_rng(0).normal(size=(4, 5))
+    expected = [agent.select_action(obs, evaluate=True).tobytes() for obs in observations]
+    found: list[set[bytes]] = [set() for _ in observations]
+
+    def act(index: int) -> None:
+        for _ in range(3000):
+            found[index].add(agent.select_action(observations[index], evaluate=True).tobytes())
+
+    threads = [threading.Thread(target=act, args=(index,)) for index in range(len(observations))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [{action} for action in expected]
 
 
 def test_profile_counts_every_phase():

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.wrappers import FlattenObservation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sacfast.envs import ActionBounds, check_finite, check_spaces, make_env, nearest_names
+from sacfast.envs import ActionBounds, check_finite, check_spaces, flattened, make_env, nearest_names, usable
 from sacfast.errors import SACError
 
 VECTOR = Box(-np.inf, np.inf, (3,))
@@ -61,6 +62,17 @@ def test_there_and_back(low, width, unit):
 def test_unusable_bounds(low, high):
     with pytest.raises(SACError, match=r"action dimension 0 has bounds .* finite bounds"):
         ActionBounds(low, high)
+
+
+def test_what_a_user_flattened_is_used_as_it_is():
+    class Square(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (4, 3)), Box(-1, 1, (2,))
+
+    with pytest.raises(SACError, match="FlattenObservation"):
+        usable(Square())
+    env = FlattenObservation(Square())
+    assert usable(env) is env
+    assert flattened(env) is None
 
 
 @given(bound=st.floats(0.01, 1e3))

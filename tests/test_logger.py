@@ -149,7 +149,7 @@ def test_weights_and_biases_get_the_same_numbers_and_a_run_that_can_be_continued
     logger.flush()
     logger.close()
     assert fake.settings == {
-        "project": "robots", "name": "Toy-2026-s3", "id": "Toy-2026-s3", "resume": "allow", "dir": str(run),
+        "project": "robots", "name": "Toy-2026-s3", "id": fake.settings["id"], "resume": "allow", "dir": str(run),
         "config": {"seed": 3},
     }  # fmt: skip
     progress, evaluation = fake.logged
@@ -162,6 +162,32 @@ def test_weights_and_biases_get_the_same_numbers_and_a_run_that_can_be_continued
     )
     assert evaluation == {"step": 100, "evaluation/mean": -1.5, "evaluation/std": 0.5}
     assert fake.finished
+    ids = [fake.settings["id"]]
+    for folder in (run, tmp_path / "elsewhere" / "Toy" / "2026-s3"):  # continued; begun in the same second
+        folder.mkdir(parents=True, exist_ok=True)
+        wandb_logger(folder).close()
+        ids.append(fake.settings["id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_tracker_that_fails_is_left_out_and_costs_nothing(tmp_path):
+    output = io.StringIO()
+    logger = RunLogger(tmp_path, Display("Toy", 200, Console(file=output)))
+
+    class Full:
+        def track(self, values, step):
+            raise OSError("Disk quota exceeded")
+
+        flush = close = track
+
+    logger._trackers.append(Full())
+    logger.episode(2, 90, -3.25, 45)
+    logger.episode(3, 120, -3.0, 30)
+    logger.flush()
+    logger.close()
+    assert len(read_csv(tmp_path / "episodes.csv")) == 2
+    assert output.getvalue().count("Full is left out from now on: Disk quota exceeded") == 1
+    assert len(scalars(tmp_path)["episode/return"]) == 2
 
 
 def test_weights_and_biases_missing_or_refusing_is_one_sentence(tmp_path, monkeypatch):

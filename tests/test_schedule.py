@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -17,7 +19,7 @@ from training_runs import (
 )
 
 from sacfast import SACAgent, SACError, checkpoint
-from sacfast.collector import episode_seed
+from sacfast.collector import episode_seed, of_actions
 from sacfast.envs import make_env
 from sacfast.logger import read_csv
 from sacfast.run_folder import latest
@@ -39,7 +41,7 @@ def plain_loop(config, *, late):
         if obs is None:
             seed = episode_seed(config.seed, episode)
             obs, _ = env.reset(seed=seed)
-            space.seed(seed)
+            space.seed(of_actions(seed))
         action = space.sample() if step < config.learning_starts else agent.select_action(obs)
         due = config.updates_by(step) - agent.training_steps
         if late and due:
@@ -129,7 +131,7 @@ def test_starting_is_training(engine):
 
 
 @pytest.mark.native
-def test_the_native_engine_works_while_the_caller_does_something_else():
+def test_the_native_engine_works_while_the_caller_does_something_else(tmp_path):
     agent = make_agent((17, 6, (256, 256), 256), engine="native", threads=2)
     finish = agent.start(300, 256)  # of a millisecond or more each
     before = agent.state.actor_params.clone()
@@ -141,8 +143,14 @@ def test_the_native_engine_works_while_the_caller_does_something_else():
         SACError, match="updates that were started are under way; first call what start returned"
     ):
         agent.train(1, 256)
+    with pytest.raises(SACError, match="updates that were started are under way"):
+        agent.save(tmp_path / "half of an update")
     finish()
     assert agent.training_steps == 300
+    agent.train(2, 256)
+    with pytest.raises(SACError, match="has ended already; call what `start` returned once"):
+        finish()
+    assert agent.training_steps == 302
 
 
 @pytest.mark.native
@@ -150,6 +158,49 @@ def test_what_was_started_and_forgotten_ends_in_peace():
     agent = make_agent((17, 6, (256, 256), 256), engine="native", threads=2)
     agent.start(50, 256)
     del agent
+
+
+@pytest.mark.native
+def test_a_process_may_end_in_the_midst_of_what_was_started():
+    code = """
+import numpy as np, sacfast
+agent = sacfast.SACAgent(17, 6, 256, engine="native", threads=2, seed=0, buffer_capacity=500)
+agent.replay_buffer.push_batch(*(np.zeros(shape) for shape in ((500, 17), (500, 6), 500, (500, 17), 500)))
+finish = agent.start(200, 256)
+raise SystemExit(7)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+@pytest.mark.native
+def test_an_interrupt_before_the_end_of_what_was_started_frees_nothing():
+    agent, twin = make_agent(engine="native", threads=2), make_agent(engine="native", threads=2)
+    library, calls = agent.engine._library, []
+
+    class Interrupted:
+        """A library at whose first call to finish Ctrl-C arrives before it."""
+
+        def __getattr__(self, name):
+            return getattr(library, name)
+
+        def sacfast_update_finish(self, handle):
+            calls.append(handle)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            return library.sacfast_update_finish(handle)
+
+    finish = agent.start(50, 40)
+    agent.engine._library = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        finish()
+    agent.engine._library = library
+    assert agent.training_steps == 50
+    agent.train(1, 40)
+    twin.train(51, 40)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
 
 
 @pytest.mark.native

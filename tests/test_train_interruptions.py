@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import signal
 import sys
@@ -174,6 +175,65 @@ def test_a_fault_while_random_actions_are_scored_is_one_sentence(tmp_path):
     config, environment = scored_then(tmp_path, crash)
     with pytest.raises(SACError, match=r"evaluated at step 200, raised RuntimeError: the arm is stuck \("):
         train(config, env=Clockwork, eval_env=environment)
+
+
+def test_a_best_policy_that_cannot_be_written_leaves_the_rest_saved(tmp_path, monkeypatch):
+    real = trainer.SACAgent.save
+
+    def save(self, path, **options):
+        if path.name == "best.safetensors":
+            raise checkpoint.CheckpointError("cannot write best.safetensors (access is denied)")
+        real(self, path, **options)
+
+    monkeypatch.setattr(trainer.SACAgent, "save", save)
+    config = small(tmp_path, eval_every=120, checkpoint_every=100)
+    with pytest.raises(SACError, match="access is denied"):
+        train(config)
+    assert counters_of(only_run(config))["step"] == 120
+
+
+def test_a_better_policy_found_after_the_checkpoint_is_kept(tmp_path, monkeypatch):
+    """As after SIGKILL: the run goes on from an older checkpoint, and what it finds then is worse."""
+    config = small(tmp_path, steps=200, eval_every=50, checkpoint_every=0)
+    scores = iter([-3.0, -1.0, -2.0, -4.0, -5.0, -6.0, -7.0])
+    real = trainer.evaluate
+
+    def scored(*arguments):
+        return dataclasses.replace(real(*arguments), mean=next(scores, -9.0))
+
+    monkeypatch.setattr(trainer, "evaluate", scored)
+    monkeypatch.setattr(trainer.Trainer, "_rescue", lambda self: False)
+    steps = iter(range(120))
+    with pytest.raises(SACError, match="killed"):
+        train(config, env=lambda: KilledAfter(steps), eval_env=Clockwork)
+    run = only_run(config)
+    assert counters_of(run)["step"] == 0
+    best = (run / "best.safetensors").read_bytes()
+    resumed = dataclasses.replace(config, resume=str(run))
+    train(resumed, env=lambda: KilledAfter(iter(range(1000))), eval_env=Clockwork)
+    assert (run / "best.safetensors").read_bytes() == best
+    assert json.loads((run / "summary.json").read_text())["best_step"] == 100
+
+
+class KilledAfter(Clockwork):
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def step(self, action):
+        if next(self.left, None) is None:
+            raise RuntimeError("killed")
+        return super().step(action)
+
+
+def test_an_environment_that_exits_costs_nothing(tmp_path):
+    def leave(*_):
+        sys.exit("the window was closed")
+
+    config = small(tmp_path, eval_every=0)
+    with pytest.raises(SACError, match=r"at step 100, raised SystemExit: the window was closed \("):
+        train(config, env=lambda: Faulty(leave))
+    assert counters_of(only_run(config))["step"] == 99
 
 
 class Enormous(Clockwork):

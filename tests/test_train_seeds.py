@@ -22,7 +22,9 @@ def test_one_run_per_seed_and_their_comparison(tmp_path, capsys):
     assert main([*flags, "--seeds", "4", "2", "--eval-every", "30", "--out", str(tmp_path)]) == 0
     runs = sorted(tmp_path.glob("Pendulum-v1/*"), key=lambda path: path.stat().st_mtime_ns)
     assert [json.loads((run / "config.json").read_text())["seed"] for run in runs] == [4, 2]
-    pictures = [tmp_path / f"comparison-{runs[0].name}.{suffix}" for suffix in ("png", "svg")]
+    pictures = [
+        tmp_path / f"comparison-{runs[0].parent.name}-{runs[0].name}.{suffix}" for suffix in ("png", "svg")
+    ]
     assert sorted(path for path in tmp_path.iterdir() if path.is_file()) == pictures
     assert f"comparison of the runs: {pictures[0]} {pictures[1]}" in capsys.readouterr().out
 

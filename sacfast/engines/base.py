@@ -114,7 +114,10 @@ class Engine(ABC):
         """
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
-        """`updates` updates, each on a fresh batch drawn with the state's key. Returns the last one's metrics."""
+        """`updates` updates, each on a fresh batch drawn with the state's key. Returns the last one's metrics.
+
+        Until then no other thread may push to `buffer`.
+        """
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
         for _ in range(updates):
@@ -173,7 +176,7 @@ class TorchPolicy:
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
         state = self.state
         obs = check_observation(observation, state.obs_dim)
-        rows = torch.from_numpy(obs.reshape(-1, state.obs_dim)).to(state.device)
+        rows = torch.from_numpy(np.ascontiguousarray(obs).reshape(-1, state.obs_dim)).to(state.device)
         action = self._unit(rows, evaluate)
         return self.bounds.to_env(action.cpu().numpy().reshape(*obs.shape[:-1], state.action_dim))
 

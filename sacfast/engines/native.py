@@ -6,11 +6,12 @@ trace there, call `NativeEngine.sync()`). The interface is csrc/engine.cpp (abi.
 call.
 """
 
+import atexit
 import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -73,6 +74,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
+@atexit.register
+def _end_what_was_started() -> None:
+    """The interpreter frees what threads of native code are working on."""
+    for engine in list(_engines):
+        if engine._started is not None and engine._started[0] == threading.get_ident():
+            engine._library.sacfast_update_finish(engine._update)
+
+
 class NativeEngine(Engine):
     """SAC as one call per `train`, without autograd and without the interpreter lock.
 
@@ -131,10 +140,12 @@ class NativeEngine(Engine):
         else:
             check_inputs(state, batch)
         fields = [_unit_stride(getattr(batch, name)) for name in FIELDS]
-        return self._run(state, transitions_of(*fields), len(batch.reward), 1, noise)
+        return self._run(state, transitions_of(*fields), len(batch.reward), 1, noise, fields)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
-        return self._run(state, self._drawn(state, buffer, batch_size, updates), batch_size, updates, None)
+        transitions = self._drawn(state, buffer, batch_size, updates)
+        memory = buffer.ring_to_sample(batch_size).tensors()
+        return self._run(state, transitions, batch_size, updates, None, memory)
 
     def start(
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
@@ -160,12 +171,22 @@ class NativeEngine(Engine):
 
     def _finish(self, handle: int, state: SACState, call: abi.UpdateCall) -> Metrics:
         """The end of what `start` began."""
+        if self._started is None or self._started[3] is not call:
+            raise SACError("what was started has ended already; call what `start` returned once")
         try:
             self._apply(state, call, lambda: self._library.sacfast_update_finish(handle))
             return Metrics(self._metrics.clone())
+        except BaseException:  # Ctrl-C perhaps, before that call: nothing may go while threads work on it
+            self._library.sacfast_update_finish(handle)
+            take_counters(state, call.state)
+            raise
         finally:
             self._started = None
             self._lock.release()
+
+    def settle(self, state: SACState) -> None:
+        self._enter()
+        self._lock.release()
 
     def _drawn(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int) -> abi.Transitions:
         """The replay memory that batches are drawn from, once it is known to fit."""
@@ -224,7 +245,9 @@ class NativeEngine(Engine):
         batch_size: int,
         updates: int,
         noise: Noise | None,
+        memory: Sequence[Tensor],
     ) -> Metrics:
+        """`memory`: what `transitions` point into, which another thread may replace meanwhile."""
         self._enter()
         try:
             handle, call = self._prepare(state, transitions, batch_size, updates, noise)

@@ -1,6 +1,7 @@
 """Acting by csrc/cpu/policy.cpp: an observation or a few to actions in one native call."""
 
 import ctypes
+import threading
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class NativePolicy:
         self._library = abi.declare(ctypes.PyDLL(library._name))
         self._state, self._dims = state, (state.obs_dim, state.action_dim)
         self._many = TorchPolicy(state, bounds)
+        self._lock = threading.Lock()  # a robot per thread, say: each gets the action for its own observation
         spec = policy_spec(state, bounds.low.ctypes.data, bounds.high.ctypes.data)
         arithmetic = self._library.sacfast_arithmetic(path.encode(), b"float32")
         self._policy = arithmetic and self._library.sacfast_policy_new(ctypes.byref(spec), arithmetic)
@@ -39,9 +41,10 @@ class NativePolicy:
         plain = type(observation) is np.ndarray and observation.dtype.kind in "fiu"
         if not plain or observation.shape != self._obs.shape:
             return self._several(check_observation(observation, self._dims[0]), evaluate)
-        self._obs[:] = observation
-        self._run(self._call, self._reference, evaluate)
-        return self._action.copy()
+        with self._lock:
+            self._obs[:] = observation
+            self._run(self._call, self._reference, evaluate)
+            return self._action.copy()
 
     def _run(self, call: abi.PolicyCall, reference: Any, evaluate: bool) -> None:
         state = self._state
@@ -60,5 +63,6 @@ class NativePolicy:
         rows = np.ascontiguousarray(obs).reshape(-1, self._dims[0])
         action = np.empty((len(rows), self._dims[1]), np.float32)
         call = policy_call(self._state, len(rows), rows.ctypes.data, action.ctypes.data)
-        self._run(call, ctypes.byref(call), evaluate)
+        with self._lock:
+            self._run(call, ctypes.byref(call), evaluate)
         return action.reshape(*obs.shape[:-1], self._dims[1])

@@ -264,12 +264,13 @@ def covers(built: Sequence[str], gpu: str) -> bool:
 
 
 def flags(*, cuda: bool = False) -> list[str]:
-    """Flags of the C++ compiler on every machine. Never -ffast-math: it changes what infinities and NaN mean.
+    """Flags of the C++ compiler on every machine. Never -ffast-math, which is the default of some: it changes what
+    infinities and NaN mean.
 
     -fno-math-errno and -fno-trapping-math change no result; they let sqrt, floor and selects vectorise.
     """
     abi = int(torch.compiled_with_cxx11_abi())
-    chosen = ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+    chosen = ["-O3", "-std=c++20", "-fPIC", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
     chosen += ["-DNDEBUG", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
     chosen.append("-DAT_PER_OPERATOR_HEADERS")  # else autograd's headers include those of all 1300 operators
     return [*chosen, "-DSACFAST_WITH_CUDA"] if cuda else chosen
@@ -401,7 +402,7 @@ def _cpp_runtime() -> list[str]:
     """
     with suppress(OSError):
         loaded = Path("/proc/self/maps").read_text()
-        return re.findall(r"/\S*libstdc\+\+\.so[.\d]*$", loaded, re.MULTILINE)[:1]
+        return re.findall(r"\s(/.*libstdc\+\+\.so[.\d]*)$", loaded, re.MULTILINE)[:1]
     return []
 
 

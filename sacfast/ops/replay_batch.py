@@ -15,7 +15,9 @@ def _resolve(rows: tuple[Tensor, ...], obs: Tensor, side: Tensor) -> tuple[Tenso
     N = len(obs)
     terminated = link < 0
     at = torch.where(terminated, ~link, link).long()
-    next_obs = torch.where((at < N)[:, None], obs[at.clamp(max=N - 1)], side[(at - N).clamp(min=0)])
+    next_obs = obs[at.clamp(max=N - 1)]
+    if len(side):
+        next_obs = torch.where((at < N)[:, None], next_obs, side[(at - N).clamp(min=0)])
     return first.float(), action, reward, next_obs.float(), terminated.float()
 
 

@@ -121,6 +121,17 @@ def test_bad_input(change, message):
         replay_batch(*arguments)
 
 
+def test_no_side_at_all_where_no_link_needs_it():
+    obs, action, reward, link, side = memory(20)
+    link[:] = torch.arange(20, dtype=torch.int32).roll(1)
+    fields = obs, action, reward, link, side[:0]
+    found = [
+        sample(*fields, 20, 30, random_key(1, 0, 0)) for sample in (replay_batch, replay_batch_reference)
+    ]
+    for ours, expected in zip(*found, strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_without_native_code_the_reference_runs(monkeypatch):
     monkeypatch.setattr(native, "available", lambda device_type="cpu": False)
     fields, key = memory(20), random_key(0, 0, 0)
