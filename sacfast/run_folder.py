@@ -60,6 +60,20 @@ class Segment:
         return f"{self.first:012d}-{self.end:012d}.safetensors"
 
 
+@dataclass
+class Counters:
+    """Where a run stands: what a checkpoint carries beside the agent."""
+
+    step: int = 0
+    episode: int = 0
+    """Episodes begun before the current ones, over all environments."""
+    best: float | None = None
+    best_step: int = 0
+    evaluated_step: int = 0
+    logged_step: int = 0
+    elapsed_s: float = 0.0
+
+
 class RunFolder:
     """Checkpoints of one run, the newest `keep` of them (0: all). Use within `locked`."""
 

@@ -20,8 +20,6 @@ import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,28 +27,20 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from sacfast import checkpoint
 from sacfast.agent import SACAgent
-from sacfast.collector import Array, Collector, episode_seed
+from sacfast.collector import Collector, episode_seed
 from sacfast.config import TrainConfig
 from sacfast.diagnostics import Stopwatch, saturation
 from sacfast.display import Row, make_display
 from sacfast.envs import same_environment
-from sacfast.errors import ActionNotFinite, CheckpointError, SACError, first_line, raised
-from sacfast.evaluate import (
-    MAX_EPISODE_STEPS,
-    REPORT_SEED,
-    SELECTION_SEED,
-    Evaluation,
-    Policy,
-    baseline_policies,
-    evaluate,
-)
+from sacfast.errors import ActionNotFinite, CheckpointError, SACError, first_line
+from sacfast.evaluate import MAX_EPISODE_STEPS, Evaluation
+from sacfast.judge import Judge, ScoringStopped
 from sacfast.learner import Learner
 from sacfast.logger import RunLogger
 from sacfast.pilot import DivergedError, Pilot
 from sacfast.plotting import plot_run
-from sacfast.run_folder import RunFolder, resume_command, write_json
+from sacfast.run_folder import Counters, RunFolder, resume_command
 from sacfast.stop import StopRequest
 
 
@@ -60,24 +50,6 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, run: Path, signum: int, command: str) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; resume with {command}")
         self.run, self.signum = run, signum
-
-
-class _EvaluationStopped(Exception):
-    """Ends an evaluation early once a signal has asked the run to stop."""
-
-
-@dataclass
-class Counters:
-    """Where a run stands: what a checkpoint carries beside the agent."""
-
-    step: int = 0
-    episode: int = 0
-    """Episodes begun before the current ones, over all environments."""
-    best: float | None = None
-    best_step: int = 0
-    evaluated_step: int = 0
-    logged_step: int = 0
-    elapsed_s: float = 0.0
 
 
 class Trainer:
@@ -99,15 +71,12 @@ class Trainer:
         resumed: dict[str, Any] | None = None,
         given: Sequence[str] = (),
     ) -> None:
-        self.config, self.agent, self.eval_env = config, agent, eval_env
+        self.config, self.agent = config, agent
         self._shared = same_environment(env, eval_env)
         self.folder, self._checkpoints = folder.path, folder
-        self._best = folder.path / "best.safetensors"
         self.resume_command = resume_command(folder.path, given)
         self.at = Counters() if resumed is None else Counters(**resumed["counters"])
         self._resumed = resumed
-        if resumed is not None:
-            self._recall_best()
         self.collector = Collector(
             env, config.env, lambda env, episode: episode_seed(config.seed, episode, env)
         )
@@ -136,6 +105,9 @@ class Trainer:
         self._stopwatch = Stopwatch()
         self.learner = Learner(config, agent, self._stopwatch)
         self.pilot = Pilot(config, agent, folder.path)
+        self.judge = Judge(config, agent, eval_env, self.pilot, self.stop, folder, self.at)
+        if resumed is not None:
+            self.judge.recall()
 
     def run(self) -> None:
         """Train to the end, score the best policy, draw the plots.
@@ -276,12 +248,12 @@ class Trainer:
         with self._untimed("evaluating"):
             self._within_step = self._shared  # the evaluation's episodes are not those to go on with
             try:
-                score = self._score(SELECTION_SEED)
-            except _EvaluationStopped:
+                score = self.judge.score()
+            except ScoringStopped:
                 return
             self._warn_of_endless_episodes(score)
             self.at.evaluated_step = self.at.step
-            is_best = self.at.best is None or score.mean > self.at.best
+            is_best = self.judge.is_best(score)
             row: Row = {
                 "step": self.at.step,
                 "mean": score.mean,
@@ -293,27 +265,12 @@ class Trainer:
             }
             self.logger.evaluation(row, is_best)
             if is_best:
-                self.at.best, self.at.best_step = score.mean, self.at.step
-                self._save_best()
+                self.judge.keep(score)
             if self._shared:
                 following = self.collector.next_episodes()
                 self.at.episode = sum(following)
                 self.collector.begin(following, self.at.step)
                 self._within_step = False
-
-    def _save_best(self) -> None:
-        try:
-            with self.stop.shielded():
-                self.agent.save(self._best, replay_buffer=False, extra=dataclasses.asdict(self.at))
-        except CheckpointError as error:
-            raise SACError(str(error)) from error  # the checkpoint itself can be written, perhaps
-
-    def _recall_best(self) -> None:
-        """Of a resumed run: what was found after its checkpoint must not be overwritten by less."""
-        with suppress(CheckpointError, KeyError, TypeError):
-            found = checkpoint.read_meta(self._best)["extra"]
-            if found["best_step"] > self.at.step and (self.at.best is None or found["best"] > self.at.best):
-                self.at.best, self.at.best_step = found["best"], found["best_step"]
 
     def _warn_of_endless_episodes(self, score: Evaluation) -> None:
         if max(score.lengths) >= MAX_EPISODE_STEPS and self.at.evaluated_step == 0:
@@ -322,24 +279,6 @@ class Trainer:
                 "gymnasium.make's max_episode_steps sets one (--make-kwargs '{\"max_episode_steps\": 1000}'), and "
                 "fewer --eval-episodes take less time"
             )
-
-    def _score(self, seed: int, policy: Policy | None = None) -> Evaluation:
-        """Of the agent acting by its mean, or of another policy."""
-        chosen = policy or partial(self.pilot.act, step=self.at.step, evaluate=True)
-
-        def act(observation: Array) -> Array:
-            if self.stop.signum is not None:
-                raise _EvaluationStopped
-            return chosen(observation)
-
-        try:
-            return evaluate(act, self.eval_env, self.config.eval_episodes, seed)
-        except (SACError, _EvaluationStopped):
-            raise
-        except (Exception, SystemExit) as error:
-            raise SACError(
-                f"{self.config.env}, evaluated at step {self.at.step}, {raised(error)}."
-            ) from error
 
     def _save_last(self) -> str | None:
         """Returns the obstacle to having the environments' state, if there was one."""
@@ -406,7 +345,7 @@ class Trainer:
         self._save_last()
         self._finished = True
         if self.stop.signum is None:
-            with suppress(_EvaluationStopped), self._untimed("scoring"):
+            with suppress(ScoringStopped), self._untimed("scoring"):
                 self._report()
         if self.stop.signum is not None:
             name = signal.Signals(self.stop.signum).name
@@ -416,34 +355,13 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        which = "last policy"
-        if self._best.exists():
-            self.at.best_step = self.agent.load(self._best)["step"]
-            which = f"best policy, step {self.at.best_step:,}"
-        episodes = self.config.eval_episodes
-        score = self._score(REPORT_SEED)
-        policies = baseline_policies(self.eval_env, REPORT_SEED)
-        others = {name: self._score(REPORT_SEED, policy) for name, policy in policies.items()}
-        self._write_summary(score, others)
+        sentence = self.judge.report()
         complaint = _draw(self.folder)
         self.display.close()
         if complaint is not None:
             self.display.message(complaint)
-        self.display.message(
-            f"{self.config.env} after {self.at.step:,} steps: {score} over {episodes} episodes ({which}); "
-            f"random actions {others['random']}, zero actions {others['zero']}"
-        )
+        self.display.message(sentence)
         self.display.message(f"run folder: {self.folder}")
-
-    def _write_summary(self, score: Evaluation, others: dict[str, Evaluation]) -> None:
-        summary = {
-            "env": self.config.env,
-            "step": self.at.step,
-            "best_step": self.at.best_step,
-            "score": dataclasses.asdict(score),
-            "baselines": {name: dataclasses.asdict(value) for name, value in others.items()},
-        }
-        write_json(self.folder / "summary.json", summary)
 
 
 def _draw(folder: Path) -> str | None:

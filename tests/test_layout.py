@@ -44,6 +44,7 @@ ORDER = [
     "stop",
     "learner",
     "pilot",
+    "judge",
     "trainer",
     "train",
 ]

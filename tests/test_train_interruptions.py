@@ -28,7 +28,7 @@ from training_runs import (
     start,
 )
 
-from sacfast import checkpoint, trainer
+from sacfast import checkpoint, judge, trainer
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.evaluate import load_agent
@@ -125,7 +125,7 @@ def test_a_fault_while_scoring_does_not_put_the_best_policy_in_the_last_ones_pla
     def broken(*_):
         raise RuntimeError("no baselines today")  # by now the agent holds the best policy
 
-    monkeypatch.setattr(trainer, "baseline_policies", broken)
+    monkeypatch.setattr(judge, "baseline_policies", broken)
     config = small(tmp_path, env="Pendulum-v1", steps=200)
     saves, real = [], RunFolder.save
     monkeypatch.setattr(
@@ -196,12 +196,12 @@ def test_a_better_policy_found_after_the_checkpoint_is_kept(tmp_path, monkeypatc
     """As after SIGKILL: the run goes on from an older checkpoint, and what it finds then is worse."""
     config = small(tmp_path, steps=200, eval_every=50, checkpoint_every=0)
     scores = iter([-3.0, -1.0, -2.0, -4.0, -5.0, -6.0, -7.0])
-    real = trainer.evaluate
+    real = judge.evaluate
 
     def scored(*arguments):
         return dataclasses.replace(real(*arguments), mean=next(scores, -9.0))
 
-    monkeypatch.setattr(trainer, "evaluate", scored)
+    monkeypatch.setattr(judge, "evaluate", scored)
     monkeypatch.setattr(trainer.Trainer, "_rescue", lambda self: False)
     steps = iter(range(120))
     with pytest.raises(SACError, match="killed"):
