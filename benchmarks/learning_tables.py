@@ -126,7 +126,7 @@ def ablation_table(entries: list[Entry]) -> list[str]:
     steps = {}
     for env in environments:
         rivals = [entry for entry in entries if entry["env"] == env]
-        steps[env] = statistics.mode(last_step(entry) for entry in rivals)
+        steps[env] = min(statistics.multimode(last_step(entry) for entry in rivals))
         for entry in rivals:
             cells.setdefault(entry["variant"], {})[env] = _mean_and_deviation(_at(entry, steps[env]))
     lines = [
@@ -143,7 +143,9 @@ def ablated(entries: list[Entry], device: str) -> list[Entry]:
     enough = [
         entry
         for entry in entries
-        if (entry["implementation"], entry["device"]) == (OURS, device) and len(entry["runs"]) >= LEAST_SEEDS
+        if (entry["implementation"], entry["device"]) == (OURS, device)
+        and entry["variant"] != AS_ANT_V4  # another task
+        and len(entry["runs"]) >= LEAST_SEEDS
     ]
     rivals = Counter(entry["env"] for entry in enough)
     return [entry for entry in enough if rivals[entry["env"]] > 1]
@@ -201,7 +203,10 @@ def _elsewhere(entry: Entry, usual: tuple) -> str:
     machine = entry["runs"][0]["machine"]
     if _place(entry) == usual:
         return ""
-    return f"the {machine['gpu']}" if "gpu" in machine else f"{machine['cores']} cores"
+    if "gpu" in machine:
+        return f"the {machine['gpu']}"
+    cores = f"{machine['cores']} cores"
+    return cores if machine["cores"] != usual[1] else f"{cores} with {machine['kernels']}"
 
 
 def _minutes_to(entry: Entry, score: float) -> float | None:

@@ -1,5 +1,6 @@
 """benchmarks/render.py: README's tables say what the JSON says."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from recorded_runs import ACCURACY, GPU, LEARNING, MACHINE, RUN, TRAIN
+from recorded_runs import ACCURACY, GPU, LEARNING, MACHINE, RUN, TRAIN, learning_entry
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "render.py"
@@ -130,6 +131,28 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "2025-11-23" not in ablation  # where nothing but the default was tried
     beside = next(line for line in lines if line.startswith("<sub>When the mean over seeds"))
     assert "by evaluations every 50,000 steps" in beside and "with 2 runs side by side" in beside
+
+
+def test_another_task_is_shown_but_not_an_ablation_and_other_kernels_are_named(script):
+    tables = importlib.import_module("learning_tables")
+    other = MACHINE | {"date": "2025-11-22", "side_by_side": 2, "kernels": "avx2"}
+    runs = [[[100_000, 1.0, 0.0, 1.0], [300_000, 2.0, 0.0, 3.0]]] * 3
+    default, longer, as_v4 = (
+        learning_entry("Ant-v5", rows, variant=variant, machine=machine)["extra_info"]
+        for rows, variant, machine in (
+            ([rows[:1] for rows in runs], "default", None),
+            (runs, "tau 0.01", None),
+            (runs, tables.AS_ANT_V4, other),
+        )
+    )
+    entries = [default, longer, as_v4]
+    assert tables.ablated(entries, "cpu") == [default, longer]
+    lines = tables.ablation_table([default, longer])
+    assert lines[0] == "| settings | Ant-v5, 100,000 steps |"  # as far as both of them went
+    assert lines[2:] == ["| default | 1.0 ± 0.0 |", "| tau 0.01 | 1.0 ± 0.0 |"]
+    learned = tables.learning_table(tables.shown(entries))
+    name = f"sacfast, {tables.AS_ANT_V4}, on 2 cores with avx2"
+    assert any(line.startswith(f"| Ant-v5 | {name} | 3 | - | 1.0 ± 0.0 | 2.0 ± 0.0") for line in learned)
 
 
 def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):

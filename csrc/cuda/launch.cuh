@@ -39,9 +39,9 @@ int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared
   return std::apply(
       [&](auto&... value) {
         void* addresses[] = {const_cast<void*>(static_cast<const void*>(&value))...};
-        const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads),
-                                                   addresses, static_cast<size_t>(shared_bytes),
-                                                   static_cast<cudaStream_t>(stream));
+        const cudaError_t error =
+            cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), addresses,
+                             static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream));
         if (error != cudaSuccess) cudaGetLastError();  // returned, so that it must not be found once more
         return static_cast<int>(error);
       },
