@@ -192,9 +192,8 @@ class Collector:
         """
         obstacle = saved["obstacle"]
         if obstacle is None:
-            self.begin(
-                saved["collector"]["episodes"]
-            )  # makes what an environment makes at its first reset only
+            # Some things an environment makes at its first reset only.
+            self.begin(saved["collector"]["episodes"])
             try:
                 put_states(self.envs, saved["simulators"], saved["collector"]["resetting"])
                 self.restore(saved["collector"])
@@ -360,11 +359,10 @@ def _described(value: Any) -> str:
 
 
 def autoreset_mode(envs: VectorEnv, name: str) -> AutoresetMode:
-    """How `envs` resets a finished episode, by its metadata. Raises SACError where that is missing or unknown."""
+    """How `envs` resets a finished episode. Raises SACError where neither it nor its metadata says so."""
     metadata = getattr(envs, "metadata", None) or {}
-    own = getattr(
-        envs, "autoreset_mode", None
-    )  # the metadata may be its class's, to which another vector writes
+    # The metadata may be its class's, to which another vector writes.
+    own = getattr(envs, "autoreset_mode", None)
     declared = own if isinstance(own, AutoresetMode) else metadata.get("autoreset_mode")
     try:
         return declared if isinstance(declared, AutoresetMode) else AutoresetMode(declared)

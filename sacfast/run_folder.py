@@ -374,9 +374,7 @@ def unpack(described: Any, arrays: dict[str, torch.Tensor]) -> Any:
         return described
     match described:
         case {"$array": name}:
-            return (
-                arrays[name].numpy().copy()
-            )  # not the mapped file, which could not be deleted everywhere then
+            return arrays[name].numpy().copy()  # a mapped file cannot be deleted everywhere
         case {"$scalar": name}:
             return arrays[name].numpy()[()]
         case {"$tuple": items}:

@@ -62,9 +62,8 @@ class CheckedEnv(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         try:
-            obs, _ = self.env.reset(
-                seed=seed, options=options or None
-            )  # {} is what is left of a vector's mask
+            # {} is what is left of a vector's mask.
+            obs, _ = self.env.reset(seed=seed, options=options or None)
         except (Exception, SystemExit) as error:
             return self._blank(), _report(f"{raised(error)} in reset", error)
         return self._checked(obs)

@@ -130,10 +130,9 @@ class CudaEngine(NativeEngine):
         self._last = weakref.ref(state)
         if self.device.type == "cuda":
             stream = torch.cuda.current_stream(self.device)
+            # The last metrics are perhaps not copied yet there.
             if self._stream not in (None, stream):
-                stream.wait_stream(
-                    self._stream
-                )  # the copy of the last metrics is not made there yet, perhaps
+                stream.wait_stream(self._stream)
             self._stream = stream
         return super()._prepare(state, *args)
 
