@@ -70,8 +70,8 @@ class Judge:
                 f"{self.config.env}, evaluated at step {self.at.step}, {raised(error)}."
             ) from error
 
-    def is_best(self, score: Evaluation) -> bool:
-        return self.at.best is None or score.mean > self.at.best
+    def is_best(self, mean: float) -> bool:
+        return self.at.best is None or mean > self.at.best
 
     def keep(self, score: Evaluation) -> None:
         """The agent's policy as the best so far. Raises SACError where it cannot be written."""
@@ -86,7 +86,7 @@ class Judge:
         """Of a resumed run: what was found after its checkpoint must not be overwritten by less."""
         with suppress(CheckpointError, KeyError, TypeError):
             found = checkpoint.read_meta(self._best)["extra"]
-            if found["best_step"] > self.at.step and (self.at.best is None or found["best"] > self.at.best):
+            if found["best_step"] > self.at.step and self.is_best(found["best"]):
                 self.at.best, self.at.best_step = found["best"], found["best_step"]
 
     def report(self) -> str:

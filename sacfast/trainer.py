@@ -253,7 +253,7 @@ class Trainer:
                 return
             self._warn_of_endless_episodes(score)
             self.at.evaluated_step = self.at.step
-            is_best = self.judge.is_best(score)
+            is_best = self.judge.is_best(score.mean)
             row: Row = {
                 "step": self.at.step,
                 "mean": score.mean,

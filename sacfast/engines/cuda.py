@@ -23,7 +23,7 @@ from sacfast.engines.native import NativeEngine
 from sacfast.engines.structs import policy_call, policy_spec, state_pointers, take_counters
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
-from sacfast.ops.launch import current_stream, on_device
+from sacfast.ops.launch import current_stream, find_device, on_device
 from sacfast.replay import ReplayBuffer
 from sacfast.state import SACState
 
@@ -58,9 +58,7 @@ class CudaEngine(NativeEngine):
             raise SACError(
                 f"precision={config.precision!r} is not available on CUDA, which has {', '.join(PRECISIONS)}"
             )
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.device = find_device(device)
         self._settings = {"device": self.device, "library": library}
         self._library = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
         self.name = f"native cuda {config.precision}"

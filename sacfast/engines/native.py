@@ -116,7 +116,7 @@ class NativeEngine(Engine):
         self.name = f"native {self.path} {config.precision}"
         self._lock = threading.Lock()  # one update at a time; the interpreter's is given up meanwhile
         _engines.add(self)
-        self._started: tuple[int, SACState, ReplayBuffer, abi.UpdateCall] | None = None
+        self._started: tuple[int, SACState, Sequence[Tensor], abi.UpdateCall] | None = None
         self._update: int | None = None
         self._free: weakref.finalize | None = None
         self._shape: tuple | None = None
@@ -143,19 +143,18 @@ class NativeEngine(Engine):
         return self._run(state, transitions_of(*fields), len(batch.reward), 1, noise, fields)
 
     def train(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1) -> Metrics:
-        transitions = self._drawn(state, buffer, batch_size, updates)
-        memory = buffer.ring_to_sample(batch_size).tensors()
+        transitions, memory = self._drawn(state, buffer, batch_size, updates)
         return self._run(state, transitions, batch_size, updates, None, memory)
 
     def start(
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
     ) -> Callable[[], Metrics]:
-        transitions = self._drawn(state, buffer, batch_size, updates)
+        transitions, memory = self._drawn(state, buffer, batch_size, updates)
         self._enter()
         try:
             handle, call = self._prepare(state, transitions, batch_size, updates)
             # What the other threads work on must not go, whatever becomes of the function returned.
-            self._started = threading.get_ident(), state, buffer, call
+            self._started = threading.get_ident(), state, memory, call
             if self._library.sacfast_update_start(handle, ctypes.byref(call)) < 0:
                 self._started = None
                 raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
@@ -188,8 +187,10 @@ class NativeEngine(Engine):
         self._enter()
         self._lock.release()
 
-    def _drawn(self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int) -> abi.Transitions:
-        """The replay memory that batches are drawn from, once it is known to fit."""
+    def _drawn(
+        self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int
+    ) -> tuple[abi.Transitions, Sequence[Tensor]]:
+        """The replay memory that batches are drawn from, once it is known to fit, and the tensors that it is in."""
         self._check_device(state)
         if updates < 1:
             raise SACError(f"updates must be at least 1, not {updates}")
@@ -201,20 +202,21 @@ class NativeEngine(Engine):
                 f"the buffer holds observations [{buffer.obs_dim}] and actions [{buffer.action_dim}]; "
                 f"this agent needs [{state.obs_dim}] and [{state.action_dim}]"
             )
+        memory = records, side = ring.records, ring.side
         held = self._memory
-        if held is None or held[0]() is not ring.records or held[1]() is not ring.side:
+        if held is None or held[0]() is not records or held[1]() is not side:
             transitions = transitions_of(
                 ring.obs,
                 ring.action,
                 ring.reward,
-                ring.side,
+                side,
                 link=ring.link,
                 capacity=ring.capacity,
                 obs_type=list(OBS_TYPES.values()).index(ring.obs_dtype),
             )
-            self._memory = held = weakref.ref(ring.records), weakref.ref(ring.side), transitions
+            self._memory = held = weakref.ref(records), weakref.ref(side), transitions
         held[2].size = ring.size
-        return held[2]
+        return held[2], memory
 
     def sync(self) -> None:
         self._packed = None
