@@ -36,6 +36,8 @@ MACHINE_COLUMNS = (
     "sacfast",
     "kernels",
     "sb3",
+    "gymnasium",
+    "mujoco",
 )
 
 

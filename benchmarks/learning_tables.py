@@ -1,7 +1,6 @@
 """README's tables of what was learned, from the entries of results/learning.json (learning_results.py)."""
 
 import json
-import math
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 from tables import NONE, OURS, Entry, number
 
-FORMER = "obs_epsilon 1e-8"  # the default while the search went on; settings named after it depart from it
 AS_ANT_V4 = "with Ant-v4's observation and reward"
+FRESH = ", fresh seeds"  # ends the names of what was tried on seeds that had no part in choosing the default
 SHOWN = ("default", "notebook's", AS_ANT_V4)  # variants whose scores are shown
 TIMED = ("default", "notebook's", "batches of 64")  # whose minutes to a score are
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
@@ -19,18 +18,8 @@ LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in res
 
 
 def shown(entries: list[Entry]) -> list[Entry]:
-    """Those of the learning table: the former default only where it went on further than today's."""
-    reached = {_where(entry): last_step(entry) for entry in entries if entry["variant"] == "default"}
-    return [
-        entry
-        for entry in entries
-        if entry["variant"] in SHOWN
-        or (entry["variant"] == FORMER and last_step(entry) > reached.get(_where(entry), math.inf))
-    ]
-
-
-def _where(entry: Entry) -> tuple[str, str, str]:
-    return entry["env"], entry["implementation"], entry["device"]
+    """Those of the learning table."""
+    return [entry for entry in entries if entry["variant"] in SHOWN]
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
@@ -134,17 +123,20 @@ def ablation_table(entries: list[Entry]) -> list[str]:
         "|---|" + "---:|" * len(environments),
     ]
     for variant, by_env in cells.items():
-        lines.append(f"| {variant} | {' | '.join(by_env.get(env, NONE) for env in environments)} |")
+        lines.append(f"| {variant.removesuffix(FRESH)} | {' | '.join(by_env.get(env, NONE) for env in environments)} |")
     return lines
 
 
-def ablated(entries: list[Entry], device: str) -> list[Entry]:
-    """Those that an ablation is about: ours on such a device, in environments where more than one thing was tried."""
+def ablated(entries: list[Entry], device: str, fresh: bool = False) -> list[Entry]:
+    """Those that an ablation is about: ours on such a device, in environments where more than one thing was tried; with
+    the seeds of the main tables, or `fresh` ones.
+    """
     enough = [
         entry
         for entry in entries
         if (entry["implementation"], entry["device"]) == (OURS, device)
         and entry["variant"] != AS_ANT_V4  # another task
+        and entry["variant"].endswith(FRESH) == fresh
         and len(entry["runs"]) >= LEAST_SEEDS
     ]
     rivals = Counter(entry["env"] for entry in enough)

@@ -65,22 +65,25 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "learning_minutes": minutes_table,
     "ablation": ablation_table,
     "gpu_ablation": ablation_table,
+    "fresh_ablation": ablation_table,
 }
+ABLATIONS = ("ablation", "gpu_ablation", "fresh_ablation")
 SOURCES = {
     "cpu.json": ("operators", "update", "phases", "action"),
     "train.json": ("loop", "checkpoint"),
     "accuracy.json": ("precision",),
     "gpu.json": ("gpu_update", "gpu_operators"),
-    "learning.json": ("learning", "learning_minutes", "ablation", "gpu_ablation"),
+    "learning.json": ("learning", "learning_minutes", *ABLATIONS),
 }
 # A table of what another table's runs have measured besides.
-RUNS_OF = {"phases": "update"} | dict.fromkeys(("learning_minutes", "ablation", "gpu_ablation"), "learning")
+RUNS_OF = {"phases": "update"} | dict.fromkeys(("learning_minutes", *ABLATIONS), "learning")
 # A table of some of the runs only.
 CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
     "learning": shown,
     "learning_minutes": beside_peers,
     "ablation": partial(ablated, device="cpu"),
     "gpu_ablation": partial(ablated, device="cuda"),
+    "fresh_ablation": partial(ablated, device="cpu", fresh=True),
 }
 
 INTERLEAVED = "Interleaved, ratios taken within a round."
@@ -157,6 +160,7 @@ LEGENDS = {
         "dimension of the actions. Rows of fewer seeds are in results/learning.csv."
     ),
     "gpu_ablation": "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
+    "fresh_ablation": "As above, of {seeds} seeds that had no part in choosing the default.",
 }
 
 
@@ -170,7 +174,7 @@ def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     if name == "learning_minutes":
         evaluated = [step for step, *_ in mean_curve(first)]
         return {"side_by_side": side_by_side(entries), "every": evaluated[-1] / len(evaluated)}
-    if name == "gpu_ablation":
+    if name in ("gpu_ablation", "fresh_ablation"):
         counts = sorted({len(entry["runs"]) for entry in entries})
         return {"side_by_side": side_by_side(entries), "seeds": " or ".join(map(str, counts))}
     return first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from time import perf_counter
 
 from rich.console import Console, RenderableType
@@ -11,6 +12,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 Row = dict[str, float | int | None]
+
+
+class PatientConsole(Console):
+    """One whose program goes on, and prints no more, once nobody reads it (`| head`)."""
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 class Display:
@@ -21,7 +30,7 @@ class Display:
 
     def __init__(self, name: str, total_steps: int, console: Console | None = None) -> None:
         self.name, self.total = name, total_steps
-        self.console = console or Console(highlight=False)
+        self.console = console or PatientConsole(highlight=False)
         self._last: Row = {}
         self._evaluation: float | None = None
         self._step = 0
@@ -150,7 +159,7 @@ class _TwoLineProgress(Progress):
 
 def make_display(name: str, total_steps: int) -> Display:
     """A live display on a terminal, plain lines anywhere else."""
-    console = Console(highlight=False)
+    console = PatientConsole(highlight=False)
     return (LiveDisplay if console.is_terminal else Display)(name, total_steps, console)
 
 

@@ -16,8 +16,8 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import FlattenObservation, NormalizeObservation, NormalizeReward
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 
 from sacfast.errors import SACError, raised
@@ -199,12 +199,13 @@ def env_name(env: Any) -> str:
 
 
 def normalising_wrappers(env: Any) -> list[str]:
-    """Which of Gymnasium's normalising wrappers `env` is in, by name."""
+    """Which of Gymnasium's normalising wrappers `env` is in, or the first environment of a vector, by name."""
     names = []
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, (NormalizeObservation, NormalizeReward)):
-            names.append(type(env).__name__)
-        env = env.env
+    while isinstance(env, (gymnasium.Wrapper, VectorWrapper, SyncVectorEnv)):
+        name = type(env).__name__
+        if name in ("NormalizeObservation", "NormalizeReward"):
+            names.append(name)
+        env = env.envs[0] if isinstance(env, SyncVectorEnv) else env.env
     return names
 
 

@@ -32,13 +32,16 @@ class NotCapturable(Exception):
 # What the constructor made for good, or what concerns pictures and the clock alone.
 _CONSTANT_TYPES = (gymnasium.Space, EnvSpec, FunctionType, MethodType, ModuleType, type)
 _CONSTANT_NAMES = frozenset(
-    {"env", "metadata", "mujoco_renderer", "render_mode", "screen", "clock", "surf", "isopen"}
+    {"env", "metadata", "mujoco_renderer", "render_mode"}
     | {"episode_start_time", "time_queue", "_previous_data", "_np_random"}
     | {"_metadata", "_cached_spec", "_action_space", "_observation_space"}
     | {"_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 )
+_OF_PICTURES = frozenset({"screen", "clock", "surf", "isopen"})  # of pygame, unless they are numbers
+# Keys that mark what stands for something that is not plain.
+_SAME_AS, _DEQUE, _GENERATOR = "sacfast: the array that is also", "sacfast: deque", "sacfast: generator"
 _TYPES = "?BHILbhilqQefd"  # of arrays, as NumPy's codes: truth values, integers and floats up to 64 bits
-# Arrays of MjData as long as there are contacts: the next step makes them anew, and reads none before.
+# Arrays of MjData as long as there are contacts: the next step makes them anew.
 _OF_CONTACTS = ("efc_", "iefc_", "efm_", "island_", "map_", "iacc", "ifrc_")
 
 
@@ -62,7 +65,7 @@ def capture(env: gymnasium.Env) -> dict[str, Any]:
     layers = _layers(env)
     base = layers[-1]
     if _is_open(base):
-        state = {name: _taken(base, name) for name in _variables(base)}
+        state = _taken_all(base)
     elif _has_protocol(base):
         # What it returns goes to set_state, not into an object of the same kind.
         state = _plain(base.get_state(), f"{_name(base)}.get_state()", within=True)  # type: ignore[attr-defined]
@@ -70,7 +73,7 @@ def capture(env: gymnasium.Env) -> dict[str, Any]:
         raise NotCapturable(f"{_name(base)} has no get_state() and set_state()")
     return {
         "layers": [_name(layer) for layer in layers],
-        "wrappers": [{name: _taken(layer, name) for name in _variables(layer)} for layer in layers[:-1]],
+        "wrappers": [_taken_all(layer) for layer in layers[:-1]],
         "state": state,
         "generator": None if base._np_random is None else _generator(base._np_random),
     }
@@ -123,16 +126,27 @@ def _has_protocol(env: gymnasium.Env) -> bool:
     return all(callable(getattr(env, name, None)) for name in ("get_state", "set_state"))
 
 
-def _variables(layer: gymnasium.Env) -> list[str]:
-    return [
-        name
-        for name, value in vars(layer).items()
-        if name not in _CONSTANT_NAMES and not isinstance(value, _CONSTANT_TYPES)
-    ]
+def _is_variable(name: str, value: Any) -> bool:
+    if name in _OF_PICTURES:
+        return isinstance(value, (int, float, np.ndarray, np.generic))
+    return name not in _CONSTANT_NAMES and not isinstance(value, _CONSTANT_TYPES)
 
 
-def _taken(layer: gymnasium.Env, name: str) -> Any:
-    value = vars(layer)[name]
+def _taken_all(layer: gymnasium.Env) -> dict[str, Any]:
+    """What changes in one layer, by name; of an array with two names the second has the first."""
+    taken: dict[str, Any] = {}
+    names: dict[int, str] = {}
+    for name, value in vars(layer).items():
+        if not _is_variable(name, value):
+            continue
+        if isinstance(value, np.ndarray) and names.setdefault(id(value), name) != name:
+            taken[name] = {_SAME_AS: names[id(value)]}
+        else:
+            taken[name] = _taken(layer, name, value)
+    return taken
+
+
+def _taken(layer: gymnasium.Env, name: str, value: Any) -> Any:
     if type(value).__name__ == "MjData":
         return _simulation(vars(layer)["model"], value)
     if type(value).__name__ == "MjModel":
@@ -151,9 +165,11 @@ def _plain(value: Any, where: str, within: bool = False) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.char in _TYPES and value.dtype.isnative:
         return value.copy()
     if isinstance(value, np.random.Generator) and not within:
-        return _generator(value)
+        return {_GENERATOR: _generator(value)}
     if isinstance(value, (list, tuple)) or (isinstance(value, deque) and not within):
         items = [_plain(item, f"{where}[{i}]", within=True) for i, item in enumerate(value)]
+        if isinstance(value, deque):
+            return {_DEQUE: items, "maxlen": value.maxlen}
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item, f"{where}[{key!r}]", within=True) for key, item in value.items()}
@@ -179,17 +195,32 @@ def _put(target: Any, name: str, value: Any) -> None:
     elif kind == "MjModel":
         if _digest(existing) != value:
             raise NotCapturable(f"the MuJoCo model of {_name(target)} is not the one that was saved")
-    elif isinstance(existing, np.random.Generator):
-        existing.bit_generator.state = value
-    elif isinstance(existing, deque):
-        existing.clear()
-        existing.extend(value)
+    elif isinstance(value, dict) and _SAME_AS in value:
+        setattr(target, name, vars(target)[value[_SAME_AS]])
+    elif isinstance(value, dict) and _DEQUE in value:
+        setattr(target, name, deque(value[_DEQUE], value["maxlen"]))
+    elif isinstance(value, dict) and _GENERATOR in value:
+        state = value[_GENERATOR]
+        if not isinstance(existing, np.random.Generator):
+            existing = np.random.Generator(getattr(np.random, state["bit_generator"])())
+            setattr(target, name, existing)
+        existing.bit_generator.state = state
     elif type(existing).__module__.startswith("gymnasium.wrappers."):
         _put_all(existing, value)
-    elif isinstance(existing, np.ndarray) and existing.base is not None and existing.shape == np.shape(value):
-        existing[...] = value  # a view: what it looks at must follow
+    elif isinstance(existing, np.ndarray) and _is_foreign(existing) and existing.shape == np.shape(value):
+        existing[...] = value
     else:
         setattr(target, name, value.copy() if isinstance(value, np.ndarray) else value)
+
+
+def _is_foreign(array: np.ndarray) -> bool:
+    """Whether an array shows memory that is not NumPy's, a simulator's say. What a view of a table shows is not the
+    environment's to change.
+    """
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner is not None
 
 
 def _simulation(model: Any, data: Any) -> dict[str, Any]:
@@ -215,6 +246,7 @@ def _put_simulation(model: Any, data: Any, value: dict[str, Any]) -> None:
         saved = value["derived"].get(name)
         if saved is not None and saved.shape == array.shape:
             array[...] = saved
+    mujoco.mj_collision(model, data)  # the contacts, which an environment may read before it steps
 
 
 def _derived(data: Any) -> dict[str, np.ndarray]:

@@ -135,7 +135,8 @@ def _rollout(
     on_step()
     total, length, done = 0.0, 0, False
     while not done and length < MAX_EPISODE_STEPS:
-        observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        # As in training, an environment may return a list or a tensor.
+        observation, reward, terminated, truncated, _ = env.step(policy(np.asarray(observation)))
         if not math.isfinite(reward):
             check_finite(env_name(env), length + 1, np.zeros(0), float(reward))
         on_step()
@@ -331,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
         with suppress(SACError):  # record_video says it, after the scores
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
-        agent, trained, extra = load_agent(config.run, config.checkpoint)
+        agent, trained, extra = load_agent(config.run, config.checkpoint, engine="reference")
         if given_environments(config.run):
             print(
                 f"{config.run} was trained or scored in an environment given in Python; now a plain {trained.env} "

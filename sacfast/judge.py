@@ -75,12 +75,13 @@ class Judge:
 
     def keep(self, score: Evaluation) -> None:
         """The agent's policy as the best so far. Raises SACError where it cannot be written."""
-        self.at.best, self.at.best_step = score.mean, self.at.step
+        found = {"best": score.mean, "best_step": self.at.step}
         try:
             with self.stop.shielded():
-                self.agent.save(self._best, replay_buffer=False, extra=dataclasses.asdict(self.at))
+                self.agent.save(self._best, replay_buffer=False, extra=dataclasses.asdict(self.at) | found)
         except CheckpointError as error:
             raise SACError(str(error)) from error  # the run's checkpoint can be written, perhaps
+        self.at.best, self.at.best_step = score.mean, self.at.step
 
     def recall(self) -> None:
         """Of a resumed run: what was found after its checkpoint must not be overwritten by less."""

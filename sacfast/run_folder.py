@@ -21,6 +21,7 @@ import platform
 import re
 import shlex
 import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -244,7 +245,12 @@ def resume_command(run: Path, given: Sequence[str] = ()) -> str:
         arguments = ["--resume", str(run)]
         environments = ", ".join(f"{name}=..." for name in given)
         return f"from sacfast.train import parse, train; train(parse({arguments}), {environments})"
-    return f"python -m sacfast.train --resume {shlex.quote(str(run))}"
+    return f"python -m sacfast.train --resume {quoted(run)}"
+
+
+def quoted(path: Path) -> str:
+    """As it is typed on a command line."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

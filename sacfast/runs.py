@@ -67,14 +67,15 @@ def _values(run: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_agent(
-    run: str | os.PathLike, checkpoint: str = "best", *, device: str = "cpu"
+    run: str | os.PathLike, checkpoint: str = "best", *, device: str = "cpu", engine: str = "auto"
 ) -> tuple[SACAgent, TrainConfig, dict[str, Any]]:
-    """Agent, settings and the trainer's counters from a run folder; checkpoint is "best" or "last".
+    """Agent, settings and the trainer's counters from a run folder; checkpoint is "best" or "last". The agent has no
+    transitions. `engine` as SACAgent has it: "reference" compiles nothing, but acts more slowly.
 
     Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
     """
     config, path = read_config(run), policy_file(Path(run), checkpoint)
-    agent = SACAgent.from_checkpoint(path, device=device, engine="reference", precision="float32")
+    agent = SACAgent.from_checkpoint(path, device=device, engine=engine, precision="float32")
     return agent, config, read_meta(path)["extra"]
 
 

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import gymnasium
 import torch
 import tyro
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from sacfast import native
 from sacfast.agent import SACAgent
@@ -144,6 +145,7 @@ def _make_trainer(
         seed=config.seed,
         **config.sac.agent_kwargs(),
     )
+    agent.replay_buffer.allocate()  # what there is not must not be missed at the first step only
     folder: RunFolder | None = None
     resumed: dict[str, Any] | None = None
     if config.resume is not None:
@@ -183,7 +185,7 @@ def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, engine: Engine) 
             f"{config.env}: training and evaluation share one environment; an evaluation leaves the episode under way "
             "behind"
         )
-    for name in normalising_wrappers(eval_env):
+    for name in dict.fromkeys(normalising_wrappers(env) + normalising_wrappers(eval_env)):
         print(
             f"{config.env}: {name} has statistics of its own in training, evaluation and use; leave it out: "
             "observations are normalised by --normalize-obs, rewards scaled by --reward-scale"
@@ -275,8 +277,12 @@ def _fit(env: Any) -> Any:
 
 def _second(env: AnyEnv) -> AnyEnv:
     """Another environment like one that the caller made."""
+    bare = env
+    while type(bare) is RecordEpisodeStatistics:
+        bare = bare.env
     spec = getattr(env, "spec", None)
-    if not isinstance(spec, gymnasium.envs.registration.EnvSpec):
+    # The specification of a vector says nothing of the wrappers around it.
+    if isinstance(bare, VectorWrapper) or not isinstance(spec, gymnasium.envs.registration.EnvSpec):
         raise SACError(
             f"env={env} was not made by gymnasium.make, so no second one can be made for evaluation; "
             "pass a function that makes it instead, or eval_env as well (eval_env=env where there is only one)."

@@ -16,7 +16,6 @@ are left behind, and the resumed run begins with the next ones.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +39,7 @@ from sacfast.learner import Learner
 from sacfast.logger import RunLogger
 from sacfast.pilot import DivergedError, Pilot
 from sacfast.plotting import plot_run
-from sacfast.run_folder import Counters, RunFolder, resume_command
+from sacfast.run_folder import Counters, RunFolder, quoted, resume_command
 from sacfast.stop import StopRequest
 
 
@@ -140,7 +139,7 @@ class Trainer:
                 ) from None
             if self.stop.signum is None:
                 raise  # an environment's own, or that of a thread whose signals we do not get
-        except Exception:
+        except (Exception, SystemExit):
             self._rescue()
             raise
 
@@ -252,7 +251,6 @@ class Trainer:
             except ScoringStopped:
                 return
             self._warn_of_endless_episodes(score)
-            self.at.evaluated_step = self.at.step
             is_best = self.judge.is_best(score.mean)
             row: Row = {
                 "step": self.at.step,
@@ -263,9 +261,10 @@ class Trainer:
                 "episodes": len(score.returns),
                 "mean_length": sum(score.lengths) / len(score.lengths),
             }
-            self.logger.evaluation(row, is_best)
             if is_best:
                 self.judge.keep(score)
+            self.logger.evaluation(row, is_best)
+            self.at.evaluated_step = self.at.step
             if self._shared:
                 following = self.collector.next_episodes()
                 self.at.episode = sum(following)
@@ -369,5 +368,5 @@ def _draw(folder: Path) -> str | None:
     try:
         plot_run(folder)
     except Exception as error:
-        return f"no pictures ({first_line(error)}); python -m sacfast.plot {shlex.quote(str(folder))} tries again"
+        return f"no pictures ({first_line(error)}); python -m sacfast.plot {quoted(folder)} tries again"
     return None

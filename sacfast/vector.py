@@ -292,7 +292,8 @@ def dead_worker(envs: VectorEnv) -> str | None:
 
 def close_env(env: gymnasium.Env | VectorEnv) -> None:
     """Close, without waiting for workers that are dead or in the middle of something."""
-    processes = getattr(env, "processes", [])
+    bare: Any = getattr(env, "unwrapped", env)
+    processes = getattr(bare, "processes", [])
     last_resort = threading.Timer(PATIENCE, _kill, [processes])
     last_resort.daemon = True
     if processes:
@@ -308,7 +309,7 @@ def close_env(env: gymnasium.Env | VectorEnv) -> None:
     _kill(processes)
     for process in processes:
         process.join(PATIENCE)
-    env.closed = True  # type: ignore[union-attr]
+    bare.closed = True
 
 
 def _kill(processes: Sequence[Any]) -> None:

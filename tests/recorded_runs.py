@@ -216,7 +216,10 @@ LEARNING = {
             )
             for variant, step in (("obs_epsilon 1e-8", 2_000_000), ("tau 0.01", 3_000_000))
         ),
-        learning_entry("Hopper-v5", [[[50_000, 70.0, 5.0, 6.0]]], variant="obs_epsilon 1e-8"),
+        *(
+            learning_entry("Pusher-v5", [[[50_000, score, 5.0, 6.0]]] * 3, variant=f"{variant}, fresh seeds")
+            for variant, score in (("default", -36.0), ("tau 0.01", -35.0))
+        ),
         learning_entry("Pusher-v5", [[[50_000, score, 5.0, 6.0]] for score in (-38.25, -36.25, -37.25)]),
         learning_entry(
             "Pusher-v5", [[[50_000, score, 5.0, 6.0]] for score in (-40.0, -41.0, -40.5)], variant="tau 0.01"

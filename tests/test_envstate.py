@@ -5,6 +5,8 @@ from collections import deque
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.wrappers import FlattenObservation, NormalizeObservation, RecordEpisodeStatistics, TimeLimit
 from training_runs import Clockwork, WithState
 
@@ -56,6 +58,65 @@ def test_a_fresh_environment_goes_on_exactly(make):
     envstate.restore(second, unpack(described, arrays))
     assert steps(second, 120) == expected
     assert expected != steps(second, 120)
+
+
+class Touchy(HalfCheetahEnv):
+    """Reads the contacts before it steps."""
+
+    def step(self, action):
+        touching = self.data.ncon
+        observation, reward, *rest = super().step(action)
+        return observation, reward + touching, *rest
+
+
+def test_contacts_are_there_before_the_next_step():
+    first, second = Touchy(), Touchy()
+    for env in (first, second):
+        env.reset(seed=1)
+    steps(first, 40)
+    touched = 0
+    for moment in range(10):
+        steps(first, 1, seed=moment)
+        touched += first.data.ncon > 0
+        envstate.restore(second, unpack(*pack(envstate.capture(first))))
+        assert second.data.ncon == first.data.ncon
+        assert steps(second, 3) == steps(first, 3)
+    assert touched
+
+
+class Variables(PendulumEnv):
+    """An environment with variables of its own, not all of which are there after a reset."""
+
+    ROUTE = np.arange(8.0).reshape(4, 2)
+
+    def reset(self, **kwargs):
+        self.clock, self.goal, self.queue, self.random = 0.0, self.ROUTE[0], None, None
+        self.first = np.zeros(2)
+        self.second = self.first
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.queue is None:
+            self.queue, self.random = deque(maxlen=3), np.random.default_rng(5)
+        self.clock += 0.25
+        self.goal = self.ROUTE[int(self.clock) % 4]
+        self.queue.append(self.clock)
+        self.first += self.goal
+        observation, reward, *rest = super().step(action)
+        reward += self.clock + sum(self.queue) + self.random.random() + self.second.sum()
+        return observation, reward, *rest
+
+
+def test_variables_come_back_as_what_they_were():
+    first, second = Variables(), Variables()
+    for env in (first, second):
+        env.reset(seed=0)
+    steps(first, 10)
+    table = Variables.ROUTE.copy()
+    envstate.restore(second, unpack(*pack(envstate.capture(first))))
+    assert np.array_equal(Variables.ROUTE, table)
+    assert second.queue.maxlen == 3 and second.first is second.second
+    assert steps(second, 30) == steps(first, 30)
 
 
 def test_what_is_captured_stays_as_it_was():

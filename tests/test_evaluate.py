@@ -10,6 +10,7 @@ import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict
 from gymnasium.wrappers import FlattenObservation, TimeLimit
 
@@ -134,7 +135,7 @@ def test_command_line_prints_a_table_or_json(run, capsys):
     values = json.loads(capsys.readouterr().out)
     assert "Pendulum-v1, 2 episodes (best policy, step 1,234)" in table
     assert (values["env"], values["checkpoint"], values["step"]) == ("Pendulum-v1", "best", 1234)
-    agent, _, _ = load_agent(run)
+    agent, _, _ = load_agent(run, engine="reference")
     assert list(evaluate(agent, "Pendulum-v1", 2).returns) == values["returns"]
     assert values["lengths"] == [200, 200]
     others = baselines(gymnasium.make("Pendulum-v1"), 2, module.REPORT_SEED)
@@ -186,6 +187,25 @@ def test_observations_by_name_are_flattened_as_in_training(tmp_path):
     agent = SACAgent.from_env(FlattenObservation(env), seed=1, **TINY.agent_kwargs())
     assert len(evaluate(agent, env, 2).returns) == 2
     env.reset(seed=1)  # still open
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_observations_that_are_no_arrays_are_taken_as_in_training(tmp_path, kind):
+    class Loose(Described):
+        def named(self, obs):
+            return kind(obs)
+
+    env = Loose()
+    env.observation_space = Box(-1, 1, (3,), np.float32)
+    agent = SACAgent.from_env(env, seed=1, **TINY.agent_kwargs())
+    assert len(evaluate(agent, env, 1).returns) == 1
+
+
+def test_a_runs_policy_takes_no_memory_for_transitions(run):
+    agent = load_agent(run)[0]
+    assert agent.replay_buffer.nbytes == 0 and agent.replay_buffer.capacity == TINY.buffer_capacity
+    agent.replay_buffer.push(np.zeros(3), np.zeros(1), 0.0, np.zeros(3), False)
+    assert agent.replay_buffer.nbytes > 0
 
 
 def test_a_run_may_be_named_by_text(run):

@@ -206,6 +206,26 @@ def test_a_folder_that_is_not_there(agent, tmp_path):
         sacfast.export(agent, tmp_path / "nowhere" / "policy.pt2")
 
 
+@pytest.mark.parametrize("suffix", [".pt2", ".safetensors"])
+def test_a_full_disk_is_one_sentence(agent, tmp_path, suffix):
+    """A limit on the size of files, in a process of its own, stands for it."""
+    agent.save(tmp_path / "agent.safetensors", replay_buffer=False)
+    script = f"""
+import resource, signal, sacfast
+agent = sacfast.SACAgent.from_checkpoint({str(tmp_path / "agent.safetensors")!r}, engine="reference")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    sacfast.export(agent, {str(tmp_path / f"policy{suffix}")!r})
+except sacfast.SACError as error:
+    print(error, flush=True)
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.stdout.startswith(f"cannot write {tmp_path / f'policy{suffix}'} ("), result
+    assert not (tmp_path / f"policy{suffix}").exists()
+
+
 @pytest.fixture
 def run(tmp_path):
     config = sacfast.TrainConfig(env="Pendulum-v1", sac=sacfast.SACConfig(hidden_dim=8, batch_size=16))

@@ -214,7 +214,7 @@ def test_an_empty_batch_changes_nothing():
 
 def test_more_memory_than_there_is():
     with pytest.raises(SACError, match=r"1,073,741,824 transitions needs .* GB.*lower the capacity"):
-        ReplayBuffer(2**30, obs_dim=10**7, action_dim=1)
+        ReplayBuffer(2**30, obs_dim=10**7, action_dim=1).allocate()
 
 
 @pytest.mark.parametrize("dims", [(-1, 2), (3, 0), (2.5, 1)])

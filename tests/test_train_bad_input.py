@@ -17,6 +17,7 @@ from training_runs import (
 from sacfast import native
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.evaluate import main as evaluate_main
+from sacfast.replay import buffer
 from sacfast.run_folder import latest
 from sacfast.train import main, parse, train
 
@@ -71,6 +72,16 @@ def test_an_engine_that_cannot_be_built_is_one_line(tmp_path, capsys, monkeypatc
     assert_one_error_line(error)
     assert "engine='auto'" in error
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+def test_a_buffer_that_does_not_fit_is_told_before_the_first_step(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(buffer, "Ring", full)
+    with pytest.raises(SACError, match=r"2,000 transitions needs .* lower the capacity"):
+        train(small(tmp_path))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_unknown_flags_end_with_status_two(capsys):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -189,7 +190,28 @@ def test_a_best_policy_that_cannot_be_written_leaves_the_rest_saved(tmp_path, mo
     config = small(tmp_path, eval_every=120, checkpoint_every=100)
     with pytest.raises(SACError, match="access is denied"):
         train(config)
-    assert counters_of(only_run(config))["step"] == 120
+    counters = counters_of(only_run(config))
+    assert (counters["step"], counters["best"], counters["evaluated_step"]) == (120, None, 0)
+    monkeypatch.setattr(trainer.SACAgent, "save", real)
+    run = train(dataclasses.replace(config, resume=str(only_run(config))))
+    assert [row["step"] for row in read_csv(run / "evaluation.csv")] == [120, 240, 300]
+    assert (run / "best.safetensors").exists()
+
+
+def test_a_reader_that_goes_away_costs_nothing(tmp_path):
+    """As in `python -m sacfast.train | head`."""
+    flags = ["--env", "Pendulum-v1", "--steps", "300", "--learning-starts", "50", "--log-every", "10", *FLAGS]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sacfast.train", *flags, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and "Pendulum-v1" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0, process.stderr.read()
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["step"] == 300
 
 
 def test_a_better_policy_found_after_the_checkpoint_is_kept(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from exact_env import Exact, Torch, expected_rows, makers
 from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 from training_runs import (
     FLAGS,
     assert_one_error_line,
@@ -276,10 +277,22 @@ def test_evaluation_of_a_vector_takes_the_first_episode_of_each_environment():
 
 
 def test_what_make_vec_made_is_evaluated_on_its_environment(tmp_path):
-    envs = gymnasium.make_vec("Pendulum-v1", num_envs=2)
+    envs = RecordEpisodeStatistics(gymnasium.make_vec("Pendulum-v1", num_envs=2))
     run = train(small(tmp_path, steps=60, eval_every=0), env=envs)
     assert run.parent.name == "Pendulum-v1"
     assert len(replay_of(run)[0]["obs"]) == 60
+
+
+@pytest.mark.parametrize("wrapper", [NormalizeObservation, NormalizeReward])
+def test_what_is_around_a_vector_is_not_left_out_of_the_evaluation(tmp_path, capsys, wrapper):
+    def make():
+        return wrapper(gymnasium.make_vec("Pendulum-v1", num_envs=2))
+
+    config = small(tmp_path, steps=60, eval_every=0)
+    with pytest.raises(SACError, match="no second one can be made for evaluation; pass a function"):
+        train(config, env=make())
+    train(config, env=make(), eval_env=gymnasium.make("Pendulum-v1"))
+    assert f"{wrapper.__name__} has statistics of its own" in capsys.readouterr().out
 
 
 def test_closing_waits_for_no_dead_worker():
@@ -297,12 +310,13 @@ class Stuck(Exact):
 
 
 @pytest.mark.timeout(60)
-def test_closing_waits_for_no_worker_that_is_stuck(monkeypatch):
+@pytest.mark.parametrize("wrap", [lambda envs: envs, RecordEpisodeStatistics], ids=["bare", "wrapped"])
+def test_closing_waits_for_no_worker_that_is_stuck(monkeypatch, wrap):
     monkeypatch.setattr(vector, "PATIENCE", 1.0)
     envs = vectorise(Stuck, 2, "async")
     envs.reset(seed=[0, 1])
     envs.step_async(np.zeros((2, 1), np.float32))
-    close_env(envs)
+    close_env(wrap(envs))
     assert not any(process.is_alive() for process in envs.processes)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,7 +104,7 @@ def export(run: SACAgent | str | os.PathLike, path: str | os.PathLike, *, checkp
             f"{', '.join(FORMATS)} (torch.export's .pt2 is what replaces TorchScript's .pt)."
         )
     _spare_checkpoint(path)
-    agent = run if isinstance(run, SACAgent) else load_agent(Path(run), checkpoint)[0]
+    agent = run if isinstance(run, SACAgent) else load_agent(Path(run), checkpoint, engine="reference")[0]
     write, read = FORMATS[path.suffix]
     statistics = () if agent.normalizer is None else agent.normalizer.mean_and_std()
     policy = DeterministicPolicy(agent.actor, agent.bounds, *statistics)
@@ -115,8 +116,9 @@ def export(run: SACAgent | str | os.PathLike, path: str | os.PathLike, *, checkp
                 write(policy, temporary)
                 _check(read(policy, temporary), agent, path)
             os.replace(temporary, path)
-    except OSError as error:
-        raise SACError(f"cannot write {path} ({error.strerror or error}); choose another file.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise SACError(f"cannot write {path} ({reason}); choose another file.") from error
     return path
 
 
@@ -174,7 +176,10 @@ def _read_onnx(policy: DeterministicPolicy, path: Path) -> Callable[[np.ndarray]
 
 def _write_pt2(policy: DeterministicPolicy, path: Path) -> None:
     program = torch.export.export(policy, (_example(policy),), dynamic_shapes=_ANY_BATCH)
-    torch.export.save(program, path)
+    try:
+        torch.export.save(program, path)
+    except RuntimeError as error:  # of a full disk
+        raise OSError(first_line(error)) from error
 
 
 def _read_pt2(policy: DeterministicPolicy, path: Path) -> Callable[[np.ndarray], np.ndarray]:

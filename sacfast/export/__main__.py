@@ -31,7 +31,7 @@ class ExportConfig:
 def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(ExportConfig, args=arguments, prog="python -m sacfast.export")
     try:
-        agent, trained, extra = load_agent(config.run, config.checkpoint)
+        agent, trained, extra = load_agent(config.run, config.checkpoint, engine="reference")
         export(agent, config.out)
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)

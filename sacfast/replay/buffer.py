@@ -42,8 +42,9 @@ class ReplayBuffer:
     any number of environments (up to 16384) whose transitions may be pushed in any order. What is sampled is what was
     pushed: an episode may terminate, be truncated or just stop.
 
-    Dimensions are taken from the first push when not given. With `action_low`/`action_high` [A], actions are
-    pushed and sampled in the environment's units and stored in [-1, 1]; without them they are stored as given.
+    Dimensions are taken from the first push when not given, memory always. With `action_low`/`action_high` [A],
+    actions are pushed and sampled in the environment's units and stored in [-1, 1]; without them they are stored as
+    given.
     Rewards likewise are stored times `reward_scale`. `on_push` is called with the observations [n, O] of every push.
     `seed` keys `sample`; None takes one from torch's global generator.
 
@@ -84,13 +85,18 @@ class ReplayBuffer:
         self._draws = 0
         self._ring: Ring | None = None
         self._writer: TransitionWriter | None = None
-        if obs_dim is not None and action_dim is not None:
-            self._allocate(obs_dim, action_dim)
+        for name, dim in (("obs_dim", obs_dim), ("action_dim", action_dim)):
+            if dim is not None and (not is_whole(dim) or dim < 1):
+                raise SACError(f"{name} must be a whole number of at least 1, not {dim!r}")
+
+    def allocate(self) -> None:
+        """Take the memory now, where the dimensions are known, instead of at the first push. Raises SACError without
+        enough of it.
+        """
+        if self._ring is None and self.obs_dim is not None and self.action_dim is not None:
+            self._allocate(self.obs_dim, self.action_dim)
 
     def _allocate(self, obs_dim: int, action_dim: int) -> Ring:
-        for name, dim in (("obs_dim", obs_dim), ("action_dim", action_dim)):
-            if not is_whole(dim) or dim < 1:
-                raise SACError(f"{name} must be a whole number of at least 1, not {dim!r}")
         host, dtype = self.storage == "host", OBS_TYPES[self.obs_dtype]
         device = torch.device("cpu") if host else self.device
         try:
@@ -327,7 +333,7 @@ class ReplayBuffer:
 
         obs [n, O] (and each observation once, in its stored type), action [n, A], reward [n], link [n], side [m, O]:
         the observation after row i is obs[v] where v < n, else side[v - n], with v = link[i], or ~link[i] where the
-        transition terminated. {} before the dimensions are known.
+        transition terminated. {} before the first push.
         """
         return {} if self._ring is None else self._ring.segment(since)
 
