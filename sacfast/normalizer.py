@@ -19,7 +19,7 @@ from sacfast import native
 from sacfast.errors import SACError
 from sacfast.ops.put import can_put, put
 from sacfast.replay import Batch
-from sacfast.replay.transition import add_to_moments
+from sacfast.replay.transition import MomentsWriter
 
 CLIP = 10.0  # standard deviations; beyond them an observation says no more than that it is far out
 
@@ -41,6 +41,11 @@ class ObservationNormalizer:
         # What native code reads, in place for as long as the normalizer lives.
         self.shift = torch.zeros(obs_dim, dtype=torch.float32, device=device)
         self.scale = torch.ones_like(self.shift)
+        self._writer: MomentsWriter | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without what knows this normalizer's own memory."""
+        return self.__dict__ | {"_writer": None}
 
     def update(self, obs: np.ndarray | Tensor) -> None:
         """Take n observations [n, O] into the statistics, where they are: nothing waits for a GPU that holds them.
@@ -71,9 +76,18 @@ class ObservationNormalizer:
         self._refresh()
 
     def _update_by_one(self, obs: np.ndarray) -> None:
-        values = add_to_moments(self.mean, self.squares, self.count, self.epsilon, obs)
+        on_cpu = self.shift.device.type == "cpu"
+        writer = self._writer
+        if writer is None or writer.mean is not self.mean:
+            results = [
+                each.numpy() if on_cpu else np.zeros(len(each), np.float32)
+                for each in (self.shift, self.scale)
+            ]
+            writer = self._writer = MomentsWriter(self.mean, self.squares, self.epsilon, *results)
+        writer.add(obs, self.count)
         self.count += 1
-        _write((self.shift, self.scale), values)
+        if not on_cpu:
+            _write((self.shift, self.scale), (writer.shift, writer.scale))
 
     def _refresh(self) -> None:
         if self.count == 0:

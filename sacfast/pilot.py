@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,9 @@ class Pilot:
             action = self.agent.select_action(observation[0], evaluate)[None]  # the fastest call of engines
         else:
             action = self.agent.select_action(observation, evaluate)
-        if not math.isfinite(action.sum()):
+        # As in the collector, a sum of squares is quicker to find, and may overflow.
+        total = action.sum() if isinstance(action, Tensor) else np.vdot(action, action)
+        if not math.isfinite(total) and not np.isfinite(action.tolist()).all():
             first = action.reshape(-1, self.agent.action_dim)[0].tolist()
             raise self.diverged(f"the policy's action at step {step} is {first}")
         return action

@@ -59,6 +59,19 @@ def test_an_observation_of_another_width_changes_nothing():
     assert normalizer.count == 0 and not normalizer.mean.any()
 
 
+@pytest.mark.native
+def test_a_copy_has_memory_of_its_own():
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    normalizer = ObservationNormalizer(3)
+    normalizer.update(x[:1])
+    twin = copy.deepcopy(normalizer)
+    for row in x[1:]:
+        twin.update(row[None])
+    np.testing.assert_array_equal(normalizer.shift, np.float32(x[0]))
+    assert normalizer.count == 1
+    np.testing.assert_allclose(twin.shift, x.mean(0), rtol=1e-6)
+
+
 def test_tensors_and_arrays_agree():
     x = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
     arrays, tensors = ObservationNormalizer(4), ObservationNormalizer(4)

@@ -129,6 +129,15 @@ def test_normalising_wrappers_are_advised_against(tmp_path, capsys):
     assert told == ["NormalizeReward", "NormalizeObservation"]
 
 
+class Strong(Clockwork):
+    action_space = Box(-1e30, 1e30, (2,), np.float32)
+
+
+def test_actions_whose_squares_overflow_are_still_numbers(tmp_path):
+    run = train(small(tmp_path, steps=100), env=Strong)
+    assert counters_of(run)["step"] == 100
+
+
 def test_a_temperature_that_nothing_reads_is_told(tmp_path, capsys):
     sac = {"hidden_dim": 8, "batch_size": 16, "buffer_capacity": 2000, "alpha": 0.05}
     train(small(tmp_path, sac=SACConfig(**sac)))

@@ -38,8 +38,8 @@ SACFAST_EXPORT int sacfast_transition(int64_t obs_dim, int64_t action_dim, const
 
 // mean += (x - mean) / (count + 1), squares += (x - mean before)^2 count / (count + 1), count being of the
 // observations before x; then shift = mean and scale = (squares / (count + 1) + epsilon)^-1/2.
-SACFAST_EXPORT void sacfast_moments(int64_t obs_dim, int64_t count, double epsilon, const double* x,
-                                    double* mean, double* squares, float* shift, float* scale) {
+SACFAST_EXPORT void sacfast_moments(int64_t obs_dim, double epsilon, const double* x, double* mean,
+                                    double* squares, float* shift, float* scale, int64_t count) {
   const double before = static_cast<double>(count), total = before + 1;
   for (int64_t i = 0; i < obs_dim; ++i) {
     const double delta = x[i] - mean[i];

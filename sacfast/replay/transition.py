@@ -40,18 +40,26 @@ class TransitionWriter:
         return bool(self._call())
 
 
-def add_to_moments(
-    mean: Tensor, squares: Tensor, count: int, epsilon: float, x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take the observation x [O] into the mean and the sum of squared deviations of `count` others, which are the
-    CPU's, contiguous float64 [O]. Returns the mean and 1 / sqrt(variance + epsilon), float32 [O].
+class MomentsWriter:
+    """Takes observations, one at a time, into running moments. Raises NativeUnavailable.
+
+    `mean` and `squares`, the sum of squared deviations, are the CPU's, contiguous float64 [O]. Every `add` writes the
+    mean and 1 / sqrt(variance + epsilon) to `shift` and `scale`, float32 [O].
     """
-    x, shift, scale = np.ascontiguousarray(x, np.float64), *np.empty((2, len(x)), np.float32)
-    # array.ctypes.data, in a third of its time
-    x_at, *results = (array.__array_interface__["data"][0] for array in (x, shift, scale))
-    _, moments = _functions(native.engine_library())
-    moments(len(x), count, epsilon, x_at, mean.data_ptr(), squares.data_ptr(), *results)
-    return shift, scale
+
+    def __init__(
+        self, mean: Tensor, squares: Tensor, epsilon: float, shift: np.ndarray, scale: np.ndarray
+    ) -> None:
+        self.mean, self.squares, self.shift, self.scale = mean, squares, shift, scale
+        self._x = np.zeros(len(mean))
+        arrays = [each.ctypes.data for each in (self._x, mean.numpy(), squares.numpy(), shift, scale)]
+        _, call = _functions(native.engine_library())
+        self._call = functools.partial(call, len(mean), epsilon, *arrays)
+
+    def add(self, x: np.ndarray, count: int) -> None:
+        """The observation x [O], after `count` others."""
+        self._x[:] = x
+        self._call(count)
 
 
 @functools.cache
@@ -66,5 +74,5 @@ def _functions(library: ctypes.CDLL) -> tuple[Any, Any]:
         ctypes.c_float,
         *[ctypes.c_void_p] * 2,
     )
-    moments.argtypes = (*[ctypes.c_int64] * 2, ctypes.c_double, *[ctypes.c_void_p] * 5)
+    moments.argtypes = (ctypes.c_int64, ctypes.c_double, *[ctypes.c_void_p] * 5, ctypes.c_int64)
     return transition, moments
