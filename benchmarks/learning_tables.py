@@ -123,7 +123,9 @@ def ablation_table(entries: list[Entry]) -> list[str]:
         "|---|" + "---:|" * len(environments),
     ]
     for variant, by_env in cells.items():
-        lines.append(f"| {variant.removesuffix(FRESH)} | {' | '.join(by_env.get(env, NONE) for env in environments)} |")
+        lines.append(
+            f"| {variant.removesuffix(FRESH)} | {' | '.join(by_env.get(env, NONE) for env in environments)} |"
+        )
     return lines
 
 

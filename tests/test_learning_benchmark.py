@@ -339,7 +339,10 @@ def test_runs_made_again_are_as_long_as_they_are_recorded(learning, tmp_path, mo
 def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
-    assert "there are main, long, peers, large, gpu, ablation, search, fresh, gpu-search" in capsys.readouterr().err
+    assert (
+        "there are main, long, peers, large, gpu, ablation, search, fresh, gpu-search"
+        in capsys.readouterr().err
+    )
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1
     assert "holds no evaluations yet" in capsys.readouterr().err
     where = ["--out", str(tmp_path), "--results", str(tmp_path)]
