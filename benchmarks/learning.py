@@ -96,7 +96,7 @@ def variants(action_dim: int) -> dict[str, dict[str, Any]]:
 
 
 def candidates(action_dim: int) -> dict[str, dict[str, Any]]:
-    """What leads the ablation, and both together, to be tried on fresh seeds."""
+    """What leads the ablation, and both together, to be tried on fresh seeds: not those that made it lead."""
     faster, noisier = "actor's learning rate 1e-3", "target entropy -A/2"
     tried = departures(action_dim)
     settings = {"default": {}, faster: tried[faster], noisier: tried[noisier]}

@@ -9,7 +9,7 @@ from typing import Any
 from tables import NONE, OURS, Entry, number
 
 AS_ANT_V4 = "with Ant-v4's observation and reward"
-FRESH = ", fresh seeds"  # ends the names of what was tried on seeds that had no part in choosing the default
+FRESH = ", fresh seeds"  # ends the names of what was tried once more, on seeds that the ablation has not
 SHOWN = ("default", "notebook's", AS_ANT_V4)  # variants whose scores are shown
 TIMED = ("default", "notebook's", "batches of 64")  # whose minutes to a score are
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
@@ -62,8 +62,8 @@ def beside_peers(entries: list[Entry]) -> list[Entry]:
 
 
 def minutes_table(entries: list[Entry]) -> list[str]:
-    """Of `beside_peers` entries: when the mean over seeds first was as high as Stable-Baselines3's was at its end and
-    at its best, and how many times longer Stable-Baselines3 took.
+    """Of `beside_peers` entries: when the mean over seeds first was as high as Stable-Baselines3's was at its end, and
+    how many times longer Stable-Baselines3 took.
     """
     ours = list(dict.fromkeys(learner(entry) for entry in entries if entry["implementation"] == OURS))
     theirs = [entry for entry in entries if entry["implementation"] == "sb3"]
@@ -73,18 +73,15 @@ def minutes_table(entries: list[Entry]) -> list[str]:
     ]
     for entry in theirs:
         rivals = {learner(each): each for each in entries if each["env"] == entry["env"]}
-        curve = mean_curve(entry)
-        last, best = curve[-1], max(curve, key=lambda row: row[MEAN])
-        for row, which in ((last, f"its score after {last[STEP]:,.0f} steps"), (best, "its best")):
-            if which == "its best" and row == last:
-                continue
-            least = _minutes_to(entry, row[MEAN])
-            assert least is not None
-            cells = [number(least)]
-            for name in ours:
-                minutes = _minutes_to(rivals[name], row[MEAN]) if name in rivals else None
-                cells.append(NONE if minutes is None else f"{number(minutes)} ({number(least / minutes)}x)")
-            lines.append(f"| {entry['env']}: {_score(row[MEAN], None)}, {which} | {' | '.join(cells)} |")
+        last = mean_curve(entry)[-1]
+        least = _minutes_to(entry, last[MEAN])
+        assert least is not None
+        cells = [number(least)]
+        for name in ours:
+            minutes = _minutes_to(rivals[name], last[MEAN]) if name in rivals else None
+            cells.append(NONE if minutes is None else f"{number(minutes)} ({number(least / minutes)}x)")
+        goal = f"{_score(last[MEAN], None)}, its score after {last[STEP]:,.0f} steps"
+        lines.append(f"| {entry['env']}: {goal} | {' | '.join(cells)} |")
     return lines
 
 

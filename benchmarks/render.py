@@ -160,7 +160,7 @@ LEGENDS = {
         "dimension of the actions. Rows of fewer seeds are in results/learning.csv."
     ),
     "gpu_ablation": "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
-    "fresh_ablation": "As above, of {seeds} seeds that had no part in choosing the default.",
+    "fresh_ablation": "As above, of {seeds} seeds that the first of these tables has not.",
 }
 
 

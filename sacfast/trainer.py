@@ -149,6 +149,7 @@ class Trainer:
         self._begin()
         self._begun = True
         self._stopwatch.skip()
+        self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         # An interrupt that insisted may have come between a step and its updates.
         self.learner.learn(self.at.step)
         if self._due(config.eval_every, self.at.evaluated_step):
@@ -219,10 +220,7 @@ class Trainer:
         self._stopwatch.lap("log")
 
     def _log(self) -> None:
-        (then, step, updates), now = self._mark, perf_counter()
-        seconds = max(now - then, 1e-9)
-        self.at.elapsed_s += seconds
-        self._mark = (now, self.at.step, self.agent.training_steps)
+        seconds, steps, updates = self._book_time()
         buffer, learner = self.agent.replay_buffer, self.learner
         row: Row = {
             "step": self.at.step,
@@ -232,8 +230,8 @@ class Trainer:
             "saturation": saturation(buffer.newest_actions(self.at.step - self.at.logged_step)),
             **learner.norms,
             "buffer_fill": buffer.size / buffer.capacity,
-            "steps_per_s": (self.at.step - step) / seconds,
-            "updates_per_s": (self.agent.training_steps - updates) / seconds,
+            "steps_per_s": steps / max(seconds, 1e-9),
+            "updates_per_s": updates / max(seconds, 1e-9),
             "elapsed_s": self.at.elapsed_s,
             **self._stopwatch.shares(),
         }
@@ -241,6 +239,13 @@ class Trainer:
         self._returns.clear()
         learner.forget_norms()
         self.logger.progress(row, learner.metrics)
+
+    def _book_time(self) -> tuple[float, int, int]:
+        """Seconds of training, steps and updates since the last call; the seconds are part of elapsed_s from now on."""
+        (then, step, updates), now = self._mark, perf_counter()
+        self.at.elapsed_s += now - then
+        self._mark = (now, self.at.step, self.agent.training_steps)
+        return now - then, self.at.step - step, self.agent.training_steps - updates
 
     def _evaluate(self) -> None:
         """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
@@ -287,6 +292,7 @@ class Trainer:
     def _write_last(self) -> str | None:
         self.pilot.check(self.at.step)  # NaN must not replace a good checkpoint
         environments = self.collector.captured(self._within_step)
+        self._book_time()  # what a resumed run would not know of
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),

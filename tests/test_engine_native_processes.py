@@ -154,8 +154,8 @@ def test_an_interrupt_leaves_weights_and_counters_together(request):
     agent, twin = make_agent(engine="native"), make_agent(engine="native")
     agent.train(1, 40)
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         for _ in range(100):
             agent.train(500, 40)
     timer.join()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from gymnasium.wrappers import FlattenObservation
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sacfast.envs import ActionBounds, check_finite, check_spaces, flattened, make_env, nearest_names, usable
@@ -33,6 +33,7 @@ def test_bounds_by_hand():
     assert bounds != ActionBounds.unit(2)
 
 
+@settings(deadline=None)
 @given(
     low=st.floats(-1e3, 1e3, width=32),
     width=st.floats(0.125, 1e3, width=32),
@@ -75,6 +76,7 @@ def test_what_a_user_flattened_is_used_as_it_is():
     assert flattened(env) is None
 
 
+@settings(deadline=None)
 @given(bound=st.floats(0.01, 1e3))
 def test_bounds_that_float32_does_not_have_are_never_left(bound):
     space = Box(-bound, bound, (1,), np.float64)

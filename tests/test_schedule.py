@@ -78,6 +78,36 @@ def test_overlap_repeats_itself_with_several_environments(tmp_path, threads):
     assert_same_run(train(config), train(config))
 
 
+@pytest.mark.native
+def test_the_environment_is_stepped_between_the_beginning_and_the_end_of_the_updates(tmp_path, monkeypatch):
+    seen = []
+    start = SACAgent.start
+
+    def watched(self, *arguments):
+        seen.append("start")
+        finish = start(self, *arguments)
+
+        def end():
+            seen.append("finish")
+            return finish()
+
+        return end
+
+    class Seen(Clockwork):
+        def step(self, action):
+            seen.append("step")
+            return super().step(action)
+
+    monkeypatch.setattr(SACAgent, "start", watched)
+    config = small(tmp_path, steps=80, schedule="overlap", engine="native", threads=2, eval_every=0)
+    train(config, env=Seen, eval_env=Clockwork)
+    # Those that are due by the last step have no step beside them; those whose gradients are logged are made apart.
+    assert seen[:50] == ["step"] * 50
+    assert seen.count("start") >= 25
+    for i in (i for i, each in enumerate(seen) if each == "start"):
+        assert seen[i : i + 3] == ["start", "step", "finish"]
+
+
 def test_the_schedule_of_a_run_stays(tmp_path):
     run = train(small(tmp_path, steps=60))
     from sacfast.train import parse

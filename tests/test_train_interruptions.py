@@ -319,6 +319,52 @@ def test_a_picture_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):
     assert "Pendulum-v1 after 60 steps" in output
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize("stopped_at", [None, 175])
+def test_time_is_of_training_alone_and_none_is_lost_by_stopping(tmp_path, monkeypatch, stopped_at):
+    """A step takes a second, one of an evaluation a hundred, a checkpoint ten thousand."""
+    clock = Clock()
+
+    class Timed(Clockwork):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds, self.steps = seconds, 0
+
+        def step(self, action):
+            clock.now += self.seconds
+            self.steps += 1
+            if self.seconds == 1 and self.steps == stopped_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().step(action)
+
+    save = RunFolder.save
+
+    def slow(*arguments):
+        clock.now += 10_000
+        return save(*arguments)
+
+    monkeypatch.setattr(trainer, "perf_counter", clock)
+    monkeypatch.setattr(RunFolder, "save", slow)
+    config = small(tmp_path, checkpoint_every=120)
+    environments = {"env": lambda: Timed(1), "eval_env": lambda: Timed(100)}
+    if stopped_at is None:
+        run = train(config, **environments)
+    else:
+        with pytest.raises(TrainingInterrupted) as stopped:
+            train(config, **environments)
+        run = stopped.value.run
+        train(dataclasses.replace(config, resume=str(run)), **environments)
+    rows = read_csv(run / "progress.csv")
+    assert [row["elapsed_s"] for row in rows] == [row["step"] for row in rows]
+    assert {row["steps_per_s"] for row in rows} == {1.0}
+
+
 def test_signals_become_a_flag_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-import time
+import timeit
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,10 +431,7 @@ def test_command_line(tmp_path):
 def test_availability_costs_next_to_nothing(fresh):
     """It is asked on every operator call."""
     fresh.load()
-    start = time.perf_counter()
-    for _ in range(10_000):
-        fresh.available("cpu")
-    assert (time.perf_counter() - start) / 10_000 < 5e-6
+    assert min(timeit.repeat(lambda: fresh.available("cpu"), number=2_000, repeat=5)) / 2_000 < 5e-6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one C++ runtime")
