@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +237,6 @@ def describe(job: Job, side_by_side: int) -> dict[str, Any]:
     """The day, hardware and versions, and how many runs the machine was given at once."""
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     machine = describe_machine() | {"date": today, "side_by_side": side_by_side}
-    machine |= {name: metadata.version(name) for name in ("gymnasium", "mujoco")}
     if job.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name(job.device)
         # NVIDIA's MPS lets runs on one GPU go on beside one another, which their minutes depend on.

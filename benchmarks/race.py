@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sacfast import checkpoint, native
 COMPILED = "compiled"  # not called under --benchmark-disable: compiling takes longer than everything else
 STREAM = "stream"  # the memory's speed: add_ of 64 MiB to 64 MiB in place, timed beside the others
 STREAM_NUMEL = 2**24
+PACKAGES = ("gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax")  # whose versions are recorded too
 ROUND_SECONDS = 1e-3
 WARM_UP_SECONDS = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
@@ -204,7 +206,15 @@ def describe_machine() -> dict[str, Any]:
         "compiler": native.status().compiler.partition(": ")[2],
         "sacfast": sacfast.__version__,
         "kernels": torch.ops.sacfast.cpu_features() if native.available() else "no native kernels",
+        **{name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

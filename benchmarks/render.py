@@ -196,6 +196,8 @@ def _machine(machine: dict[str, Any]) -> str:
         "{cpu}, {cores} cores ({system}), torch {torch}, Python {python}, {compiler}, "
         "sacfast {sacfast} ({kernels})"
     ).format(**machine)
+    peers = {"stable-baselines3": "Stable-Baselines3", "sbx-rl": "SBX"}
+    text += "".join(f", {title} {machine[name]}" for name, title in peers.items() if name in machine)
     return f"{machine['gpu']}, {text}" if "gpu" in machine else text
 
 
