@@ -193,6 +193,7 @@ TABLES: dict[str, list[Job]] = {
             ("HalfCheetah-v5", 100_000, 6),
             ("Hopper-v5", 100_000, 3),
             ("Pusher-v5", 50_000, 7),
+            ("Walker2d-v5", 100_000, 6),
         )
         for job in searched(env, steps, candidates(action_dim), FRESH_SEEDS)
     ],
