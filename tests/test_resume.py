@@ -1,6 +1,7 @@
 """A run that stopped anywhere, or was killed, ends with the same bytes as one that never did."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -24,7 +25,7 @@ from training_runs import (
 from sacfast.config import SCHEDULES
 from sacfast.learner import Learner
 from sacfast.logger import read_csv
-from sacfast.run_folder import RunFolder
+from sacfast.run_folder import RunFolder, complete
 from sacfast.stop import StopRequest
 from sacfast.train import main, parse, train
 from sacfast.trainer import TrainingInterrupted
@@ -135,6 +136,34 @@ class Stateless(Clockwork):
     def step(self, action):
         observation, reward, *_ = super().step(action)
         return observation, reward, self.t == 4, False, {}
+
+
+@pytest.mark.native
+def test_what_a_resumed_run_may_change_it_changes(tmp_path, stop_at, capsys):
+    config = small(tmp_path, steps=120, eval_every=0)
+    stop_at(80)
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train(config)
+    run = stopped.value.run
+    changes = {
+        "steps": 200,
+        "engine": "native",
+        "threads": 2,
+        "device": "auto",
+        "storage": "host",
+        "checkpoint_every": 30,
+        "keep_checkpoints": 1,
+        "log_every": 40,
+        "tensorboard": True,
+    }
+    assert train(dataclasses.replace(config, resume=str(run), **changes)) == run
+    told = capsys.readouterr().out
+    assert "engine native" in told and ", 2 threads, seed 7" in told
+    saved = json.loads((run / "config.json").read_text())
+    assert {name: saved[name] for name in changes} == changes
+    assert [folder.name for folder in complete(run)] == ["000000200"]
+    assert [row["step"] for row in read_csv(run / "progress.csv")] == [50, 120, 160, 200]
+    assert list(run.glob("events.out.tfevents*"))
 
 
 def test_an_interrupt_between_a_step_and_its_updates_makes_them_up(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@
 // memory written beyond what a block asked for.
 //
 // Not emulated: the memory model between blocks and streams, timing, and the rounding of the matrix units.
+// Of __shared__ arrays of a fixed size neither holds: they begin as zeros, go on with what the block before
+// left there, and have no guards. compute-sanitizer on a GPU looks at these.
 #pragma once
 
 #include <cmath>
