@@ -145,7 +145,7 @@ def _make_trainer(
         seed=config.seed,
         **config.sac.agent_kwargs(),
     )
-    agent.replay_buffer.allocate()  # what there is not must not be missed at the first step only
+    agent.replay_buffer.allocate()  # too little memory is told before the run has a folder
     folder: RunFolder | None = None
     resumed: dict[str, Any] | None = None
     if config.resume is not None:
