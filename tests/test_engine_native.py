@@ -27,6 +27,7 @@ from float64 import relative_error
 
 from sacfast import Batch, NativeEngine, SACAgent, SACError, make_engine
 from sacfast.engines.native import available
+from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops import Stream
 
 pytestmark = pytest.mark.native
@@ -397,6 +398,28 @@ def test_a_layer_that_took_anothers_place_is_refused(name):
     setattr(agent.actor, name, torch.nn.Linear(old.in_features, old.out_features))
     with pytest.raises(SACError, match=r"or a new layer took their place"):
         agent.train(1, 40)
+
+
+def test_a_bias_or_a_temperature_that_was_replaced_is_refused():
+    agent = make_agent(engine="native")
+    agent.actor.mean.bias = torch.nn.Parameter(torch.zeros(agent.action_dim))
+    with pytest.raises(SACError, match=r"actor are no longer the float32 numbers"):
+        agent.train(1, 40)
+    agent = make_agent(engine="native")
+    agent.state.log_alpha = torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(SACError, match=r"state.log_alpha is torch.float64 on cpu; write into it"):
+        agent.train(1, 40)
+
+
+def test_a_policy_acts_by_the_normalizer_of_today():
+    agent = make_agent(engine="native", normalize_obs=True)
+    obs = np.full(agent.state_dim, 0.5, np.float32)
+    agent.select_action(obs, evaluate=True)
+    other = ObservationNormalizer(agent.state_dim)
+    other.update(np.random.default_rng(1).normal(3.0, 2.0, (50, agent.state_dim)))
+    agent.state.normalizer = other
+    expected = agent.act(torch.from_numpy(obs)[None], evaluate=True)[0]
+    np.testing.assert_allclose(agent.select_action(obs, evaluate=True), expected, atol=1e-6)
 
 
 def test_threads_get_actions_for_their_own_observations():

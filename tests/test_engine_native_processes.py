@@ -14,6 +14,7 @@ import pytest
 import torch
 from agents import make_agent, state_bytes
 
+from sacfast.errors import SACError
 from sacfast.state import SACState
 
 pytestmark = pytest.mark.native
@@ -78,6 +79,32 @@ def test_an_interrupt_as_updates_are_started_leaves_weights_and_counters_togethe
     twin.train(agent.training_steps, 40)
     assert agent.state.counters() == twin.state.counters()
     assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_handler_that_would_wait_for_ever_is_told(request, tmp_path):
+    """As on clusters, where a signal announces the end of a job."""
+    said = []
+
+    def save(*_):
+        try:
+            agent.save(tmp_path / "agent.safetensors")
+        except SACError as error:
+            said.append(str(error))
+
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1)))
+    signal.signal(signal.SIGUSR1, save)
+    agent = make_agent(engine="native")
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    for _ in range(100):
+        agent.train(500, 40)
+        if said:
+            break
+    (text,) = said
+    assert "an update is under way in this very thread: let a signal handler set a flag" in text
+    agent.save(tmp_path / "agent.safetensors")
+    assert agent.training_steps % 500 == 0
 
 
 def _drop_engine_in_child(agent):

@@ -20,7 +20,7 @@ from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
 from sacfast.engines.native import NativeEngine
-from sacfast.engines.structs import policy_call, policy_spec, state_pointers, take_counters
+from sacfast.engines.structs import obs_statistics, policy_call, policy_spec, state_pointers, take_counters
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops.launch import current_stream, find_device, on_device
@@ -62,7 +62,7 @@ class CudaEngine(NativeEngine):
         self._settings = {"device": self.device, "library": library}
         self._library = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
         self.name = f"native cuda {config.precision}"
-        self._lock = threading.Lock()
+        self._lock, self._owner = threading.Lock(), None
         self._update, self._free, self._shape, self._packed, self._started = None, None, None, None, None
         self._last: weakref.ref[SACState] | None = None  # the state whose updates the GPU may refuse yet
         self._stream: torch.cuda.Stream | None = None  # of the last updates
@@ -105,6 +105,7 @@ class CudaEngine(NativeEngine):
         return finish
 
     def settle(self, state: SACState) -> None:
+        self._check_turn()
         with self._lock:
             if self._last is not None and self._last() is state:
                 self._settle_last()
@@ -228,7 +229,7 @@ class CudaPolicy:
         self._rows, self._actions = self._obs.numpy(), self._action.numpy()
         self._bounds = [torch.tensor(bound, device=engine.device) for bound in (bounds.low, bounds.high)]
         self._spec = policy_spec(state, *(bound.data_ptr() for bound in self._bounds))
-        self._call = policy_call(state, 1, self._obs.data_ptr(), self._action.data_ptr())
+        self._call = policy_call(1, self._obs.data_ptr(), self._action.data_ptr())
 
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
         obs = check_observation(observation, self._dims[0])
@@ -241,7 +242,7 @@ class CudaPolicy:
     def _act(self, rows: np.ndarray, evaluate: bool) -> np.ndarray:
         self._rows[: len(rows)] = rows
         state, call = self._state, self._call
-        call.n, call.params = len(rows), state.actor_params.data_ptr()
+        call.n, call.params, call.statistics = len(rows), state.actor_params.data_ptr(), obs_statistics(state)
         call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
         device = self._engine.device
         with on_device(device):

@@ -67,7 +67,7 @@ _engines: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child, a lock that another thread held would stay locked for ever."""
     for engine in _engines:
-        engine._lock, engine._started = threading.Lock(), None
+        engine._lock, engine._started, engine._owner = threading.Lock(), None, None
 
 
 if hasattr(os, "register_at_fork"):
@@ -115,6 +115,7 @@ class NativeEngine(Engine):
         self.path = self._library.sacfast_arithmetic_path(self._arithmetic).decode()
         self.name = f"native {self.path} {config.precision}"
         self._lock = threading.Lock()  # one update at a time; the interpreter's is given up meanwhile
+        self._owner: int | None = None  # the thread that has it
         _engines.add(self)
         self._started: tuple[int, SACState, Sequence[Tensor], abi.UpdateCall] | None = None
         self._update: int | None = None
@@ -150,15 +151,21 @@ class NativeEngine(Engine):
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
     ) -> Callable[[], Metrics]:
         transitions, memory = self._drawn(state, buffer, batch_size, updates)
-        self._enter()
+        self._check_turn()
+        self._lock.acquire()
         try:
+            self._owner = threading.get_ident()
             handle, call = self._prepare(state, transitions, batch_size, updates)
+            finish = partial(self._finish, handle, state, call)
             # What the other threads work on must not go, whatever becomes of the function returned.
             self._started = threading.get_ident(), state, memory, call
             if self._library.sacfast_update_start(handle, ctypes.byref(call)) < 0:
                 self._started = None
                 raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
+            self._owner = None
+            return finish
         except BaseException:
+            self._owner = None
             if self._started is None:
                 self._lock.release()
             else:  # Ctrl-C arrives as the call returns, with the updates under way
@@ -166,7 +173,6 @@ class NativeEngine(Engine):
                     self._finish(handle, state, call)
                 self.sync()
             raise
-        return partial(self._finish, handle, state, call)
 
     def _finish(self, handle: int, state: SACState, call: abi.UpdateCall) -> Metrics:
         """The end of what `start` began."""
@@ -184,8 +190,9 @@ class NativeEngine(Engine):
             self._lock.release()
 
     def settle(self, state: SACState) -> None:
-        self._enter()
-        self._lock.release()
+        self._check_turn()
+        with self._lock:
+            pass
 
     def _drawn(
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int
@@ -250,19 +257,26 @@ class NativeEngine(Engine):
         memory: Sequence[Tensor],
     ) -> Metrics:
         """`memory`: what `transitions` point into, which another thread may replace meanwhile."""
-        self._enter()
-        try:
-            handle, call = self._prepare(state, transitions, batch_size, updates, noise)
-            self._apply(state, call, lambda: self._execute(handle, call))
-            return Metrics(self._metrics.clone())
-        finally:
-            self._lock.release()
+        self._check_turn()
+        with self._lock:  # by `with`, since Ctrl-C may come between a call of acquire and the next statement
+            try:
+                self._owner = threading.get_ident()
+                handle, call = self._prepare(state, transitions, batch_size, updates, noise)
+                self._apply(state, call, lambda: self._execute(handle, call))
+                return Metrics(self._metrics.clone())
+            finally:
+                self._owner = None
 
-    def _enter(self) -> None:
-        """Wait for the engine's turn. Raises SACError where that would be for ever."""
-        if self._started is not None and self._started[0] == threading.get_ident():
+    def _check_turn(self) -> None:
+        """Raise SACError where waiting for the engine's turn would be for ever."""
+        started, here = self._started, threading.get_ident()
+        if started is not None and started[0] == here:
             raise SACError("updates that were started are under way; first call what start returned")
-        self._lock.acquire()
+        if self._owner == here:
+            raise SACError(
+                "an update is under way in this very thread: let a signal handler set a flag, and do this once the "
+                "update has ended"
+            )
 
     def _prepare(
         self,

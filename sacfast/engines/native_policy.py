@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sacfast.engines import abi
 from sacfast.engines.base import TorchPolicy, check_observation
-from sacfast.engines.structs import policy_call, policy_spec
+from sacfast.engines.structs import obs_statistics, policy_call, policy_spec
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.state import SACState
@@ -34,7 +34,7 @@ class NativePolicy:
         abi.free_with(self, self._library.sacfast_policy_delete, self._policy)
         self._act = self._library.sacfast_policy_act
         self._obs, self._action = (np.zeros(dim, np.float32) for dim in self._dims)
-        self._call = policy_call(state, 1, self._obs.ctypes.data, self._action.ctypes.data)
+        self._call = policy_call(1, self._obs.ctypes.data, self._action.ctypes.data)
         self._reference = ctypes.byref(self._call)
 
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
@@ -48,7 +48,7 @@ class NativePolicy:
 
     def _run(self, call: abi.PolicyCall, reference: Any, evaluate: bool) -> None:
         state = self._state
-        call.params = state.actor_params.data_ptr()
+        call.params, call.statistics = state.actor_params.data_ptr(), obs_statistics(state)
         call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
         self._act(self._policy, reference)
         if call.bad >= 0:
@@ -62,7 +62,7 @@ class NativePolicy:
             return self._many(obs, evaluate)
         rows = np.ascontiguousarray(obs).reshape(-1, self._dims[0])
         action = np.empty((len(rows), self._dims[1]), np.float32)
-        call = policy_call(self._state, len(rows), rows.ctypes.data, action.ctypes.data)
+        call = policy_call(len(rows), rows.ctypes.data, action.ctypes.data)
         with self._lock:
             self._run(call, ctypes.byref(call), evaluate)
         return action.reshape(*obs.shape[:-1], self._dims[1])

@@ -62,11 +62,9 @@ def policy_spec(state: SACState, low: int, high: int) -> abi.PolicySpec:
     )
 
 
-def policy_call(state: SACState, n: int, obs: int, action: int) -> abi.PolicyCall:
+def policy_call(n: int, obs: int, action: int) -> abi.PolicyCall:
     """For n observations at the address `obs`; where the state stands is filled in at every call."""
-    call = abi.PolicyCall(n=n, obs=obs, action=action, stream=Stream.EXPLORE)
-    call.statistics = obs_statistics(state)
-    return call
+    return abi.PolicyCall(n=n, obs=obs, action=action, stream=Stream.EXPLORE)
 
 
 def transitions_of(
@@ -90,7 +88,12 @@ def take_counters(state: SACState, done: abi.StatePointers) -> None:
 
 
 def check_memory(state: SACState) -> None:
-    """Raise SACError unless each network's parameters are float32 and lie in the flat buffer that is trained."""
+    """Raise SACError unless each network's parameters, and log_alpha, are the float32 numbers that are trained."""
+    if state.log_alpha.dtype != torch.float32 or state.log_alpha.device != state.actor_params.device:
+        raise SACError(
+            f"state.log_alpha is {state.log_alpha.dtype} on {state.log_alpha.device}; write into it, "
+            "state.log_alpha.fill_(x), instead of replacing it"
+        )
     first, second = state.critic_layers
     for name, network, flat, layers in (
         ("actor", state.actor, state.actor_params, state.actor_layers),
@@ -100,8 +103,10 @@ def check_memory(state: SACState) -> None:
         # What network.fc1.weight finds, in a fraction of its time.
         modules, begin, there = network._modules, flat.data_ptr(), flat.dtype == torch.float32
         for layer in layers:
-            weight = modules[layer.name]._parameters["weight"]  # type: ignore[union-attr]
+            parameters = modules[layer.name]._parameters  # type: ignore[union-attr]
+            weight, bias = parameters["weight"], parameters["bias"]
             there = there and weight is not None and weight.data_ptr() == begin + 4 * layer.weight_offset
+            there = there and bias is not None and bias.data_ptr() == begin + 4 * layer.bias_offset
         if not there:
             raise SACError(
                 f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to(), .double() "

@@ -70,7 +70,7 @@ def replay_sample(
         key = as_key(key, storage[0].device)
     if device_type != "cpu" and not isinstance(size, Tensor):
         _check_size(size, len(storage[0]))
-        size = torch.tensor(size, device=storage[0].device)
+        size = torch.full((), size, dtype=torch.int64, device=storage[0].device)  # a copy would be waited for
     try:
         if isinstance(size, Tensor):
             out = torch.ops.sacfast.replay_sample.default(storage, size, batch_size, key)
