@@ -42,6 +42,7 @@ class ObservationNormalizer:
         self.shift = torch.zeros(obs_dim, dtype=torch.float32, device=device)
         self.scale = torch.ones_like(self.shift)
         self._writer: MomentsWriter | None = None
+        self._in_place = False  # it writes to shift and scale themselves
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what knows this normalizer's own memory."""
@@ -76,18 +77,16 @@ class ObservationNormalizer:
         self._refresh()
 
     def _update_by_one(self, obs: np.ndarray) -> None:
-        on_cpu = self.shift.device.type == "cpu"
-        writer = self._writer
+        writer, results = self._writer, (self.shift, self.scale)
         if writer is None or writer.mean is not self.mean:
-            results = [
-                each.numpy() if on_cpu else np.zeros(len(each), np.float32)
-                for each in (self.shift, self.scale)
-            ]
-            writer = self._writer = MomentsWriter(self.mean, self.squares, self.epsilon, *results)
+            device = self.shift.device
+            self._in_place = device.type == "cpu" and not can_put(device, 2 * len(self.shift))
+            arrays = [each.numpy() if self._in_place else np.zeros(len(each), np.float32) for each in results]
+            writer = self._writer = MomentsWriter(self.mean, self.squares, self.epsilon, *arrays)
         writer.add(obs, self.count)
         self.count += 1
-        if not on_cpu:
-            _write((self.shift, self.scale), (writer.shift, writer.scale))
+        if not self._in_place:
+            _write(results, (writer.shift, writer.scale))
 
     def _refresh(self) -> None:
         if self.count == 0:

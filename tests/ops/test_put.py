@@ -100,6 +100,7 @@ def test_a_ring_that_is_put_to_holds_what_others_hold(place, puts, monkeypatch, 
     monkeypatch.setattr(ring_module, "LEAST_SLOTS", 4)
     ours = ReplayBuffer(capacity, obs_dim=3, action_dim=2, device=place, seed=0)
     theirs = ReplayBuffer(capacity, obs_dim=3, action_dim=2, seed=0)
+    ours.allocate()  # or the first push does, in another way
     random = np.random.default_rng(1)
     obs = random.standard_normal(3, np.float32)
     for i in range(180):
