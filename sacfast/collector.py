@@ -13,7 +13,6 @@ value is not finite, and whether an episode ended; then also which did, with the
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from torch import Tensor
 from sacfast.envs import ActionBounds, check_finite, check_spaces
 from sacfast.envstate import NotCapturable
 from sacfast.errors import ActionNotFinite, SACError, first_line, raised
+from sacfast.requirements import all_finite
 from sacfast.vector import FAULT, SingleEnv, captured_states, dead_worker, is_vector, put_states, takes_seeds
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
@@ -325,8 +325,7 @@ class Collector:
                 bad = action[~torch.isfinite(action).all(1)][0].tolist()
                 raise ActionNotFinite(f"the policy's action at step {step} is {bad}")
         else:
-            # A sum of squares is finite if its terms are, unless it overflows: then the loop below finds nothing.
-            fine = math.isfinite(np.vdot(obs, obs)) and math.isfinite(np.vdot(reward, reward))
+            fine = all_finite(obs) and all_finite(reward)
             any_done = done is not None and bool(np.count_nonzero(done))
         if not fine:
             rows = zip(np.asarray(obs.tolist()), reward.tolist(), strict=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from sacfast.agent import SACAgent
 from sacfast.collector import Array
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
+from sacfast.requirements import all_finite
 
 
 class DivergedError(SACError):
@@ -38,9 +37,8 @@ class Pilot:
             action = self.agent.select_action(observation[0], evaluate)[None]  # the fastest call of engines
         else:
             action = self.agent.select_action(observation, evaluate)
-        # As in the collector, a sum of squares is quicker to find, and may overflow.
-        total = action.sum() if isinstance(action, Tensor) else np.vdot(action, action)
-        if not math.isfinite(total) and not np.isfinite(action.tolist()).all():
+        finite = torch.isfinite(action).all() if isinstance(action, Tensor) else all_finite(action)
+        if not finite:
             first = action.reshape(-1, self.agent.action_dim)[0].tolist()
             raise self.diverged(f"the policy's action at step {step} is {first}")
         return action

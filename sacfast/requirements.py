@@ -8,6 +8,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .errors import SACError
 
 
@@ -22,6 +24,12 @@ def whole(value: Any) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no entry is NaN or infinite."""
+    # A sum of squares is quicker to find than a mask, and finite if its terms are, unless it overflows.
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def require_integer(config: Any, name: str, minimum: int) -> None:

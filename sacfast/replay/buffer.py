@@ -1,6 +1,5 @@
 """The replay buffer: transitions as tensors, checked when pushed, sampled uniformly by the counter-based generator."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from sacfast.ops import Stream, random_key, replay_batch
 from sacfast.ops.launch import find_device
 from sacfast.replay.ring import OBS_TYPES, Ring, Rows, next_rows, segment_rows
 from sacfast.replay.transition import TransitionWriter
-from sacfast.requirements import is_whole, require_choice
+from sacfast.requirements import all_finite, is_whole, require_choice
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 MAX_CAPACITY = 2**30  # a link, 31 bits, names a row or a slot beside them, of which there may be as many
@@ -245,8 +244,7 @@ class ReplayBuffer:
         """Raise SACError naming the first of the FIELDS that is wrong."""
         self._check_shapes(columns)
         for name, column in zip(FIELDS, columns, strict=True):
-            # The sum of squares is quicker to find, and finite if its terms are, unless it overflows.
-            if not math.isfinite(np.vdot(column, column)) and not np.isfinite(column).all():
+            if not all_finite(column):
                 bad = column[~np.isfinite(column)].flat[0]
                 raise SACError(f"{name} holds {bad}: the transition was not stored; check the environment")
         ends = columns[4]
