@@ -47,6 +47,7 @@ class Record:
     paths: list[str]  # of the engine's arithmetic
     seconds: float
     sha256: str
+    nvcc: str = ""  # toolchain.nvcc_version() of the build
 
     @classmethod
     def read(cls, directory: Path) -> Record | None:
@@ -115,7 +116,7 @@ class Builder:
         return f"{_digest(parts)[:20]}-{compiler}"
 
     def cached(self) -> tuple[Path, Record] | None:
-        """The built extension; None if there is none, it is damaged, or there was no nvcc then but is now.
+        """The built extension; None if there is none, it is damaged, or it lacks CUDA and today's nvcc was not tried.
 
         Where there is no compiler, whatever any compiler built is taken, with CUDA if possible.
         """
@@ -127,7 +128,7 @@ class Builder:
             built = [(path, record) for path in names if (record := Record.read(path))]
             return max(built, key=lambda pair: len(pair[1].cuda_archs), default=None)
         record = Record.read(directory := self.cache / key)
-        if record is None or (record.cuda_missing == toolchain.NVCC_MISSING and toolchain.find_nvcc()):
+        if record is None or (record.cuda_missing and toolchain.nvcc_version() not in ("", record.nvcc)):
             return None
         return directory, record
 
@@ -185,6 +186,7 @@ class Builder:
                 paths=paths,
                 seconds=round(time.perf_counter() - start, 1),
                 sha256=hashlib.sha256((work / LIBRARY).read_bytes()).hexdigest(),
+                nvcc=toolchain.nvcc_version() if self.archs else "",
             )
             (work / RECORD).write_text(json.dumps(asdict(record), indent=1))
             for name in (RECORD, LIBRARY):

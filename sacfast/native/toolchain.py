@@ -125,6 +125,12 @@ def find_nvcc() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
+def nvcc_version() -> str:
+    """Path and version of nvcc, "" where there is none."""
+    nvcc = find_nvcc()
+    return f"{nvcc}: {version_of([nvcc])}" if nvcc else ""
+
+
 def version_of(command: Sequence[str]) -> str:
     """What `command --version` prints, or "" where it cannot be run."""
     return _output(*command, "--version")

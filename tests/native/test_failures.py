@@ -261,7 +261,7 @@ def test_killed_build_neither_hangs_nor_spoils_the_next(start, compiler, tiny, t
 
 
 def test_broken_cuda_leaves_the_cpu_kernels(tiny, tmp_path, monkeypatch, capfd):
-    """One line says why there are no CUDA kernels; the reason is kept, and the failure is not repeated."""
+    """One line says why there are no CUDA kernels; the reason is kept, and not tried again but with another nvcc."""
     nvcc = tmp_path / "nvcc"
     nvcc.write_text('#!/bin/sh\necho "nvcc is unhappy"; exit 1\n')
     nvcc.chmod(0o755)
@@ -274,6 +274,10 @@ def test_broken_cuda_leaves_the_cpu_kernels(tiny, tmp_path, monkeypatch, capfd):
     assert text.count("no CUDA kernels") == 1 and record.cuda_archs == [] and record.cuda_missing
     assert "nvcc is unhappy" in (directory / "build-cuda.log").read_text()
     assert builder.obtain() == (directory, record) and capfd.readouterr().err == ""
+    monkeypatch.setenv("NVCC", str(shutil.copy(nvcc, tmp_path / "another")))
+    assert builder.cached() is None
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    assert builder.cached() == (directory, record)
 
 
 def test_cuda_check_leaves_a_log_only_where_it_failed(tiny, tmp_path, monkeypatch):
