@@ -1,4 +1,4 @@
-"""Training survives what interrupts it: signals, faults of the environment, a full disk, weights of NaN."""
+"""Training survives what goes wrong: faults of the environment, a full disk, weights of NaN."""
 
 import dataclasses
 import errno
@@ -7,9 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ from training_runs import (
     FLAGS,
     SMALL,
     Clockwork,
+    Faulty,
     WithState,
     assert_one_error_line,
     counters_of,
@@ -26,31 +24,15 @@ from training_runs import (
     quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
-    start,
 )
 
 from sacfast import checkpoint, judge, trainer
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
-from sacfast.evaluate import load_agent
 from sacfast.logger import read_csv
 from sacfast.run_folder import RunFolder, latest, resume_command
-from sacfast.stop import StopRequest
 from sacfast.train import main, train
 from sacfast.trainer import TrainingInterrupted
-
-
-class Faulty(Clockwork):
-    """Clockwork whose `fault` (a function of the results of a step) strikes at step 100."""
-
-    def __init__(self, fault):
-        super().__init__()
-        self.fault, self.steps = fault, 0
-
-    def step(self, action):
-        self.steps += 1
-        results = super().step(action)
-        return self.fault(*results) if self.steps == 100 else results
 
 
 @pytest.mark.parametrize(
@@ -363,147 +345,3 @@ def test_time_is_of_training_alone_and_none_is_lost_by_stopping(tmp_path, monkey
     rows = read_csv(run / "progress.csv")
     assert [row["elapsed_s"] for row in rows] == [row["step"] for row in rows]
     assert {row["steps_per_s"] for row in rows} == {1.0}
-
-
-def test_signals_become_a_flag_and_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.signum == signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_the_third_ctrl_c_ends_an_environment_that_hangs_and_what_was_learned_is_saved(
-    tmp_path, monkeypatch, capsys
-):
-    hanging, heard, note = threading.Event(), threading.Semaphore(0), StopRequest._note
-
-    def hear(self, signum, frame):
-        heard.release()
-        note(self, signum, frame)
-
-    def hang(*_):
-        hanging.set()
-        for _ in range(600):
-            time.sleep(0.05)  # a signal just before a sleep would be heard after it only
-        pytest.fail("nothing ended the step")
-
-    def insist():
-        hanging.wait(60)
-        for _ in range(StopRequest.INSISTENCE):
-            os.kill(os.getpid(), signal.SIGINT)
-            heard.acquire(timeout=20)  # two that are pending at once would count as one
-
-    monkeypatch.setattr(StopRequest, "_note", hear)
-
-    before = signal.getsignal(signal.SIGINT)
-    user = threading.Thread(target=insist)
-    user.start()
-    with pytest.raises(TrainingInterrupted) as caught:
-        train(small(tmp_path, eval_every=0), env=lambda: Faulty(hang))
-    user.join()
-    assert signal.getsignal(signal.SIGINT) is before
-    run = caught.value.run
-    assert len(replay_of(run)[0]["obs"]) == 99
-    assert f"saved step 99; to go on: {resume_command(run, ['env'])}" in capsys.readouterr().out
-    resumed = dataclasses.replace(small(tmp_path, eval_every=0), resume=str(run))
-    assert train(resumed, env=lambda: Faulty(lambda *results: results)) == run
-
-
-def test_insisting_never_cuts_a_save(tmp_path, monkeypatch):
-    real = RunFolder.save
-
-    def slow(self, agent, step, state):
-        for _ in range(StopRequest.INSISTENCE + 1 if step else 0):
-            signal.raise_signal(signal.SIGINT)
-        real(self, agent, step, state)
-
-    monkeypatch.setattr(RunFolder, "save", slow)
-    with pytest.raises(TrainingInterrupted) as caught:
-        train(small(tmp_path, eval_every=0, checkpoint_every=100))
-    assert counters_of(caught.value.run)["step"] == 100
-
-
-def test_insisting_within_an_update_leaves_the_older_checkpoint(tmp_path, monkeypatch):
-    real, updates = trainer.SACAgent.train, []
-
-    def torn(self, *arguments):
-        updates.append(1)
-        for _ in range(StopRequest.INSISTENCE if len(updates) == 100 else 0):
-            signal.raise_signal(signal.SIGINT)
-        return real(self, *arguments)
-
-    monkeypatch.setattr(trainer.SACAgent, "train", torn)
-    config = small(tmp_path, eval_every=0, checkpoint_every=100)
-    with pytest.raises(KeyboardInterrupt, match="what was learned since the last checkpoint in .* is lost"):
-        train(config)
-    assert counters_of(only_run(config))["step"] == 100
-
-
-def test_an_environments_own_interrupt_is_no_success(tmp_path):
-    class Interrupted(Clockwork):
-        def step(self, action):
-            if len(self.actions) == 129:
-                raise KeyboardInterrupt
-            return super().step(action)
-
-    config = small(tmp_path, eval_every=0, checkpoint_every=100)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, env=Interrupted)
-    assert counters_of(only_run(config))["step"] == 129  # saved as before any other error
-
-
-def test_ctrl_c_while_setting_up_says_what_can_be_resumed(tmp_path, monkeypatch, capsys):
-    run = train(small(tmp_path, steps=60, eval_every=0))
-    capsys.readouterr()
-
-    def pressed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer.SACAgent, "load", pressed)
-    assert main(["--resume", str(run), "--steps", "90"]) == 130
-    error = capsys.readouterr().err
-    assert error == f"interrupted before the first step; to go on: python -m sacfast.train --resume {run}\n"
-    monkeypatch.setattr(trainer.SACAgent, "from_env", pressed)
-    assert main(["--env", "Pendulum-v1", "--out", str(tmp_path / "new"), "--threads", "1"]) == 130
-    assert capsys.readouterr().err == "interrupted before the first step; there is nothing to resume\n"
-
-
-def stop(process, *signals):
-    """Send the signals once training is under way. Returns status, output and errors."""
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "updates/s" in line and "alpha" in line:
-            break
-    for signum in signals:
-        process.send_signal(signum)
-    output, errors = process.communicate(timeout=120)
-    return process.returncode, "".join(seen) + output, errors
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_interruptions_save_and_say_how_to_go_on(tmp_path):
-    flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--log-every", "50"]
-    first = start(*FLAGS, *flags, "--out", str(tmp_path / "runs"))
-    status, output, errors = stop(first, signal.SIGINT, signal.SIGINT)
-    assert (status, errors) == (130, "")
-    (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
-    assert f"to go on: python -m sacfast.train --resume {run}" in output
-    saved = counters_of(run)["step"]
-    assert f"stopped by SIGINT at step {saved:,} of 1,000,000" in output
-    assert saved >= 50
-    assert not list(run.glob(".*"))
-
-    status, output, errors = stop(start("--resume", str(run)), signal.SIGTERM)
-    assert (status, errors) == (143, "")
-    assert "stopped by SIGTERM" in output
-    replay, meta = replay_of(run)
-    assert meta["extra"]["step"] > saved
-    assert len(replay["obs"]) == min(meta["extra"]["step"], 2000)
-    steps = [row["step"] for row in read_csv(run / "progress.csv")]
-    assert steps == sorted(set(steps))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_agent(run, "last")

@@ -80,6 +80,19 @@ class Clockwork(gymnasium.Env):
         return observation, float(self.t), even and self.t == 3, not even and self.t == 5, {}
 
 
+class Faulty(Clockwork):
+    """Clockwork whose `fault` (a function of the results of a step) strikes at step 100."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.steps = fault, 0
+
+    def step(self, action):
+        self.steps += 1
+        results = super().step(action)
+        return self.fault(*results) if self.steps == 100 else results
+
+
 class WithState(Clockwork):
     """Clockwork with some chance in it, which can be stopped and continued."""
 
