@@ -30,7 +30,7 @@ from typing import Any
 
 from learning_results import draw, gather, merge, reached, write
 from learning_run import Job
-from learning_tables import AS_ANT_V4, FRESH
+from learning_tables import AS_ANT_V4, FORMER, FRESH
 from race import child_environment, read_results
 from tables import Entry
 
@@ -50,62 +50,60 @@ SMALL = (
 )
 LONG = ("Hopper-v5", "HalfCheetah-v5", "Pusher-v5")
 LARGE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
-ABLATED = {"Pusher-v5": 7, "HalfCheetah-v5": 6}  # environments with their action dimensions
+ABLATED = ("Pusher-v5", "HalfCheetah-v5")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-# The default while the search went on; settings named after it depart from it.
-FORMER, FORMER_SETTINGS = "obs_epsilon 1e-8", {"obs_epsilon": 1e-8}
-OBSERVATIONS: dict[str, dict[str, Any]] = {
-    FORMER: FORMER_SETTINGS,
+# What today's default took the place of, and most of the search departs from.
+FORMER_SETTINGS = {"target_entropy_per_dim": -1.0}
+EPSILONS: dict[str, dict[str, Any]] = {
+    "obs_epsilon 1e-8": {"obs_epsilon": 1e-8},
     "obs_epsilon 1": {"obs_epsilon": 1.0},
-    "observations as they are": {"normalize_obs": False},
+}
+OBSERVATIONS = EPSILONS | {"observations as they are": {"normalize_obs": False}}
+BATCHES = {f"batches of {size}": {"batch_size": size} for size in (64, 256)}
+FASTER: dict[str, dict[str, Any]] = {"actor's learning rate 1e-3": {"lr": 1e-3}}
+DEPARTURES: dict[str, dict[str, Any]] = {
+    "1,000 random steps": {"learning_starts": 1_000},
+    "10,000 random steps": {"learning_starts": 10_000},
+    "PyTorch's initialisation": {"initialization": "pytorch"},
+    "log_std from -5": {"log_std_min": -5.0},
+    "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
+    "target entropy -2A": {"target_entropy_per_dim": -2.0},
+    "actor's learning rate 1e-4": {"lr": 1e-4},
+    **FASTER,
+    "critics' learning rate 3e-4": {"critic_lr": 3e-4},
+    "temperature's learning rate 3e-4": {"alpha_lr": 3e-4},
+    "temperature from 0.1": {"initial_alpha": 0.1},
+    **BATCHES,
+    "tau 0.01": {"tau": 0.01},
+    "actor at every update": {"actor_update_period": 1},
+    "actor at every update, temperature's learning rate 3e-4": {"actor_update_period": 1, "alpha_lr": 3e-4},
+    "critics and actor in one step": {"shared_step": True},
 }
 
 
-def departures(action_dim: int) -> dict[str, dict[str, Any]]:
-    """What the ablation tries: a name, and the settings in which it departs from the default."""
-    return {
-        "1,000 random steps": {"learning_starts": 1_000},
-        "10,000 random steps": {"learning_starts": 10_000},
-        "PyTorch's initialisation": {"initialization": "pytorch"},
-        "log_std from -5": {"log_std_min": -5.0},
-        "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
-        "target entropy -A/2": {"target_entropy": -action_dim / 2},
-        "target entropy -2A": {"target_entropy": -2.0 * action_dim},
-        "actor's learning rate 1e-4": {"lr": 1e-4},
-        "actor's learning rate 1e-3": {"lr": 1e-3},
-        "critics' learning rate 3e-4": {"critic_lr": 3e-4},
-        "temperature's learning rate 3e-4": {"alpha_lr": 3e-4},
-        "temperature from 0.1": {"initial_alpha": 0.1},
-        "batches of 64": {"batch_size": 64},
-        "batches of 256": {"batch_size": 256},
-        "tau 0.01": {"tau": 0.01},
-        "actor at every update": {"actor_update_period": 1},
-        "actor at every update, temperature's learning rate 3e-4": {
-            "actor_update_period": 1,
-            "alpha_lr": 3e-4,
-        },
-        "critics and actor in one step": {"shared_step": True},
-    }
+def formerly(changes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same departures from the former default."""
+    return {f"{FORMER}, {name}": FORMER_SETTINGS | change for name, change in changes.items()}
 
 
-def variants(action_dim: int) -> dict[str, dict[str, Any]]:
-    """The ablation's rows, by name: settings that differ from the defaults."""
-    return {"default": {}} | OBSERVATIONS | departures(action_dim)
-
-
-def candidates(action_dim: int) -> dict[str, dict[str, Any]]:
-    """What leads the ablation, and both together, to be tried on fresh seeds: not those that made it lead."""
-    faster, noisier = "actor's learning rate 1e-3", "target entropy -A/2"
-    tried = departures(action_dim)
-    settings = {"default": {}, faster: tried[faster], noisier: tried[noisier]}
-    settings[f"{faster}, {noisier}"] = tried[faster] | tried[noisier]
-    return {name + FRESH: each for name, each in settings.items()}
-
-
-# Those that were tried beside the former default alone.
-FORMERLY = ("log_std from -5", "critics and actor in one step")
+DEFAULTS: dict[str, dict[str, Any]] = {"default": {}, FORMER: FORMER_SETTINGS}
+ROWS = DEFAULTS | formerly(OBSERVATIONS | DEPARTURES)  # of the ablation
+# What led it, to be tried on fresh seeds: not those that made it lead.
+CANDIDATES = {
+    name + FRESH: settings
+    for name, settings in (
+        DEFAULTS | FASTER | formerly(FASTER) | {"batches of 64": BATCHES["batches of 64"]}
+    ).items()
+}
+# The default of before the former, beside which two things were tried that were not tried again.
+BEFORE = formerly({"obs_epsilon 1e-8": EPSILONS["obs_epsilon 1e-8"]})
+TRIED_BEFORE = {
+    f"{name}, {tried}": settings | DEPARTURES[tried]
+    for name, settings in BEFORE.items()
+    for tried in ("log_std from -5", "critics and actor in one step")
+}
 
 
 # The search for the defaults set out from the notebook's settings.
@@ -114,7 +112,7 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
     for name, change in {
         "": {},
         ", 10,000 random steps": {"learning_starts": 10_000},
-        ", target entropy -A/2": {"target_entropy": -ABLATED["HalfCheetah-v5"] / 2},
+        ", target entropy -A/2": {"target_entropy_per_dim": -0.5},
         ", critics' learning rate 1e-3": {"critic_lr": 1e-3},
         ", normalised observations": {"normalize_obs": True},
         ", 1,000 random steps": {"learning_starts": 1_000},
@@ -147,10 +145,6 @@ def searched(
     ]
 
 
-EPSILONS: dict[str, dict[str, Any]] = {"default": {}} | {
-    name: settings for name, settings in OBSERVATIONS.items() if "obs_epsilon" in settings
-}
-SMALL_BATCHES, LARGE_BATCHES = ({f"batches of {size}": {"batch_size": size}} for size in (64, 256))
 FIVE_SEEDS, FRESH_SEEDS = range(5), range(3, 7)
 # Ant-v4 observes no contact forces and charges nothing for them.
 ANT_V4 = {"make_kwargs": {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0}}
@@ -163,47 +157,62 @@ TABLES: dict[str, list[Job]] = {
         *searched("Ant-v5", 300_000, {AS_ANT_V4: ANT_V4}),
     ],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in FIVE_SEEDS],
-    "ablation": [
-        job for env, action_dim in ABLATED.items() for job in searched(env, 50_000, variants(action_dim))
-    ],
+    "ablation": [job for env in ABLATED for job in searched(env, 50_000, ROWS)],
     "search": [
         *searched("Pusher-v5", 50_000, IN_BRIEF),
         *searched("HalfCheetah-v5", 100_000, IN_BRIEF),
         *searched("HalfCheetah-v5", 50_000, NOTEBOOKS),
-        *searched("Hopper-v5", 100_000, OBSERVATIONS),
-        *searched("Ant-v5", 100_000, OBSERVATIONS),
         *(
             job
-            for env in (*SMALL, "Walker2d-v5")
-            for job in searched(env, 300_000 if env in LONG else 100_000, {FORMER: FORMER_SETTINGS})
+            for env in SMALL
+            for job in searched(env, 300_000 if env in LONG else 100_000, {FORMER: FORMER_SETTINGS} | BEFORE)
         ),
-        *(job for env in LONG for job in searched(env, 100_000, SMALL_BATCHES)),
+        *searched("Walker2d-v5", 100_000, BEFORE),
+        *searched("Hopper-v5", 100_000, formerly(OBSERVATIONS)),
+        *searched("Ant-v5", 100_000, formerly(OBSERVATIONS)),
+        *searched("Ant-v5", 300_000, formerly({AS_ANT_V4: ANT_V4})),
         *(
             job
-            for name in FORMERLY
-            for env, action_dim in ABLATED.items()
-            for job in searched(
-                env, 50_000, {f"{FORMER}, {name}": FORMER_SETTINGS | departures(action_dim)[name]}
-            )
+            for env in LONG
+            for job in searched(env, 100_000, formerly({"batches of 64": BATCHES["batches of 64"]}))
         ),
+        *(job for env in ABLATED for job in searched(env, 50_000, TRIED_BEFORE)),
     ],
     "fresh": [
         job
-        for env, steps, action_dim in (
-            ("HalfCheetah-v5", 100_000, 6),
-            ("Hopper-v5", 100_000, 3),
-            ("Pusher-v5", 50_000, 7),
-            ("Walker2d-v5", 100_000, 6),
-        )
-        for job in searched(env, steps, candidates(action_dim), FRESH_SEEDS)
+        for env in ("HalfCheetah-v5", "Hopper-v5", "Pusher-v5", "Walker2d-v5")
+        for job in searched(env, 50_000 if env == "Pusher-v5" else 100_000, CANDIDATES, FRESH_SEEDS)
     ],
     "gpu-search": [
-        *searched("Pusher-v5", 50_000, EPSILONS, FIVE_SEEDS, "cuda", every=5_000),
-        *(job for env in LARGE for job in searched(env, 100_000, EPSILONS, FIVE_SEEDS, "cuda", every=50_000)),
+        *searched(
+            "Pusher-v5",
+            50_000,
+            {FORMER: FORMER_SETTINGS} | formerly(EPSILONS),
+            FIVE_SEEDS,
+            "cuda",
+            every=5_000,
+        ),
+        *(
+            job
+            for env in LARGE
+            for job in searched(
+                env,
+                1_000_000 if env in ("HalfCheetah-v5", "Hopper-v5") else 100_000,
+                {FORMER: FORMER_SETTINGS},
+                FIVE_SEEDS,
+                "cuda",
+                every=50_000,
+            )
+        ),
+        *(
+            job
+            for env in LARGE
+            for job in searched(env, 100_000, formerly(EPSILONS), FIVE_SEEDS, "cuda", every=50_000)
+        ),
         *(
             job
             for env in ("Hopper-v5", "Walker2d-v5", "Ant-v5")
-            for job in searched(env, 100_000, SMALL_BATCHES | LARGE_BATCHES, SEEDS, "cuda", every=50_000)
+            for job in searched(env, 100_000, formerly(BATCHES), SEEDS, "cuda", every=50_000)
         ),
     ],
 }

@@ -35,7 +35,7 @@ MACHINE_COLUMNS = (
     "torch",
     "sacfast",
     "kernels",
-    "sb3",
+    "stable-baselines3",
     "gymnasium",
     "mujoco",
 )

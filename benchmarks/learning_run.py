@@ -242,10 +242,6 @@ def describe(job: Job, side_by_side: int) -> dict[str, Any]:
         # NVIDIA's MPS lets runs on one GPU go on beside one another, which their minutes depend on.
         pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
         machine["mps"] = (Path(pipes) / "control").exists()
-    if job.implementation == "sb3":
-        import stable_baselines3
-
-        machine["sb3"] = stable_baselines3.__version__
     return machine
 
 

@@ -9,22 +9,39 @@ from typing import Any
 from tables import NONE, OURS, Entry, number
 
 AS_ANT_V4 = "with Ant-v4's observation and reward"
+FORMER = "former default"  # begins the names of its departures
 FRESH = ", fresh seeds"  # ends the names of what was tried once more, on seeds that the ablation has not
-SHOWN = ("default", "notebook's", AS_ANT_V4)  # variants whose scores are shown
-TIMED = ("default", "notebook's", "batches of 64")  # whose minutes to a score are
+SUCCESSORS = {FORMER: "default", f"{FORMER}, {AS_ANT_V4}": AS_ANT_V4}
+SHOWN = (*SUCCESSORS, *SUCCESSORS.values(), "notebook's")  # variants whose scores are shown
+TIMED = ("default", FORMER, "notebook's")  # whose minutes to a score are
 STEP, MEAN, MINUTES = 0, 1, 3  # columns of an evaluation
 MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
 
 
 def shown(entries: list[Entry]) -> list[Entry]:
-    """Those of the learning table."""
-    return [entry for entry in entries if entry["variant"] in SHOWN]
+    """Those of the learning table: of the former default, where today's has fewer steps or seeds."""
+    chosen = [entry for entry in entries if entry["variant"] in SHOWN]
+    ours = {
+        (each["env"], each["device"], each["variant"]): each
+        for each in chosen
+        if each["implementation"] == OURS
+    }
+
+    def surpassed(entry: Entry) -> bool:
+        today = ours.get((entry["env"], entry["device"], SUCCESSORS.get(entry["variant"])))
+        return (
+            today is not None
+            and last_step(today) >= last_step(entry)
+            and len(today["runs"]) >= len(entry["runs"])
+        )
+
+    return [entry for entry in chosen if not surpassed(entry)]
 
 
 def learning_table(entries: list[Entry]) -> list[str]:
-    """By environment of `shown` entries: ours with the default and the notebook's settings, Stable-Baselines3's, and
-    those published.
+    """By environment of `shown` entries: ours with the default, today's or the former, and the notebook's settings,
+    Stable-Baselines3's, and those published.
     """
     lines = [
         "| return per episode | by | seeds | "
@@ -134,7 +151,7 @@ def ablated(entries: list[Entry], device: str, fresh: bool = False) -> list[Entr
         entry
         for entry in entries
         if (entry["implementation"], entry["device"]) == (OURS, device)
-        and entry["variant"] != AS_ANT_V4  # another task
+        and not entry["variant"].endswith(AS_ANT_V4)  # another task
         and entry["variant"].endswith(FRESH) == fresh
         and len(entry["runs"]) >= LEAST_SEEDS
     ]
@@ -213,7 +230,7 @@ def learner(entry: Entry) -> str:
 def implementation(entry: Entry) -> str:
     """The same, wherever it ran."""
     machine = entry["runs"][0]["machine"]
-    name = f"Stable-Baselines3 {machine['sb3']}" if entry["implementation"] == "sb3" else OURS
+    name = f"Stable-Baselines3 {machine['stable-baselines3']}" if entry["implementation"] == "sb3" else OURS
     usual = {"default": "", "notebook's": ", notebook's settings"}
     return name + usual.get(entry["variant"], f", {entry['variant']}")
 

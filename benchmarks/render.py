@@ -86,6 +86,7 @@ CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
     "fresh_ablation": partial(ablated, device="cpu", fresh=True),
 }
 
+FORMERLY = "The former default had a target entropy of -A instead of -A/2; A is the dimension of the actions."
 INTERLEAVED = "Interleaved, ratios taken within a round."
 LEGENDS = {
     "operators": (
@@ -146,7 +147,7 @@ LEGENDS = {
     "learning": (
         "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: mean ± "
         "standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median over seeds, "
-        "on a thread each, with so many runs side by side: {side_by_side}. "
+        f"on a thread each, with so many runs side by side: {{side_by_side}}. {FORMERLY} "
         "Others' scores are as published: {published}."
     ),
     "learning_minutes": (
@@ -155,9 +156,9 @@ LEGENDS = {
         "that were run."
     ),
     "ablation": (
-        "sacfast with the settings changed that are named; the notebook's with 5,000 random steps, unless named: mean "
-        "± standard deviation over three seeds or more, of the deterministic policy over {episodes} episodes; A is the "
-        "dimension of the actions. Rows of fewer seeds are in results/learning.csv."
+        "sacfast with the settings changed that are named, from the default or the former one; the notebook's with "
+        "5,000 random steps, unless named: mean ± standard deviation over three seeds or more, of the deterministic "
+        f"policy over {{episodes}} episodes. {FORMERLY} Rows of fewer seeds are in results/learning.csv."
     ),
     "gpu_ablation": "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
     "fresh_ablation": "As above, of {seeds} seeds that the first of these tables has not.",
@@ -197,6 +198,10 @@ def _machine(machine: dict[str, Any]) -> str:
         "sacfast {sacfast} ({kernels})"
     ).format(**machine)
     peers = {"stable-baselines3": "Stable-Baselines3", "sbx-rl": "SBX"}
+    if (
+        "side_by_side" in machine
+    ):  # a run of the learning tables, which name it with its version where it learned
+        peers = {}
     text += "".join(f", {title} {machine[name]}" for name, title in peers.items() if name in machine)
     return f"{machine['gpu']}, {text}" if "gpu" in machine else text
 

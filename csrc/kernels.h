@@ -68,7 +68,7 @@ void polyak_update(const PolyakPair* pairs, int64_t count, double tau, int64_t b
 void replay_sample(const ReplayField* fields, int64_t count, int64_t size, const int64_t* key,
                    int64_t* indices, int64_t begin, int64_t end);
 
-// Transitions indices[0], ..., indices[n - 1], or without indices 0, ..., n - 1.
+// Transitions indices[0], ..., indices[n - 1].
 void gather(const Transitions& from, int64_t O, int64_t A, const int64_t* indices, int64_t n,
             const BatchRows& out);
 

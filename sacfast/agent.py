@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -43,7 +44,7 @@ class SACAgent:
     action_low, action_high    bounds [A] of the environment's actions: select_action returns, and
                     replay_buffer takes, actions in these units; without them, actions in [-1, 1]
     critic_lr, alpha_lr    learning rates of the critics and of the temperature; None means lr
-    target_entropy  in nats; None means -A
+    target_entropy  in nats; None means A times target_entropy_per_dim
     initialization  of the networks' weights: "orthogonal", or "pytorch" for nn.Linear's own
     actor_update_period    updates per update of the actor and the temperature
     precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
@@ -80,6 +81,7 @@ class SACAgent:
         alpha_lr: float | None = None,
         initial_alpha: float = 1.0,
         target_entropy: float | None = None,
+        target_entropy_per_dim: float = -1.0,
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
         log_std_bound: str = "clamp",
@@ -106,7 +108,8 @@ class SACAgent:
             alpha=alpha,
             automatic_entropy_tuning=automatic_entropy_tuning,
             initial_alpha=initial_alpha,
-            target_entropy=-float(action_dim) if target_entropy is None else target_entropy,
+            target_entropy=target_entropy,
+            target_entropy_per_dim=target_entropy_per_dim,
             buffer_capacity=buffer_capacity,
             log_std_min=log_std_min,
             log_std_max=log_std_max,
@@ -119,6 +122,8 @@ class SACAgent:
             obs_epsilon=obs_epsilon,
             reward_scale=reward_scale,
         )
+        if target_entropy is None:
+            self.config = replace(self.config, target_entropy=self.action_dim * target_entropy_per_dim)
         self.device = find_device(device)
         self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
         self.state = self._new_state(seed)
@@ -207,7 +212,10 @@ class SACAgent:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: without the policy, which belongs to this agent's own engine and state."""
+        """For copies: without the policy, which belongs to this agent's own engine and state. Raises SACError for an
+        update that the engine has refused, which the copy's would know nothing of.
+        """
+        self.engine.settle(self.state)
         return {name: value for name, value in self.__dict__.items() if name != "_policy"}
 
     def _new_state(self, seed: int | None) -> SACState:
@@ -347,7 +355,7 @@ class SACAgent:
 
         The agent keeps its own hyper-parameters and, with a fixed temperature, its own alpha. A replay buffer in the
         file replaces the agent's. Raises CheckpointError, before anything is changed, if the file is damaged or was
-        made for other dimensions or action bounds.
+        made for other dimensions, action bounds, bounds of log_std, scales of rewards or normalisation.
         """
         tensors, meta = agent_file.read(filepath, self.state, self.config, self.bounds)
         with suppress(SACError):  # for an update that was refused: it is about what is replaced now

@@ -54,8 +54,7 @@ def read(
     """
     if notebook_file.recognised(path):
         tensors, counters = notebook_file.read(path, state)
-        if state.normalizer is not None:
-            raise CheckpointError(f"{path} knows no normalize_obs; make the agent without it")
+        _compare(path, _meaning(config), SACConfig.notebook().to_dict())
         meta: dict[str, Any] = {"counters": counters}
     else:
         tensors, meta = checkpoint.read(path)
@@ -126,21 +125,30 @@ def _check_meta(
         "hidden_dim": list(config.widths),
         "action_low": bounds.low.tolist(),
         "action_high": bounds.high.tolist(),
-        "normalize_obs": config.normalize_obs,
-        "reward_scale": config.reward_scale,
-    }
-    if config.normalize_obs:
-        ours["obs_epsilon"] = config.obs_epsilon
-    theirs = {"normalize_obs": False, "obs_epsilon": 1e-8, "reward_scale": 1.0} | meta["config"] | meta
+    } | _meaning(config)
+    # Where an older file says nothing, it was as in the notebook.
+    theirs = SACConfig.notebook().to_dict() | meta["config"] | meta
     theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
     if bounds.nearly(ActionBounds(theirs["action_low"], theirs["action_high"])):
         theirs |= {name: ours[name] for name in ("action_low", "action_high")}
+    _compare(path, ours, theirs)
+
+
+def _meaning(config: SACConfig) -> dict[str, Any]:
+    """The settings without which the same weights are another policy, or other values."""
+    names = ["normalize_obs", "reward_scale", "log_std_min", "log_std_max", "log_std_bound"]
+    if config.normalize_obs:
+        names.append("obs_epsilon")
+    return {name: getattr(config, name) for name in names}
+
+
+def _compare(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for name, value in ours.items():
         saved = theirs[name]
         if saved != value:
             raise CheckpointError(
                 f"{path} was saved with {name}={saved}, but this agent has {name}={value}; "
-                "make the agent as the checkpoint's was (SACAgent.from_checkpoint does)"
+                "make the agent as the checkpoint's was (SACAgent.from_checkpoint does, but for the notebook's files)"
             )
 
 

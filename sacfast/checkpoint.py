@@ -25,10 +25,11 @@ def write(path: str | os.PathLike, tensors: dict[str, Tensor], meta: dict[str, A
     """
     path = Path(path)
     header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(meta)}
-    # Clones, because views of one flat buffer would each drag the whole buffer along.
-    owned = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
-    }
+    owned: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        alone = owned[name] = _alone(tensor.detach().cpu(), storages)
+        storages.add(alone.untyped_storage().data_ptr())
     try:
         with _in_place_of(path) as temporary:
             save_file(owned, temporary, metadata=header)
@@ -37,6 +38,17 @@ def write(path: str | os.PathLike, tensors: dict[str, Tensor], meta: dict[str, A
             f"cannot write the checkpoint {path} ({error}); free some space or choose another folder. "
             "An earlier checkpoint there is untouched"
         ) from error
+
+
+def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
+    """Contiguous and all of its storage, and that none of `storages`: what shares one is refused. What is so already is
+    not copied, since a replay buffer's memory may be most of what there is.
+    """
+    storage = tensor.untyped_storage()
+    alone = (
+        tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+    )
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def write_text(path: Path, text: str) -> None:

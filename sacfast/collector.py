@@ -138,10 +138,9 @@ class Collector:
             )
         if self._any_resetting:
             done = done & ~resetting
-        next_obs = following if self.mode is not AutoresetMode.SAME_STEP else None
-        any_done = self._look(following, reward, done, at + 1, action)
-        if next_obs is None:
-            next_obs = self._final_obs(following, done, info, at + 1) if any_done else following
+        any_done, next_obs = self._look(following, reward, done, at + 1, action), following
+        if any_done and self.mode is AutoresetMode.SAME_STEP:
+            next_obs = self._final_obs(following, done, info, at + 1)
         rows = Rows(obs, action, reward, next_obs, terminated)
         self._returns += reward
         self._lengths += 1
@@ -182,7 +181,7 @@ class Collector:
             if within_step:
                 raise NotCapturable("the run ended within a step")
             return state | {"simulators": captured_states(self.envs), "collector": self.state()}
-        except (NotCapturable, EOFError, OSError) as error:  # the latter two: a worker died just now
+        except Exception as error:  # of a worker that died just now, say: it must not cost what was learned
             return state | {"obstacle": first_line(error)}
 
     def recover(self, saved: dict[str, Any]) -> str | None:

@@ -98,6 +98,8 @@ def settings_in_effect(config: TrainConfig) -> dict[str, Any]:
     values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
     learned = values["automatic_entropy_tuning"]
     unread = {"alpha"} if learned else {"initial_alpha", "alpha_lr", "target_entropy"}
+    if not learned or values["target_entropy"] is not None:
+        unread.add("target_entropy_per_dim")
     if not values["normalize_obs"]:
         unread.add("obs_epsilon")
     return {name: value for name, value in values.items() if name not in unread}

@@ -98,7 +98,12 @@ class SACConfig:
     """Temperature that learning starts from, where it is learned."""
 
     target_entropy: float | None = None
-    """Entropy in nats that the temperature steers towards; None means minus the action dimension."""
+    """Entropy in nats that the temperature steers towards; None means target_entropy_per_dim times the dimension of
+    the actions."""
+
+    target_entropy_per_dim: float = -0.5
+    """Where target_entropy is None, nats per dimension of the actions: -1 is usual, at -0.5 the policy stays more
+    random."""
 
     buffer_capacity: int = 1_000_000
     """Transitions that the replay buffer holds; the oldest are overwritten."""
@@ -156,6 +161,7 @@ class SACConfig:
         require_bool(self, "automatic_entropy_tuning")
         require_number(self, "initial_alpha", 0.0, open_low=True)
         require_number(self, "target_entropy", optional=True)
+        require_number(self, "target_entropy_per_dim")
         require_integer(self, "buffer_capacity", 1)
         require_integer(self, "batch_size", 1)
         require_number(self, "log_std_min")
@@ -188,6 +194,7 @@ class SACConfig:
             automatic_entropy_tuning=True,
             initial_alpha=1.0,
             target_entropy=None,
+            target_entropy_per_dim=-1.0,
             buffer_capacity=1_000_000,
             batch_size=256,
             log_std_min=-20.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,11 +16,25 @@ Row = dict[str, float | int | None]
 
 
 class PatientConsole(Console):
-    """One whose program goes on, and prints no more, once nobody reads it (`| head`)."""
+    """One whose program goes on, and prints no more, once nobody reads it (`| head`, a terminal that was closed)."""
 
     def on_broken_pipe(self) -> None:
         with suppress(SystemExit):
             super().on_broken_pipe()
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.on_broken_pipe()
+
+
+def say(text: str, console: Console | None = None) -> None:
+    """`text` on standard output; where nobody reads it any more, nothing happens."""
+    console = console or PatientConsole(highlight=False)
+    console.print(text, markup=False, soft_wrap=True)  # long lines are the terminal's to break
 
 
 class Display:
@@ -65,7 +80,7 @@ class Display:
         )
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)  # long lines are the terminal's to break
+        say(text, self.console)
 
     def close(self) -> None:
         """Give the terminal back."""

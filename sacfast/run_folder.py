@@ -341,7 +341,11 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def _digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _holder(path: Path) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 
 
 class StopRequest:
-    """SIGINT and SIGTERM as a flag while active, so that neither a step nor a save is ever cut in half.
+    """SIGINT, SIGTERM and SIGHUP as a flag while active, so that neither a step nor a save is ever cut in half.
+
+    SIGHUP, by which a terminal says that it closes, stays ignored where it is (nohup).
 
     Whoever insists may be facing an environment that hangs: the third SIGINT, and every later one, raises
     KeyboardInterrupt, though never inside `shielded`. Outside the main thread, where Python delivers no
@@ -28,7 +30,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            signums = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                signums.append(signal.SIGHUP)
+            for signum in signums:
                 self._previous[signum] = signal.signal(signum, self._note)
         return self
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ from sacfast.agent import SACAgent
 from sacfast.comparison import plot_comparison
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.cores import physical_cores
+from sacfast.display import say
 from sacfast.engines import Engine
 from sacfast.envs import (
     check_spaces,
@@ -154,7 +156,7 @@ def _make_trainer(
         resumed = folder.load(agent)
         step = resumed["counters"]["step"]
         if step >= config.steps:
-            print(f"{folder.path} has reached its {step:,} steps; give a larger --steps to train further")
+            say(f"{folder.path} has reached its {step:,} steps; give a larger --steps to train further")
     # The build, if there is one, comes once everything else is known to be right (the native engine's own comes with
     # the engine), and talks before the display starts. With any engine: acting and the sampler use the operators too.
     native.available(agent.device.type)
@@ -163,40 +165,44 @@ def _make_trainer(
         stack.enter_context(folder.locked())
     settings = dataclasses.replace(config, resume=None).to_dict()
     write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
-    _advise(config, env, eval_env, agent.engine)
+    _advise(config, env, eval_env, agent)
     count = getattr(env, "num_envs", 1)
     times = f" x {count}" if count > 1 else ""
-    print(
+    say(
         f"{config.env}{times}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
         f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
-        f"run folder: {folder.path}",
-        flush=True,
+        f"run folder: {folder.path}"
     )
     return Trainer(config, agent, env, eval_env, folder, resumed, given)
 
 
-def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, engine: Engine) -> None:
+def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, agent: SACAgent) -> None:
     """Print what the user may not have expected of these settings and environments, a line each."""
-    note, sac = flattened(eval_env), config.sac
+    note, sac, engine, action_dim = flattened(eval_env), config.sac, agent.engine, agent.action_dim
     if note is not None:
-        print(f"{config.env}: {note}")
+        say(f"{config.env}: {note}")
     if same_environment(env, eval_env):
-        print(
+        say(
             f"{config.env}: training and evaluation share one environment; an evaluation leaves the episode under way "
             "behind"
         )
     for name in dict.fromkeys(normalising_wrappers(env) + normalising_wrappers(eval_env)):
-        print(
+        say(
             f"{config.env}: {name} has statistics of its own in training, evaluation and use; leave it out: "
             "observations are normalised by --normalize-obs, rewards scaled by --reward-scale"
         )
     if sac.automatic_entropy_tuning and sac.alpha != SACConfig.alpha:
-        print(
+        say(
             f"alpha={sac.alpha:g} is not used, since the temperature is learned: --initial-alpha says where it starts, "
             "--no-automatic-entropy-tuning fixes it"
         )
+    if sac.automatic_entropy_tuning and engine.target_entropy >= (most := math.log(2) * action_dim):
+        say(
+            f"target entropy {engine.target_entropy:g} cannot be reached: {action_dim} actions have {most:.3g} at the "
+            "most, drawn at random; the temperature will grow without end (usual is a negative number)"
+        )
     if config.schedule == "overlap" and not engine.starts:
-        print(
+        say(
             f"overlap: engine {engine.name} on {engine.threads} thread(s) cannot work beside the environments; the run "
             "is no faster than strict"
         )
@@ -208,7 +214,7 @@ def _print_profile(engine: Engine) -> None:
     total = sum(phases.values())
     if total > 0:
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in phases.items())
-        print(f"updates, {total:.1f} s of all threads: {shares}")
+        say(f"updates, {total:.1f} s of all threads: {shares}")
 
 
 def _nothing_done(config: TrainConfig, given: tuple[str, ...]) -> str:
@@ -413,13 +419,14 @@ def _train_each(configs: list[TrainConfig]) -> None:
         except (KeyboardInterrupt, SACError):
             waiting = [other.seed for other in configs[len(runs) + 1 :]]
             if waiting:
-                print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)
+                with suppress(OSError):  # of a terminal that was closed
+                    print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)
             raise
     if len(runs) > 1:
         files, _ = plot_comparison(
             runs, Path(configs[0].out), f"comparison-{runs[0].parent.name}-{runs[0].name}"
         )
-        print("comparison of the runs:", *files)
+        say(f"comparison of the runs: {' '.join(map(str, files))}")
 
 
 def _spaced(seeds: Iterable[int]) -> str:

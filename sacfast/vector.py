@@ -25,7 +25,7 @@ from sacfast.envstate import NotCapturable
 from sacfast.errors import SACError, first_line, raised
 
 FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
-RESPITE = 30  # seconds that a worker lives on after SIGTERM, for the trainer to save what it holds
+RESPITE = 30  # seconds that a worker lives on after SIGTERM or SIGHUP, for the trainer to save what it holds
 PATIENCE = 5.0  # seconds to wait for workers that are to close
 
 
@@ -217,11 +217,13 @@ def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> 
 
     def checked() -> gymnasium.Env:
         if os.getpid() != here:
-            # Ctrl-C reaches every process of a terminal, a batch system's SIGTERM every process of the job; whether
-            # to stop, and when, is the trainer's to say.
+            # Ctrl-C, and a terminal's end, reach every process of the terminal, a batch system's SIGTERM every process
+            # of the job; whether to stop, and when, is the trainer's to say.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if hasattr(signal, "alarm"):
-                signal.signal(signal.SIGTERM, lambda *_: signal.alarm(RESPITE))
+                for signum in (signal.SIGTERM, signal.SIGHUP):
+                    if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+                        signal.signal(signum, lambda *_: signal.alarm(RESPITE))
         return CheckedEnv(make())
 
     kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]

@@ -169,7 +169,7 @@ TRAIN = {
 def learning_entry(
     env: str, runs: list[list[list[float]]], *, machine: dict | None = None, **details
 ) -> dict:
-    machine = machine or MACHINE | {"date": "2025-11-21", "side_by_side": 2, "sb3": "2.9.2"}
+    machine = machine or MACHINE | {"date": "2025-11-21", "side_by_side": 2, "stable-baselines3": "2.9.2"}
     info = {
         "table": "learning",
         "env": env,
@@ -199,7 +199,7 @@ LEARNING = {
             implementation="sb3",
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 5550.0, 9.0, 15.0]]], variant="notebook's"),
-        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="batches of 64"),
+        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="former default"),
         learning_entry(
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],

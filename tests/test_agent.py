@@ -356,6 +356,7 @@ def test_bad_arguments_are_named(change, name):
         {"hidden_dim": (16,)},
         {"hidden_dim": (16, 16, 16)},
         {"action_low": -2 * np.ones(3), "action_high": 2 * np.ones(3)},
+        {"log_std_min": -5.0, "log_std_bound": "tanh"},
     ],
 )
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, other):

@@ -27,6 +27,19 @@ def test_a_view_costs_only_its_own_bytes(tmp_path):
     assert (tmp_path / "x").stat().st_size < 1000
 
 
+def test_what_stands_alone_is_not_copied(tmp_path, monkeypatch):
+    written = {}
+    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, *_, **__: written.update(tensors))
+    whole, strided = torch.arange(6.0), torch.arange(6.0).view(2, 3).T
+    checkpoint.write(
+        tmp_path / "x", {"whole": whole, "again": whole, "part": whole[2:4], "strided": strided}, {}
+    )
+    assert written["whole"].data_ptr() == whole.data_ptr()
+    assert written["again"].data_ptr() != whole.data_ptr() and torch.equal(written["again"], whole)
+    assert written["part"].untyped_storage().nbytes() == 8 and written["part"].tolist() == [2.0, 3.0]
+    assert written["strided"].is_contiguous() and torch.equal(written["strided"], strided)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     checkpoint.write(path, TENSORS, {"version": "old"})

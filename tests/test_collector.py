@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exact_env import MODES, Exact, Torch, expected_rows, length, makers
+from gymnasium.error import AlreadyPendingCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacfast.collector import Collector, episode_seed, of_actions
@@ -263,6 +264,18 @@ def test_an_observation_that_is_not_finite_at_reset_is_named_as_such():
 
     with pytest.raises(SACError, match=r"step 0 an observation whose entry 0 is nan"):
         Collector(Broken(), "Broken", seeds).reset()
+
+
+def test_whatever_keeps_the_environments_state_back_is_an_obstacle_and_no_error(monkeypatch):
+    """A worker that hangs in the midst of another call, say."""
+
+    def pending(envs):
+        raise AlreadyPendingCallError("waiting for a pending call to `get_attr`", "get_attr")
+
+    collector = Collector(SyncVectorEnv(makers(COUNT)), "Exact", seeds)
+    collector.reset()
+    monkeypatch.setattr("sacfast.collector.captured_states", pending)
+    assert collector.captured()["obstacle"] == "waiting for a pending call to `get_attr`"
 
 
 def test_a_single_seed_reaches_no_episode_under_way():

@@ -71,6 +71,9 @@ def test_settings_that_come_to_the_same_are_one_curve(make_run):
     ]
     lr = [make_run(points, sac=SACConfig(lr=1e-3, critic_lr=rate, alpha_lr=rate)) for rate in (None, 1e-3)]
     assert len(read_curves(lr)) == 1
+    for given, count in ((None, 2), (-3.0, 1)):
+        sacs = [SACConfig(target_entropy=given, target_entropy_per_dim=value) for value in (-0.5, -1.0)]
+        assert len(read_curves([make_run(points, sac=sac) for sac in sacs])) == count
     for learned, unread, read in ((True, "alpha", "initial_alpha"), (False, "initial_alpha", "alpha")):
         for name, count in ((unread, 1), (read, 2)):
             sacs = [SACConfig(automatic_entropy_tuning=learned, **{name: value}) for value in (0.3, 0.4)]

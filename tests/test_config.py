@@ -38,6 +38,8 @@ BAD_SAC = [
     ("alpha", -1.0),
     ("automatic_entropy_tuning", 1),
     ("target_entropy", float("inf")),
+    ("target_entropy_per_dim", float("nan")),
+    ("target_entropy_per_dim", None),
     ("buffer_capacity", -5),
     ("batch_size", 0),
     ("log_std_min", float("-inf")),

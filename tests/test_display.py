@@ -1,7 +1,10 @@
 """The display: a terminal and a pipe show what they are told."""
 
 import io
+import subprocess
+import sys
 
+import pytest
 from rich.console import Console
 from test_logger import EVALUATION, ROW
 
@@ -55,6 +58,21 @@ def test_time_left_follows_the_pace_of_the_phase(monkeypatch):
     display.phase("training")
     display.row({"step": 450, "updates": 300})
     assert display.time_left() == "1:50 left"  # 20 for the 100 of this phase
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
+def test_a_terminal_that_was_closed_costs_nothing():
+    """Its writes fail with EIO; what is printed afterwards goes nowhere."""
+    program = """
+import os, pty
+from sacfast.display import Display
+ours, theirs = pty.openpty()
+os.dup2(theirs, 1), os.close(theirs), os.close(ours)
+display = Display("Toy", 1000)
+display.message("lost"), display.row({"step": 10, "updates": 0}), display.close()
+print("lost too", flush=True)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_a_pipe_gets_plain_lines():

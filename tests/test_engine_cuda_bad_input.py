@@ -1,5 +1,7 @@
 """The native engine on CUDA: what it refuses, and what is left then."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,15 @@ def test_what_is_refused_does_not_outlive_loading_another_checkpoint(cuda_emulat
     agent.train(1, 40)
     agent.engine.settle(agent.state)
     assert agent.training_steps == 6
+
+
+def test_a_copy_knows_of_what_is_refused(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(1, 40)
+    refused(agent)
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        copy.deepcopy(agent)
+    assert copy.deepcopy(agent).training_steps == 1
 
 
 def test_what_is_refused_while_profiling_is_reported(cuda_emulation):

@@ -142,6 +142,14 @@ def test_temperature_steers_towards_the_target_entropy(target_entropy, falls):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_the_target_entropy_is_per_dimension_unless_it_is_given(engine):
+    action_dim = make_agent(engine).action_dim
+    assert make_agent(engine).target_entropy == -action_dim
+    assert make_agent(engine, target_entropy_per_dim=-0.25).target_entropy == -0.25 * action_dim
+    assert make_agent(engine, target_entropy_per_dim=-0.25, target_entropy=-3.5).target_entropy == -3.5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_each_network_has_its_learning_rate(engine):
     """Adam's first step from zero moments is the learning rate, whatever the gradient."""
     agent = make_agent(engine, lr=1e-4, critic_lr=2e-3, alpha_lr=0.03)

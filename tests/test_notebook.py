@@ -131,6 +131,13 @@ def test_a_foreign_checkpoint_of_the_notebooks_layout_changes_nothing(notebook, 
     assert torch.equal(ours.state.actor_params, before) and ours.training_steps == 0
 
 
+@pytest.mark.parametrize("other", [{"normalize_obs": True}, {"log_std_min": -5.0}, {"reward_scale": 2.0}])
+def test_an_agent_whose_weights_mean_something_else_refuses_the_notebooks_file(notebook, tmp_path, other):
+    _, _, path = trained_notebook_agent(notebook, tmp_path)
+    with pytest.raises(CheckpointError, match=f"was saved with {next(iter(other))}="):
+        SACAgent(**DIMS, **other).load(path)
+
+
 def test_an_agent_cannot_be_made_of_the_notebooks_file_alone(notebook, tmp_path):
     _, _, path = trained_notebook_agent(notebook, tmp_path)
     with pytest.raises(CheckpointError, match="make a SACAgent and load"):

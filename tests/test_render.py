@@ -101,7 +101,7 @@ def test_tables_of_learning(script, files, tmp_path):
     assert not any("tau 0.01, Test GPU" in line for line in lines)
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
     assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
-    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, batches of 64"
+    learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, former default"
     assert f"| minutes to a mean return of | {learners} |" in lines
     assert (
         "| HalfCheetah-v5: 5,300, its score after 150,000 steps | 12.5 | 13.0 (0.96x) | 15.0 (0.83x) | 2.50 (5.00x) |"
@@ -150,6 +150,28 @@ def test_another_task_is_shown_but_not_an_ablation_and_other_kernels_are_named(s
     learned = tables.learning_table(tables.shown(entries))
     name = f"sacfast, {tables.AS_ANT_V4}, on 2 cores with avx2"
     assert any(line.startswith(f"| Ant-v5 | {name} | 3 | - | 1.0 ± 0.0 | 2.0 ± 0.0") for line in learned)
+
+
+def test_the_former_default_is_shown_where_it_was_trained_for_longer(script):
+    tables = importlib.import_module("learning_tables")
+    rows = [[100_000, 1.0, 0.0, 1.0], [300_000, 2.0, 0.0, 3.0]]
+    as_v4 = f"{tables.FORMER}, {tables.AS_ANT_V4}"
+    entries = [
+        learning_entry(env, [rows[:length]], variant=variant, device=device, implementation=learner)[
+            "extra_info"
+        ]
+        for env, device, variant, length, learner in (
+            ("Ant-v5", "cpu", "default", 2, "sacfast"),
+            ("Ant-v5", "cpu", tables.FORMER, 2, "sacfast"),
+            ("Ant-v5", "cpu", as_v4, 2, "sacfast"),
+            ("Ant-v5", "cuda", tables.FORMER, 1, "sacfast"),
+            ("Ant-v5", "cpu", "default", 1, "sb3"),
+            ("Hopper-v5", "cpu", "default", 1, "sacfast"),
+            ("Hopper-v5", "cpu", tables.FORMER, 2, "sacfast"),
+            ("Hopper-v5", "cpu", f"{tables.FORMER}, tau 0.01", 2, "sacfast"),
+        )
+    ]
+    assert tables.shown(entries) == [entries[i] for i in (0, 2, 3, 4, 5, 6)]
 
 
 def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):

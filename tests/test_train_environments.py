@@ -146,6 +146,14 @@ def test_a_temperature_that_nothing_reads_is_told(tmp_path, capsys):
     assert "is not used" not in capsys.readouterr().out
 
 
+def test_a_target_entropy_without_its_minus_sign_is_told(tmp_path, capsys):
+    sac = {"hidden_dim": 8, "batch_size": 16, "buffer_capacity": 2000}
+    train(small(tmp_path, sac=SACConfig(**sac, target_entropy_per_dim=1.0)))
+    assert "target entropy 1 cannot be reached: 1 actions have 0.693 at the most" in capsys.readouterr().out
+    train(small(tmp_path, sac=SACConfig(**sac, target_entropy=0.5)))
+    assert "cannot be reached" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
 def test_a_temperature_of_zero_can_be_learned_with(tmp_path, engine):
     sac = SACConfig(

@@ -1,4 +1,4 @@
-"""Training survives being told to stop: Ctrl-C, once or more often, and SIGTERM."""
+"""Training survives being told to stop: Ctrl-C, once or more often, SIGTERM, and a terminal that closes."""
 
 import dataclasses
 import os
@@ -37,6 +37,19 @@ def test_signals_become_a_flag_and_handlers_are_put_back():
         signal.raise_signal(signal.SIGTERM)
         assert stop.signum == signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_terminal_that_closes_stops_a_run_but_not_one_under_nohup(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signum == (signal.SIGHUP if handler is signal.SIG_DFL else None)
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_third_ctrl_c_ends_an_environment_that_hangs_and_what_was_learned_is_saved(

@@ -150,11 +150,17 @@ def test_a_worker_that_dies_ends_the_run_with_everything_saved(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])  # of a terminal, of a batch system
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM]
+)  # of a terminal, of a batch system
 def test_a_signal_that_reaches_the_workers_too_lets_the_run_save(tmp_path, signum):
     flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--log-every", "50"]
     flags += ["--num-envs", "2", "--vector", "async", "--out", str(tmp_path / "runs")]
-    process = start(*FLAGS, *flags, start_new_session=True)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup had the tests ignore, perhaps
+    try:
+        process = start(*FLAGS, *flags, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     for line in process.stdout:
         if "alpha" in line and "updates/s" in line:
             break

@@ -31,7 +31,6 @@ void gather_as(const Transitions& from, int64_t O, int64_t A, const int64_t* ind
   const auto* const obs = static_cast<const Obs*>(from.obs);
   const auto* const next_obs = static_cast<const Obs*>(from.next_obs);
   const int64_t obs_bytes = O * static_cast<int64_t>(sizeof(Obs));
-  const auto source = [&](int64_t i) { return indices != nullptr ? indices[i] : i; };
   const auto following = [&](int64_t row) {
     if (from.link == nullptr) return next_obs + row * from.next_obs_stride;
     const int64_t next = next_row(from.link[row * from.link_stride]);
@@ -45,10 +44,10 @@ void gather_as(const Transitions& from, int64_t O, int64_t A, const int64_t* ind
   const int64_t record_bytes =
       from.link == nullptr ? obs_bytes : obs_bytes + (A + 2) * static_cast<int64_t>(sizeof(float));
   for (int64_t i = -2 * kAhead; i < n; ++i) {
-    if (i + 2 * kAhead < n) prefetch(obs + source(i + 2 * kAhead) * from.obs_stride, record_bytes);
-    if (i >= -kAhead && i + kAhead < n) prefetch(following(source(i + kAhead)), obs_bytes);
+    if (i + 2 * kAhead < n) prefetch(obs + indices[i + 2 * kAhead] * from.obs_stride, record_bytes);
+    if (i >= -kAhead && i + kAhead < n) prefetch(following(indices[i + kAhead]), obs_bytes);
     if (i < 0) continue;
-    const int64_t row = source(i);
+    const int64_t row = indices[i];
     load_row(out.obs + i * out.obs_stride, obs + row * from.obs_stride, O);
     load_row(out.action + i * out.action_stride, from.action + row * from.action_stride, A);
     load_row(out.next_obs + i * out.next_obs_stride, following(row), O);

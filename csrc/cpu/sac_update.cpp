@@ -78,43 +78,36 @@ void SacUpdate::gather(int64_t row, int64_t count, Scratch& scratch) {
   }
 }
 
-// The policy on rows of `input`: actions into scratch.action, and, for the next action, its log-density into
-// next_log_prob; else everything that the backward pass needs into the workspace.
-void SacUpdate::act(int64_t row, int64_t count, Operand input, int64_t input_row, bool next,
+// The policy on rows of `input`, from `input_row` on: actions into scratch.action, the rest where `pass`
+// says.
+void SacUpdate::act(int64_t row, int64_t count, Operand input, int64_t input_row, const PolicyPass& pass,
                     Scratch& scratch) {
-  Workspace& w = *workspace_;
   const int64_t L = spec_.hidden_layers, A = spec_.action_dim, stride = (2 * A + 15) / 16 * 16;
-  const int64_t first = next ? 0 : row;
   for (int64_t l = 0; l < L; ++l) {
-    const Operand x = l == 0 ? input : next ? scratch.hidden[l - 1] : w.actor[l - 1];
-    math_.hidden(x, l == 0 ? input_row : first, next ? scratch.hidden[l] : w.actor[l], first, count,
-                 networks_.actor_forward[l], call_->state.actor + spec_.actor[l].bias);
+    math_.hidden(l == 0 ? input : pass.hidden[l - 1], l == 0 ? input_row : pass.first, pass.hidden[l],
+                 pass.first, count, networks_.actor_forward[l], call_->state.actor + spec_.actor[l].bias);
   }
-  math_.output(next ? scratch.hidden[L - 1] : w.actor[L - 1], first, count, networks_.actor_forward[L],
-               networks_.head_bias, 2 * A, scratch.head, stride);
+  math_.output(pass.hidden[L - 1], pass.first, count, networks_.actor_forward[L], networks_.head_bias, 2 * A,
+               scratch.head, stride);
 
-  const int64_t n = std::clamp<int64_t>(w.B - row, 0, count);
-  float* const mean = next ? scratch.mean : w.mean + row * A;
-  float* const log_std = next ? scratch.log_std : w.log_std + row * A;
+  const int64_t n = std::clamp<int64_t>(workspace_->B - row, 0, count);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t a = 0; a < A; ++a) {
       const Pair<float> bounded = bounded_log_std(scratch.head[i * stride + A + a], spec_.log_std);
-      mean[i * A + a] = scratch.head[i * stride + a];
-      log_std[i * A + a] = bounded.first;
-      if (!next) w.log_std_slope[(row + i) * A + a] = bounded.second;
+      pass.mean[i * A + a] = scratch.head[i * stride + a];
+      pass.log_std[i * A + a] = bounded.first;
+      if (pass.slope != nullptr) pass.slope[i * A + a] = bounded.second;
     }
   }
 
-  const float* const given = next ? call_->next_noise : call_->noise;
-  float* const noise = w.noise + row * A;
-  if (given != nullptr) {
-    memcpy(noise, given + row * A, n * A * sizeof(float));
+  float* const noise = workspace_->noise + row * A;
+  if (pass.noise != nullptr) {
+    memcpy(noise, pass.noise + row * A, n * A * sizeof(float));
   } else {
-    const int64_t key[] = {call_->state.seed, next ? kNextAction : kAction, call_->state.step};
-    normal<float>(key, w.noise, row * A, (row + n) * A);
+    const int64_t key[] = {call_->state.seed, pass.stream, call_->state.step};
+    normal<float>(key, workspace_->noise, row * A, (row + n) * A);
   }
-  squashed_gaussian<float>(mean, log_std, noise, scratch.action, (next ? w.next_log_prob : w.log_prob) + row,
-                           A, 0, n);
+  squashed_gaussian<float>(pass.mean, pass.log_std, noise, scratch.action, pass.log_prob, A, 0, n);
 }
 
 void SacUpdate::gather_and_act(const Piece& piece, Scratch& scratch, Lap& lap) {
@@ -134,12 +127,18 @@ void SacUpdate::gather_and_act(const Piece& piece, Scratch& scratch, Lap& lap) {
   math_.store_activation(scratch.next_pair, I, scratch.obs, 0, count);
   lap.mark(kGather);
 
-  act(row, count, scratch.obs, 0, true, scratch);
+  act(row, count, scratch.obs, 0,
+      {scratch.hidden, 0, scratch.mean, scratch.log_std, nullptr, w.next_log_prob + row, call_->next_noise,
+       kNextAction},
+      scratch);
   place_action(scratch.next_pair);
   math_.store_activation(scratch.next_pair, I, w.next_pair, row, count);
   if (actor_turn()) {
     math_.store_activation(scratch.pair, I, w.obs, row, count);
-    act(row, count, w.obs, row, false, scratch);
+    act(row, count, w.obs, row,
+        {w.actor, row, w.mean + row * A, w.log_std + row * A, w.log_std_slope + row * A, w.log_prob + row,
+         call_->noise, kAction},
+        scratch);
     place_action(scratch.pair);
     math_.store_activation(scratch.pair, I, w.policy_pair, row, count);
   }

@@ -87,6 +87,17 @@ class SacUpdate final : Phases {
     Cut cut;
     void (SacUpdate::*run)(const Piece& piece, Scratch& scratch, Lap& lap);
   };
+  // Where one of the policy's two passes leaves what it computes: on s', of which only the action and its
+  // log-density are needed, or on s, of which the backward pass needs the rest.
+  struct PolicyPass {
+    const Operand* hidden;  // layers, from row `first` on
+    int64_t first;
+    float *mean, *log_std;
+    float* slope;  // of log_std's bounds, or null
+    float* log_prob;
+    const float* noise;  // given, of all rows, or null: drawn from `stream`
+    Stream stream;
+  };
   enum : int { kUpdate = 2, kActor = 6, kEnd = 10 };
   static const Step kSteps[kEnd];
 
@@ -105,7 +116,8 @@ class SacUpdate final : Phases {
   void end_update(bool last);
 
   void gather(int64_t row, int64_t count, Scratch& scratch);
-  void act(int64_t row, int64_t count, Operand input, int64_t input_row, bool next, Scratch& scratch);
+  void act(int64_t row, int64_t count, Operand input, int64_t input_row, const PolicyPass& pass,
+           Scratch& scratch);
   void evaluate(int64_t c, const float* params, char* const* forward, Operand input, const Operand* hidden,
                 int64_t first, int64_t row, int64_t count, float* q) const;
   void pack_critic(const Piece& piece, Scratch& scratch, Lap& lap);

@@ -6,19 +6,22 @@
 
 namespace sacfast::cuda {
 
-// Makes `device` the current one for as long as this lives.
+// Makes `device` the current one for as long as this lives. Where it is so already, nothing is set: that
+// alone may take memory of a device that the process does not use.
 class OnDevice {
  public:
-  explicit OnDevice(int device) : before_(device) {
+  explicit OnDevice(int device) : before_(device), device_(device) {
     cudaGetDevice(&before_);
-    cudaSetDevice(device);
+    if (before_ != device_) cudaSetDevice(device_);
   }
-  ~OnDevice() { cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_;
+  int before_, device_;
 };
 
 struct Owned {

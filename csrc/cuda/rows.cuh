@@ -160,17 +160,18 @@ __device__ __forceinline__ float normal_number(const PhiloxKey& key, int64_t i) 
   return i % 4 < 2 ? low : high;
 }
 
-// a' ~ pi(s') for rows [0, B), then a ~ pi(s) for rows [B, 2 B), kEach rows to a warp, which share the
-// weights.
+// a' ~ pi(s') for rows [0, B), then a ~ pi(s) for rows [B, rows), where `rows` is 2 B or B, kEach rows to a
+// warp, which share the weights.
 template <typename T, int kEach>
-__global__ void __launch_bounds__(kRowBlock) policy_kernel(const __grid_constant__ Update<T> x, int u) {
+__global__ void __launch_bounds__(kRowBlock)
+    policy_kernel(const __grid_constant__ Update<T> x, int rows, int u) {
   const int first = (static_cast<int>(blockIdx.x) * kRowWarps + warp_id()) * kEach, outputs = 2 * x.A;
-  if (first >= 2 * x.B) return;
+  if (first >= rows) return;
   float* const heads = dynamic_shared() + warp_id() * kEach * outputs;  // [kEach][2 A]
   const T* h[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
-    const int row = min(first + e, 2 * x.B - 1);
+    const int row = min(first + e, rows - 1);
     h[e] = row < x.B ? x.next_top.data + row * x.next_top.stride
                      : x.actor_top.data + (row - x.B) * x.actor_top.stride;
   }
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kRowBlock) policy_kernel(const __grid_constant
     }
   }
   __syncwarp();
-  for (int e = 0; e < kEach && first + e < 2 * x.B; ++e) {
+  for (int e = 0; e < kEach && first + e < rows; ++e) {
     const bool next = first + e < x.B;
     const int row = next ? first + e : first + e - x.B;
     const int64_t key[] = {x.call->seed, next ? kNextAction : kAction, x.call->step + u};

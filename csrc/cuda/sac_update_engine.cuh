@@ -14,10 +14,10 @@
 //   actor backward     through the hidden layers but the first
 //   actor step         all weights' gradients, Adam; the temperature; metrics
 //
-// An update that leaves the actor as it is has no launches from the policy's critics to the actor's backward
-// pass. The weights are the float32 masters themselves: there is no packed copy to go stale. Up to 32 updates
-// are one CUDA graph. What differs from launch to launch (counters, Adam's corrections, where the transitions
-// are) comes in the parameters of the kernel before it.
+// An update that leaves the actor as it is computes no pi(s), and has no launches from the policy's critics
+// to the actor's backward pass. The weights are the float32 masters themselves: there is no packed copy to go
+// stale. Up to 32 updates are one CUDA graph. What differs from launch to launch (counters, Adam's
+// corrections, where the transitions are) comes in the parameters of the kernel before it.
 #include <array>
 #include <map>
 #include <stdexcept>
@@ -194,24 +194,23 @@ class Engine final : public SacUpdate {
 
   cudaGraphExec_t graph(int n, uint32_t acting) {
     const std::pair<int, uint32_t> which = {n, acting};
-    cudaGraphExec_t& made = graphs_[which];
-    if (made == nullptr) {
-      check(cudaStreamBeginCapture(owned_.capture, cudaStreamCaptureModeThreadLocal), "capturing the update");
-      cudaGraph_t line = nullptr;
-      try {
-        for (int u = 0; u < n; ++u) enqueue(owned_.capture, u, (acting >> u & 1) != 0, [] {});
-      } catch (...) {
-        cudaStreamEndCapture(owned_.capture, &line);
-        if (line != nullptr) cudaGraphDestroy(line);
-        graphs_.erase(which);
-        throw;
-      }
-      int error = cudaStreamEndCapture(owned_.capture, &line);
-      if (error == 0) error = cudaGraphInstantiate(&made, line, 0);
+    if (const auto found = graphs_.find(which); found != graphs_.end()) return found->second;
+    check(cudaStreamBeginCapture(owned_.capture, cudaStreamCaptureModeThreadLocal), "capturing the update");
+    cudaGraph_t line = nullptr;
+    try {
+      for (int u = 0; u < n; ++u) enqueue(owned_.capture, u, (acting >> u & 1) != 0, [] {});
+    } catch (...) {
+      cudaStreamEndCapture(owned_.capture, &line);
+      cudaGetLastError();  // which that has set, and which PyTorch would take for its own
       if (line != nullptr) cudaGraphDestroy(line);
-      if (error != 0) graphs_.erase(which);
-      check(error, "the update's graph");
+      throw;
     }
+    cudaGraphExec_t made = nullptr;
+    int error = cudaStreamEndCapture(owned_.capture, &line);
+    if (error == 0) error = cudaGraphInstantiate(&made, line, 0);
+    if (line != nullptr) cudaGraphDestroy(line);
+    check(error, "the update's graph");
+    graphs_[which] = made;
     return made;
   }
 
@@ -234,8 +233,8 @@ class Engine final : public SacUpdate {
       after_phase();
     };
     phase(launch(gather_kernel<T>, row_blocks, kRowBlock, 0, stream, x_, u), "gather");
-    for (int64_t l = 0; l < L; ++l) phase(forward(l, stream), "forward");
-    phase(policy(stream, u), "policy");
+    for (int64_t l = 0; l < L; ++l) phase(forward(l, stream, acts), "forward");
+    phase(policy(stream, u, acts), "policy");
     for (int64_t l = 0; l < L; ++l)
       phase(critics_forward(l, critic_.target, hidden_.target, x_.next_pair, stream), "target");
     phase(launch(target_kernel<T>, row_blocks, kRowBlock, 0, stream, x_), "TD error");
@@ -298,13 +297,14 @@ class Engine final : public SacUpdate {
     return run_jobs(jobs, hidden_kernel<P, Small>, hidden_kernel<P, Large>, 0, 1, stream);
   }
 
-  int forward(int64_t l, void* stream) {
+  int forward(int64_t l, void* stream, bool acts) {
     Jobs<HiddenJob<T>> jobs = {};
     const Layer& layer = spec_.actor[l];
     jobs.job[jobs.count++] =
         hidden_job(l == 0 ? x_.next_pair : hidden_.next[l - 1], actor_.p, layer, hidden_.next[l]);
-    jobs.job[jobs.count++] =
-        hidden_job(l == 0 ? x_.pair : hidden_.actor[l - 1], actor_.p, layer, hidden_.actor[l]);
+    if (acts)
+      jobs.job[jobs.count++] =
+          hidden_job(l == 0 ? x_.pair : hidden_.actor[l - 1], actor_.p, layer, hidden_.actor[l]);
     for (int c = 0; c < 2; ++c) {
       jobs.job[jobs.count++] = hidden_job(l == 0 ? x_.pair : hidden_.critic[c][l - 1], critic_.p,
                                           spec_.critic[c][l], hidden_.critic[c][l]);
@@ -322,13 +322,15 @@ class Engine final : public SacUpdate {
     return run_hidden(jobs, stream);
   }
 
-  int policy(void* stream, int u) {
+  // a' ~ pi(s'), and where the actor is to learn a ~ pi(s).
+  int policy(void* stream, int u, bool acts) {
+    const int rows = acts ? 2 * x_.B : x_.B;
     const int64_t heads = 2 * spec_.action_dim * kRowWarps * static_cast<int64_t>(sizeof(float));
-    const bool several = 2 * x_.B >= kRowsToShare && kEach * heads <= kSharedBytes;
+    const bool several = rows >= kRowsToShare && kEach * heads <= kSharedBytes;
     const int each = several ? kEach : 1;
-    const unsigned blocks = static_cast<unsigned>(tiles_of(2 * x_.B, each * kRowWarps));
+    const unsigned blocks = static_cast<unsigned>(tiles_of(rows, each * kRowWarps));
     return launch(several ? policy_kernel<T, kEach> : policy_kernel<T, 1>, blocks, kRowBlock, each * heads,
-                  stream, x_, u);
+                  stream, x_, rows, u);
   }
 
   int run_backward(Jobs<GradientJob<T>>& jobs, void* stream) {

@@ -26,9 +26,11 @@ __device__ __forceinline__ double block_sum(int n, F number) {
 template <typename T, int kBlock>
 __device__ __forceinline__ void finish(const Update<T>& x, const Turn& turn) {
   const double n = x.B;
-  const double log_prob = block_sum<kBlock>(x.B, [&](int i) { return x.log_prob[i]; }) / n;
-  const double value = block_sum<kBlock>(x.B, [&](int i) { return x.q_policy[i]; }) / n;
-  double q[2], loss = 0.0;
+  double log_prob = 0.0, value = 0.0, q[2], loss = 0.0;
+  if (turn.acts) {
+    log_prob = block_sum<kBlock>(x.B, [&](int i) { return x.log_prob[i]; }) / n;
+    value = block_sum<kBlock>(x.B, [&](int i) { return x.q_policy[i]; }) / n;
+  }
   for (int c = 0; c < 2; ++c) {
     q[c] = block_sum<kBlock>(x.B, [&](int i) { return x.q[c][i]; }) / n;
     loss += block_sum<kBlock>(x.B, [&](int i) {

@@ -88,7 +88,7 @@ class Engine(ABC):
 
     def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
-            raise SACError("an engine needs target_entropy as a number; SACAgent takes -A for None")
+            raise SACError("an engine needs target_entropy as a number; SACAgent makes it one")
         self.config = config
         self.target_entropy = config.target_entropy
         self.threads = thread_count(threads)

@@ -59,16 +59,12 @@ class CudaEngine(NativeEngine):
                 f"precision={config.precision!r} is not available on CUDA, which has {', '.join(PRECISIONS)}"
             )
         self.device = find_device(device)
-        self._settings = {"device": self.device, "library": library}
-        self._library = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
+        declared = abi.declare(library or native.engine_library(), abi.CUDA_SIGNATURES)
+        self._begin(declared, self.device, {"device": self.device, "library": library})
         self.name = f"native cuda {config.precision}"
-        self._lock, self._owner = threading.Lock(), None
-        self._update, self._free, self._shape, self._packed, self._started = None, None, None, None, None
         self._last: weakref.ref[SACState] | None = None  # the state whose updates the GPU may refuse yet
         self._stream: torch.cuda.Stream | None = None  # of the last updates
         self._workspace: Tensor | None = None
-        self._metrics = torch.full((len(Metrics.names),), torch.nan, dtype=torch.float32, device=self.device)
-        self._profiling = native.profiling()
         self._phase_ms = np.zeros(0)
 
     @property
@@ -159,7 +155,7 @@ class CudaEngine(NativeEngine):
             )
 
     def _new(self, spec: abi.UpdateSpec) -> tuple[int, Any]:
-        self._workspace = None
+        self._workspace, self._phase_ms = None, np.zeros(0)
         with on_device(self.device):
             handle = self._library.sacfast_cuda_update_new(ctypes.byref(spec), self.config.precision.encode())
         return handle, self._library.sacfast_cuda_update_delete
@@ -171,7 +167,8 @@ class CudaEngine(NativeEngine):
             if not self._profiling:
                 return self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
             phases = self._library.sacfast_cuda_update_phases(handle)
-            self._phase_ms = np.resize(self._phase_ms, phases)
+            if len(self._phase_ms) != phases:
+                self._phase_ms = np.zeros(phases)
             ms = self._phase_ms.ctypes.data
             return self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
 

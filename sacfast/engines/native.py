@@ -106,14 +106,18 @@ class NativeEngine(Engine):
         library: ctypes.CDLL | None = None,
     ):
         super().__init__(config, threads=threads)
-        self._settings: dict[str, Any] = {"path": path, "library": library}
-        self._library = abi.declare(library or native.engine_library())
+        declared = abi.declare(library or native.engine_library())
+        self._begin(declared, torch.device("cpu"), {"path": path, "library": library})
         path = native.cpu_path() if path is None else path
         self._arithmetic = self._library.sacfast_arithmetic(path.encode(), config.precision.encode())
         if not self._arithmetic:
             raise SACError(_missing(available(self._library), path, config.precision))
         self.path = self._library.sacfast_arithmetic_path(self._arithmetic).decode()
         self.name = f"native {self.path} {config.precision}"
+
+    def _begin(self, library: ctypes.CDLL, device: torch.device, settings: dict[str, Any]) -> None:
+        """What this engine and CUDA's have in common, before their first update."""
+        self._library, self._settings = library, settings
         self._lock = threading.Lock()  # one update at a time; the interpreter's is given up meanwhile
         self._owner: int | None = None  # the thread that has it
         _engines.add(self)
@@ -124,7 +128,7 @@ class NativeEngine(Engine):
         # The state, and its version, that the packed weights are of.
         self._packed: tuple[weakref.ref, int] | None = None
         self._next: tuple[weakref.ref, int] | None = None  # what that will be after the update under way
-        self._metrics = torch.full((len(Metrics.names),), torch.nan, dtype=torch.float32, device="cpu")
+        self._metrics = torch.full((len(Metrics.names),), torch.nan, dtype=torch.float32, device=device)
         self._profiling = native.profiling()
 
     def settings(self) -> dict[str, Any]:

@@ -20,9 +20,10 @@ def check_disjoint(operator: str, written: Iterable[Tensor], read: Iterable[Tens
 
     Stretches that only interleave, as x[:, ::2] and x[:, 1::2] do, are refused too: to tell them apart costs
     more than the update. `what` begins the message: "a target's memory interleaves or overlaps with ...".
-    While torch.compile traces, memory has no address yet, and nothing is checked.
+    While torch.compile traces, and on the meta device, memory has no address, and nothing is checked.
     """
-    if torch.compiler.is_compiling():
+    written, read = list(written), list(read)
+    if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in written + read):
         return
     extents = []
     for tensors, is_written in ((written, True), (read, False)):

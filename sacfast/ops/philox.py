@@ -38,9 +38,14 @@ def random_key(seed: int, stream: int, step: int, device: torch.device | str = "
     """The key int64 [3] = (seed, stream, step). Integers beyond int64 wrap around, so unsigned ones are
     welcome.
     """
-    values = [(int(value) + 2**63) % 2**64 - 2**63 for value in (seed, stream, step)]
+    values = [_as_int64(int(value)) for value in (seed, stream, step)]
     # Nothing waits for a GPU: so few bytes have been read when this returns.
     return torch.tensor(values, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
+
+
+def _as_int64(value: int) -> int:
+    # torch.compile, which may see a symbol here, cannot compute beyond int64.
+    return value if -(2**63) <= value < 2**63 else (value + 2**63) % 2**64 - 2**63
 
 
 def as_key(key: Key, device: torch.device) -> Tensor:
@@ -99,6 +104,8 @@ def normal_reference(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.
         u = (a // 2^9 + 1/2) / 2^23,  angle = 2 pi (b // 2^8) / 2^24,  sqrt(-2 ln u) * (cos angle, sin angle)
     The nearest quarter turn is taken off in integers, so that cos and sin are exact at multiples of it.
     """
+    if not dtype.is_floating_point:
+        raise SACError(f"cannot draw standard normals as {dtype}; expected a floating dtype")
     key = as_key(key, torch.device("cpu"))
     numel = math.prod(shape)
     check_draw(key, numel)
@@ -122,7 +129,8 @@ def normal(shape: Sequence[int], key: Key, dtype: torch.dtype = torch.float32) -
     """Standard normals of `shape` on the key's device (see normal_reference, from which float32 differs by a
     few ulp).
 
-    float32 and float64 are native; other dtypes take the reference. Raises SACError for a malformed key.
+    float32 and float64 are native; other floating dtypes take the reference. Raises SACError for dtypes that are
+    not, and a malformed key.
     """
     key = as_key(key, torch.device("cpu"))
     if (dtype is torch.float32 or dtype is torch.float64) and native.available(key.device.type):

@@ -16,6 +16,8 @@ _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 def _check(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
     if len(target) != len(source):
         raise SACError(f"polyak_update_: target has {len(target)} tensors but source has {len(source)}")
+    if target and not target[0].dtype.is_floating_point:
+        raise SACError(f"polyak_update_: target[0] is {target[0].dtype}; expected a floating dtype")
     for i, (to, from_) in enumerate(zip(target, source, strict=True)):
         if to.shape != from_.shape:
             raise SACError(

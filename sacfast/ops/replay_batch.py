@@ -12,7 +12,7 @@ from sacfast.ops.replay_sample import replay_sample, replay_sample_reference
 def _resolve(rows: tuple[Tensor, ...], obs: Tensor, side: Tensor) -> tuple[Tensor, ...]:
     """(obs, action, reward, link) of a batch -> (obs, action, reward, next_obs, terminated), float32."""
     first, action, reward, link = rows
-    N = len(obs)
+    obs, side, N = obs.detach(), side.detach(), len(obs)
     terminated = link < 0
     at = torch.where(terminated, ~link, link).long()
     next_obs = obs[at.clamp(max=N - 1)]

@@ -46,7 +46,7 @@ def replay_sample_reference(
     check_draw(key, batch_size, storage[0].device)
     _check_size(int(size), N)
     indices = indices_reference(key, batch_size, size)
-    return tuple(field[indices] for field in storage), indices
+    return tuple(field.detach()[indices] for field in storage), indices
 
 
 def replay_sample(
@@ -58,7 +58,7 @@ def replay_sample(
     record per transition, which costs the fewest cache lines); size: an int, or an int64 tensor of one
     element on that device, which a CUDA graph can advance in place; key: as in squashed_gaussian. Returns the
     fields' rows, each [B, ...], and the indices int64 [B]. The same key gives the same indices on every
-    device and in the reference.
+    device and in the reference. No gradients flow to the storage.
 
     Raises SACError for a malformed storage or key, more than 32 fields in the CUDA kernel, and a size outside
     [1, N]; the value of a size on a GPU cannot be seen from the host, and is limited to [1, N] by the kernel.

@@ -17,6 +17,8 @@ def _check(mean: Tensor, log_std: Tensor, noise: Tensor) -> None:
         raise SACError(
             f"squashed_gaussian: mean has shape {list(mean.shape)}; expected [B, A] with A at least 1"
         )
+    if not mean.dtype.is_floating_point:
+        raise SACError(f"squashed_gaussian: mean is {mean.dtype}; expected a floating dtype")
     for name, tensor in (("log_std", log_std), ("noise", noise)):
         if tensor.shape != mean.shape or tensor.dtype != mean.dtype or tensor.device != mean.device:
             raise SACError(

@@ -1,5 +1,6 @@
 """The replay buffer: transitions as tensors, checked when pushed, sampled uniformly by the counter-based generator."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from sacfast.replay.transition import TransitionWriter
 from sacfast.requirements import all_finite, is_whole, require_choice
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
-MAX_CAPACITY = 2**30  # a link, 31 bits, names a row or a slot beside them, of which there may be as many
+MAX_CAPACITY = 2**29  # a link, 31 bits, names a row or one of up to twice as many slots beside them
 PIECE = 8192  # transitions that are written at a time
 
 
@@ -50,7 +51,9 @@ class ReplayBuffer:
     obs_dtype    how observations are stored: "float32", "float16" or "bfloat16"; they are sampled in float32
     storage      "device", or "host": the host's memory, pinned for a GPU `device`; batches come to `device`
 
-    Raises SACError for a capacity outside [1, 2**30], a wrong shape, or a NaN or infinity in a transition; the
+    One thread at a time: where one pushes while another samples, both need a lock of the caller's.
+
+    Raises SACError for a capacity outside [1, 2**29], a wrong shape, or a NaN or infinity in a transition; the
     buffer is then as it was.
     """
 
@@ -75,6 +78,10 @@ class ReplayBuffer:
         self.obs_dtype, self.storage = obs_dtype, storage
         require_choice(self, "obs_dtype", OBS_DTYPES)
         require_choice(self, "storage", STORAGES)
+        if not (isinstance(reward_scale, (int, float, np.number)) and 0 < reward_scale < math.inf):
+            raise SACError(f"reward_scale must be a finite number above 0, not {reward_scale!r}")
+        if seed is not None and not is_whole(seed):
+            raise SACError(f"seed must be a whole number, not {seed!r}")
         self.reward_scale, self.on_push = float(reward_scale), on_push
         self.bounds = _bounds(action_low, action_high)
         if self.bounds is not None and action_dim is None:
@@ -230,7 +237,8 @@ class ReplayBuffer:
         """Observations in float32 as they are stored: of a 16-bit type the bits, int16."""
         if self.obs_dtype == "float32":
             return obs
-        bits = torch.from_numpy(obs).to(OBS_TYPES[self.obs_dtype]).view(torch.int16).numpy()
+        plain = torch.from_numpy(np.require(obs, requirements=["C", "W"]))
+        bits = plain.to(OBS_TYPES[self.obs_dtype]).view(torch.int16).numpy()
         exponent = 0x7C00 if self.obs_dtype == "float16" else 0x7F80
         infinite = (bits & exponent) == exponent
         if infinite.any():
@@ -258,6 +266,9 @@ class ReplayBuffer:
                 raise SACError(f"{name} has {column.ndim - 1} dimensions per transition, not {ndim - 1}")
         rows = len(columns[2])
         obs_dim, action_dim = self.obs_dim or columns[0].shape[1], self.action_dim or columns[1].shape[1]
+        for name, dim in (("obs", obs_dim), ("action", action_dim)):
+            if dim == 0:
+                raise SACError(f"{name} has no entries; this buffer needs at least one")
         shapes = field_shapes(rows, obs_dim, action_dim)
         for name, column, shape in zip(FIELDS, columns, shapes, strict=True):
             if tuple(column.shape) != shape:
@@ -322,7 +333,7 @@ class ReplayBuffer:
         """
         ring = self._ring
         if ring is None:
-            return torch.empty(0, self.action_dim or 0, device=self.device)
+            return torch.empty(0, self.action_dim or 0, dtype=torch.float32, device=self.device)
         rows = torch.arange(ring.position - min(n, ring.size), ring.position, device=ring.device)
         return ring.action[rows % ring.capacity]
 

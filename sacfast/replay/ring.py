@@ -30,6 +30,7 @@ OBS_TYPES = {name: getattr(torch, name) for name in OBS_DTYPES}  # in the order 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 LINE_WORDS = 16
 LEAST_SLOTS = 1024
+MOST_PLACES = 2**31 - 1  # rows and slots together, which a link names
 STAGED = 1 << 16  # bytes that CUDA takes over at once, so that a copy of no more need not be awaited
 # A transition is continued by one of the next REACH or by none: bounds the memory for what is yet to be continued,
 # and with it the environments that can be interleaved.
@@ -83,7 +84,7 @@ class Ring:
         self.records = self._new((capacity, words), torch.float32)
         self.obs, self.action, self.reward, self.link = self._columns(self.records)
         self.side = self._new((LEAST_SLOTS, obs_dim), obs_dtype)
-        self._owner = torch.zeros(LEAST_SLOTS, dtype=torch.int32, device=device)  # row of each slot's record
+        self._owner = self._new((LEAST_SLOTS,), torch.int32).zero_()  # row of each slot's record
         self._arrays: tuple[np.ndarray, ...] | None = None  # what `append` writes to on a CPU
         self._slots = 0  # handed out
         self.pushed = self.size = self.position = 0
@@ -106,17 +107,19 @@ class Ring:
         return self.obs_dtype == torch.float32 and (self.device.type == "cpu" or self._puts)
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=self._pinned)
+        with torch.inference_mode(False):  # what is made in that mode cannot be written to outside
+            return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=self._pinned)
 
     def _columns(self, records: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """obs, action, reward and link of records [n, W], as views."""
         action, reward = self._obs_words, self._obs_words + self.action_dim
-        return (
-            records.view(self.obs_dtype)[:, : self.obs_dim],
-            records[:, action:reward],
-            records[:, reward],
-            records.view(torch.int32)[:, self._link_at],
-        )
+        with torch.inference_mode(False):
+            return (
+                records.view(self.obs_dtype)[:, : self.obs_dim],
+                records[:, action:reward],
+                records[:, reward],
+                records.view(torch.int32)[:, self._link_at],
+            )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All the memory that the ring occupies."""
@@ -281,7 +284,7 @@ class Ring:
         target[:-1] = torch.where(follows, row[1:], target[:-1])
         self.side[slots : slots + n] = rows.next_obs
         self._owner[slots : slots + n] = row.to(torch.int32)
-        records = torch.zeros((n, self.records.shape[1]), device=self.device)
+        records = torch.zeros((n, self.records.shape[1]), dtype=torch.float32, device=self.device)
         obs, action, reward, link = self._columns(records)
         obs[:], action[:], reward[:] = rows.obs, rows.action, rows.reward
         link[:] = torch.where(rows.terminated, ~target, target)
@@ -320,9 +323,9 @@ class Ring:
             link = self._links(rows, self.capacity + slot[: len(used)])
             side, owners = self.side, self._owner
             if wanted > len(side) * 7 // 8:  # fuller, and this would come round too often
-                slots = wanted + wanted // 4
+                slots = min(wanted + wanted // 4, MOST_PLACES - self.capacity)
                 side = self._new((slots, self.obs_dim), self.obs_dtype)
-                owners = torch.zeros(slots, dtype=torch.int32, device=self.device)
+                owners = self._new((slots,), torch.int32).zero_()
             # Only now, with all memory at hand: half of it done would be links to other observations.
             side[: len(used)], owners[: len(used)], self.link[rows] = obs, owner, link
             self.side, self._owner, self._arrays = side, owners, None

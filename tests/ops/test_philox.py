@@ -136,6 +136,11 @@ def test_other_dtypes_take_the_reference(dtype):
     assert torch.equal(normal((9,), key, dtype), normal_reference(key, (9,), dtype))
 
 
+def test_normals_are_no_integers():
+    with pytest.raises(SACError, match="int64; expected a floating dtype"):
+        normal((3,), (1, 2, 3), torch.int64)
+
+
 @pytest.mark.parametrize("draw", [lambda key: normal((3,), key), lambda key: indices_reference(key, 3, 5)])
 @pytest.mark.parametrize("key", [torch.zeros(3), torch.zeros(2, dtype=torch.int64), (1, 2)])
 def test_malformed_keys_are_refused(draw, key):

@@ -163,6 +163,7 @@ _FLAT = torch.zeros(10)
         ([torch.zeros(3)], [], 0.1, "1 tensors but source has 0"),
         ([], [torch.zeros(3)], 0.1, "0 tensors but source has 1"),
         (torch.zeros(3), [torch.zeros(3)], 0.1, "two sequences of tensors"),
+        (torch.zeros(3).long(), torch.zeros(3).long(), 0.1, "expected a floating dtype"),
         (torch.zeros(3), torch.zeros(3), 1.5, "tau is 1.5"),
         (torch.zeros(3), torch.zeros(3), float("nan"), "tau is nan"),
         (torch.zeros(3), torch.zeros(3, dtype=torch.float64), 0.1, "source\\[0\\] is .*(float64|Double)"),

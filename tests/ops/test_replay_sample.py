@@ -153,6 +153,12 @@ def test_columns_of_a_record_are_not_written(path, native_path):
         replay_insert_([torch.zeros(8, 6)[:, :3]], [torch.ones(2, 3)], 0)
 
 
+@BOTH_PATHS
+def test_no_gradients_flow_to_the_storage(path, native_path):
+    rows, _ = replay_sample([torch.zeros(4, 3, requires_grad=True)], 4, 2, (1, 2, 3))
+    assert not rows[0].requires_grad
+
+
 @pytest.mark.native
 def test_rows_need_not_be_contiguous():
     storage, rows = [torch.zeros(8, 3)], torch.randn(3, 5)

@@ -247,6 +247,17 @@ def test_inductor_gives_the_same():
     assert torch.allclose(actual[1], expected[1], rtol=1e-6)
 
 
+@pytest.mark.native
+def test_the_step_of_a_key_may_be_a_number_that_changes_under_inductor():
+    mean = torch.randn(4, 3)
+
+    def act(step):
+        return squashed_gaussian(mean, mean, key=(1, 2, step))[0]
+
+    compiled = torch.compile(act, fullgraph=True)
+    assert all(torch.equal(compiled(step), act(step)) for step in (0, 5, 6, -1, 2**62))
+
+
 @pytest.mark.parametrize("native_path", [pytest.param(True, marks=pytest.mark.native), False])
 @pytest.mark.parametrize(
     "change, message",
@@ -257,6 +268,7 @@ def test_inductor_gives_the_same():
             dict.fromkeys(("mean", "log_std"), torch.zeros(3, 0)) | {"noise": None, "key": (1, 2, 3)},
             NO_ACTION,
         ),
+        (dict.fromkeys(("mean", "log_std", "noise"), torch.zeros(3, 2).long()), "expected a floating dtype"),
         ({"log_std": torch.zeros(3, 2)}, "log_std .*expected .*3, 7"),
         ({"noise": torch.zeros(4, 7)}, "noise .*expected .*3, 7"),
         ({"noise": torch.zeros(3, 7, dtype=torch.float64)}, "noise is .*(float64|Double)"),
