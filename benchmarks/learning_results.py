@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from learning_run import EPISODES, Job
-from learning_tables import implementation, mean_curve, published, shown
+from learning_tables import implementation, mean_curve, place, published, shown
 from race import write_results
 from tables import Entry
 
@@ -119,7 +119,8 @@ def draw(entries: list[Entry], path: Path) -> None:
     """Return against steps and against minutes: each seed, and the mean where all seeds were evaluated.
 
     Of the runs that the learning table shows, as far as they were evaluated often enough for a curve, those on a GPU
-    apart. Beside them what others have published after as many steps.
+    apart; against minutes those of the first one's machine only. Beside them what others have published after as many
+    steps.
     """
     curves = [entry for entry in shown(entries) if len(mean_curve(entry)) >= LEAST_POINTS]
     panels: dict[tuple[str, str], list[Entry]] = {}
@@ -136,7 +137,8 @@ def draw(entries: list[Entry], path: Path) -> None:
                 color, line, marker = looks[implementation(entry)]
                 style = {"color": color, "linestyle": line}
                 _curves(by_step, entry, lambda run: run[:, 0] / 1000, style, marker)
-                _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
+                if place(entry) == place(here[0]):  # minutes of another machine do not compare
+                    _curves(by_minute, entry, lambda run: run[:, 3], style, marker)
             last = max(run["evaluations"][-1][0] for entry in here for run in entry["runs"])
             _published_points(by_step, env, last)
             title = env if device == "cpu" else f"{env}, on a GPU"

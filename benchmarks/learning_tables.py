@@ -8,7 +8,7 @@ from typing import Any
 
 from tables import NONE, OURS, Entry, number
 
-AS_ANT_V4 = "with Ant-v4's observation and reward"
+AS_ANT_V4 = "as Ant-v4"  # with its observation and reward
 FORMER = "former default"  # begins the names of its departures
 FRESH = ", fresh seeds"  # ends the names of what was tried once more, on seeds that the ablation has not
 SUCCESSORS = {FORMER: "default", f"{FORMER}, {AS_ANT_V4}": AS_ANT_V4}
@@ -49,7 +49,7 @@ def learning_table(entries: list[Entry]) -> list[str]:
         + f" | minutes for {MILESTONES[0]:,} steps |",
         "|---|---|---:|" + "---:|" * (len(MILESTONES) + 1),
     ]
-    usual = _place(entries[0])
+    usual = place(entries[0])
     for env in dict.fromkeys(entry["env"] for entry in entries):
         for entry in (entry for entry in entries if entry["env"] == env):
             minutes = _at(entry, MILESTONES[0], MINUTES)
@@ -58,7 +58,7 @@ def learning_table(entries: list[Entry]) -> list[str]:
             name = learner(entry)
             if entry["device"] != "cpu":
                 name += f", {_together(entry)} at once"
-            elif _place(entry) != usual:
+            elif place(entry) != usual:
                 name += f", on {_elsewhere(entry, usual)}"
             if entry["implementation"] == OURS and entry["variant"] == "default":
                 name = f"**{name}**"
@@ -73,9 +73,9 @@ def learning_table(entries: list[Entry]) -> list[str]:
 
 def beside_peers(entries: list[Entry]) -> list[Entry]:
     """Those of environments that Stable-Baselines3 learned too, on the same machine."""
-    places = {(entry["env"], _place(entry)) for entry in entries if entry["implementation"] == "sb3"}
+    places = {(entry["env"], place(entry)) for entry in entries if entry["implementation"] == "sb3"}
     timed = (entry for entry in entries if entry["variant"] in TIMED)
-    return [entry for entry in timed if (entry["env"], _place(entry)) in places]
+    return [entry for entry in timed if (entry["env"], place(entry)) in places]
 
 
 def minutes_table(entries: list[Entry]) -> list[str]:
@@ -179,7 +179,7 @@ def mean_curve(entry: Entry) -> list[list[float]]:
     return [[statistics.mean(column) for column in zip(*rows, strict=True)] for rows in together]
 
 
-def _place(entry: Entry) -> tuple:
+def place(entry: Entry) -> tuple:
     """What minutes are of. Raises ValueError where the seeds ran on different machines."""
     names = ("cpu", "cores", "kernels", "gpu")
     places = {tuple(run["machine"].get(name) for name in names) for run in entry["runs"]}
@@ -192,7 +192,7 @@ def _place(entry: Entry) -> tuple:
 
 def side_by_side(entries: list[Entry]) -> str:
     """How many runs shared a machine: "2", and of other machines than the first's "6 on 16 cores, 5 on the H100"."""
-    usual = _place(entries[0])
+    usual = place(entries[0])
     texts = []
     for entry in entries:
         for machine in (run["machine"] for run in entry["runs"]):
@@ -209,7 +209,7 @@ def _together(entry: Entry) -> int:
 def _elsewhere(entry: Entry, usual: tuple) -> str:
     """What tells the entry's machine from the usual one, if it is another."""
     machine = entry["runs"][0]["machine"]
-    if _place(entry) == usual:
+    if place(entry) == usual:
         return ""
     if "gpu" in machine:
         return f"the {machine['gpu']}"

@@ -275,15 +275,17 @@ def test_the_picture_has_a_curve_for_each_learner(learning, tmp_path, monkeypatc
         entry("Reacher-v5", "sacfast", [-8.0, -7.0, -6.0], device="cuda"),
     ]
     entries[-1]["runs"][0]["machine"] |= {"gpu": "Test GPU"}
+    entries[3]["runs"][0]["machine"] |= {"kernels": "others"}  # whose minutes are not compared
     learning.draw(entries, tmp_path / "picture.png")
     figure = Figure()
     figures[0](figure)
-    by_step, by_minute, reacher, _, reacher_on_gpu, _ = figure.axes
+    by_step, by_minute, reacher, reacher_by_minute, reacher_on_gpu, _ = figure.axes
     assert by_step.get_title() == by_minute.get_title() == "Pusher-v5"
-    means, others, minutes = (
+    means, others, minutes, same_machine = (
         {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-        for axes in (by_step, reacher, by_minute)
+        for axes in (by_step, reacher, by_minute, reacher_by_minute)
     )
+    assert list(others) == ["sacfast", "sacfast, notebook's settings"] and list(same_machine) == ["sacfast"]
     assert list(means) == list(minutes) == ["sacfast", "Stable-Baselines3 2.9.2"]
     assert reacher_on_gpu.get_title() == "Reacher-v5, on a GPU"
     assert {line.get_label() for line in reacher_on_gpu.lines} >= {"sacfast"}
