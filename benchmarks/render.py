@@ -197,11 +197,9 @@ def _machine(machine: dict[str, Any]) -> str:
         "{cpu}, {cores} cores ({system}), torch {torch}, Python {python}, {compiler}, "
         "sacfast {sacfast} ({kernels})"
     ).format(**machine)
-    peers = {"stable-baselines3": "Stable-Baselines3", "sbx-rl": "SBX"}
-    if (
-        "side_by_side" in machine
-    ):  # a run of the learning tables, which name it with its version where it learned
-        peers = {}
+    # The learning tables name what learned with its version already.
+    learned = "side_by_side" in machine
+    peers = {} if learned else {"stable-baselines3": "Stable-Baselines3", "sbx-rl": "SBX"}
     text += "".join(f", {title} {machine[name]}" for name, title in peers.items() if name in machine)
     return f"{machine['gpu']}, {text}" if "gpu" in machine else text
 
