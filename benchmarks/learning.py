@@ -56,12 +56,11 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 # What today's default took the place of, and most of the search departs from.
 FORMER_SETTINGS = {"target_entropy_per_dim": -1.0}
-EPSILONS: dict[str, dict[str, Any]] = {
-    "obs_epsilon 1e-8": {"obs_epsilon": 1e-8},
-    "obs_epsilon 1": {"obs_epsilon": 1.0},
-}
+SMALL_EPSILON: dict[str, dict[str, Any]] = {"obs_epsilon 1e-8": {"obs_epsilon": 1e-8}}
+EPSILONS = SMALL_EPSILON | {"obs_epsilon 1": {"obs_epsilon": 1.0}}
 OBSERVATIONS = EPSILONS | {"observations as they are": {"normalize_obs": False}}
-BATCHES = {f"batches of {size}": {"batch_size": size} for size in (64, 256)}
+SMALL_BATCHES: dict[str, dict[str, Any]] = {"batches of 64": {"batch_size": 64}}
+BATCHES = SMALL_BATCHES | {"batches of 256": {"batch_size": 256}}
 FASTER: dict[str, dict[str, Any]] = {"actor's learning rate 1e-3": {"lr": 1e-3}}
 DEPARTURES: dict[str, dict[str, Any]] = {
     "1,000 random steps": {"learning_starts": 1_000},
@@ -88,20 +87,19 @@ def formerly(changes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {f"{FORMER}, {name}": FORMER_SETTINGS | change for name, change in changes.items()}
 
 
-DEFAULTS: dict[str, dict[str, Any]] = {"default": {}, FORMER: FORMER_SETTINGS}
+BEFORE: dict[str, dict[str, Any]] = {FORMER: FORMER_SETTINGS}
+DEFAULTS = {"default": {}} | BEFORE
 ROWS = DEFAULTS | formerly(OBSERVATIONS | DEPARTURES)  # of the ablation
 # What led it, to be tried on fresh seeds: not those that made it lead.
 CANDIDATES = {
     name + FRESH: settings
-    for name, settings in (
-        DEFAULTS | FASTER | formerly(FASTER) | {"batches of 64": BATCHES["batches of 64"]}
-    ).items()
+    for name, settings in (DEFAULTS | FASTER | formerly(FASTER) | SMALL_BATCHES).items()
 }
 # The default of before the former, beside which two things were tried that were not tried again.
-BEFORE = formerly({"obs_epsilon 1e-8": EPSILONS["obs_epsilon 1e-8"]})
-TRIED_BEFORE = {
+LONG_BEFORE = formerly(SMALL_EPSILON)
+TRIED_LONG_BEFORE = {
     f"{name}, {tried}": settings | DEPARTURES[tried]
-    for name, settings in BEFORE.items()
+    for name, settings in LONG_BEFORE.items()
     for tried in ("log_std from -5", "critics and actor in one step")
 }
 
@@ -165,18 +163,14 @@ TABLES: dict[str, list[Job]] = {
         *(
             job
             for env in SMALL
-            for job in searched(env, 300_000 if env in LONG else 100_000, {FORMER: FORMER_SETTINGS} | BEFORE)
+            for job in searched(env, 300_000 if env in LONG else 100_000, BEFORE | LONG_BEFORE)
         ),
-        *searched("Walker2d-v5", 100_000, BEFORE),
+        *searched("Walker2d-v5", 100_000, LONG_BEFORE),
         *searched("Hopper-v5", 100_000, formerly(OBSERVATIONS)),
         *searched("Ant-v5", 100_000, formerly(OBSERVATIONS)),
         *searched("Ant-v5", 300_000, formerly({AS_ANT_V4: ANT_V4})),
-        *(
-            job
-            for env in LONG
-            for job in searched(env, 100_000, formerly({"batches of 64": BATCHES["batches of 64"]}))
-        ),
-        *(job for env in ABLATED for job in searched(env, 50_000, TRIED_BEFORE)),
+        *(job for env in LONG for job in searched(env, 100_000, formerly(SMALL_BATCHES))),
+        *(job for env in ABLATED for job in searched(env, 50_000, TRIED_LONG_BEFORE)),
     ],
     "fresh": [
         job
@@ -187,7 +181,7 @@ TABLES: dict[str, list[Job]] = {
         *searched(
             "Pusher-v5",
             50_000,
-            {FORMER: FORMER_SETTINGS} | formerly(EPSILONS),
+            BEFORE | formerly(EPSILONS),
             FIVE_SEEDS,
             "cuda",
             every=5_000,
@@ -198,7 +192,7 @@ TABLES: dict[str, list[Job]] = {
             for job in searched(
                 env,
                 1_000_000 if env in ("HalfCheetah-v5", "Hopper-v5") else 100_000,
-                {FORMER: FORMER_SETTINGS},
+                BEFORE,
                 FIVE_SEEDS,
                 "cuda",
                 every=50_000,
