@@ -13,7 +13,7 @@ value is not finite, and whether an episode ended; then also which did, with the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +27,21 @@ from sacfast.envs import ActionBounds, check_finite, check_spaces
 from sacfast.envstate import NotCapturable
 from sacfast.errors import ActionNotFinite, SACError, first_line, raised
 from sacfast.requirements import all_finite
-from sacfast.vector import FAULT, SingleEnv, captured_states, dead_worker, is_vector, put_states, takes_seeds
+from sacfast.vector import (
+    FAULT,
+    RESET,
+    STEP,
+    EnvironmentFault,
+    SingleEnv,
+    as_numbers,
+    captured_states,
+    check_parts,
+    dead_worker,
+    is_vector,
+    observed,
+    put_states,
+    takes_seeds,
+)
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
 
@@ -121,20 +135,15 @@ class Collector:
         given = (
             action.clone() if isinstance(action, Tensor) else action.copy()
         )  # an environment may write into it
-        results = self._call(lambda: self.envs.step(given), at + 1)
+        results = self._call(lambda: self.envs.step(given), at + 1, STEP)
         following, reward, terminated, truncated, info = results
         following = self._own(following, at + 1)
-        try:
-            done = terminated | truncated
-        except (TypeError, RuntimeError):  # numbers that are no integers, or no arrays
-            done = (terminated != 0) | (truncated != 0)
-        if not (isinstance(done, np.ndarray) and done.dtype.kind == "b"):
-            done = done != 0
-        shape = (self.num_envs,)
-        if getattr(reward, "shape", None) != shape or getattr(done, "shape", None) != shape:
+        done = _either(terminated, truncated)
+        if not all(self._is_column(each) for each in (reward, terminated, done)):
             raise SACError(
-                f"{self.name} returned at step {at + 1} rewards {_described(reward)} and ends {_described(done)}; "
-                f"they must be [{self.num_envs}] arrays or tensors, one number per environment."
+                f"{self.name} returned at step {at + 1} rewards {_described(reward)}, terminated "
+                f"{_described(terminated)} and truncated {_described(truncated)}; they must be [{self.num_envs}] "
+                f"{'tensors' if self._tensors else 'arrays'}, one number per environment."
             )
         if self._any_resetting:
             done = done & ~resetting
@@ -265,7 +274,7 @@ class Collector:
         one = seeds[0] if len(begun) == self.num_envs else None
         seed: Any = seeds if self._takes_seeds else one
         options = None if mask is None else {"reset_mask": mask}
-        obs = self._own(self._call(lambda: self.envs.reset(seed=seed, options=options), at)[0], at)
+        obs = self._own(self._call(lambda: self.envs.reset(seed=seed, options=options), at, RESET)[0], at)
         self.obs = obs
         self._seed_spaces(begun)
         self._look(obs, self._zeros(self.num_envs, "float64"), None, at)
@@ -284,7 +293,10 @@ class Collector:
 
     def _own(self, obs: Array, step: int) -> Array:
         """A copy, since simulators and vectorisers may write into what they returned; its shape checked."""
-        obs = obs.detach().clone() if isinstance(obs, Tensor) else np.array(obs)
+        try:
+            obs = obs.detach().clone() if isinstance(obs, Tensor) else np.array(as_numbers(obs))
+        except EnvironmentFault as fault:
+            raise SACError(f"{self.name}, at step {step}, {fault}.") from fault.__cause__
         if obs.shape != (self.num_envs, self._obs_dim):
             raise SACError(
                 f"{self.name} returned at step {step} observations of shape {list(obs.shape)}, but announced "
@@ -292,23 +304,37 @@ class Collector:
             )
         return obs
 
-    def _call(self, function: Callable[[], Any], step: int) -> Any:
+    def _call(self, function: Callable[[], Any], step: int, parts: tuple[str, ...]) -> Any:
         """A reset or a step, with whatever goes wrong as one sentence."""
         try:
             results = function()
+            check_parts(results, parts)
+            info = results[-1]
+            if not isinstance(info, Mapping):
+                raise EnvironmentFault(f"returned info of type {type(info).__name__} instead of a dictionary")
         except SACError:
             raise
+        except EnvironmentFault as error:
+            raise SACError(f"{self.name}, at step {step}, {error}.") from None
         except (Exception, SystemExit) as error:  # pygame's programs exit when their window is closed
             if isinstance(error, (EOFError, OSError)):
                 dead = dead_worker(self.envs)
                 if dead is not None:
                     raise SACError(f"{self.name}: {dead} at step {step}.") from None
             raise SACError(f"{self.name}, at step {step}, {raised(error)}.") from error
-        faults = results[-1].get(FAULT)
+        faults = info.get(FAULT)
         if faults is not None:
             i, fault = next((i, fault) for i, fault in enumerate(faults) if fault is not None)
             raise SACError(f"{self._called(i)}, at step {step}, {fault}.") from fault.__cause__
         return results
+
+    def _is_column(self, value: Any) -> bool:
+        """Whether it is one number per environment, and a tensor where the observations are."""
+        if isinstance(value, Tensor) or self._tensors:
+            return isinstance(value, Tensor) and value.shape == (self.num_envs,)
+        return (
+            isinstance(value, np.ndarray) and value.shape == (self.num_envs,) and value.dtype.kind in "biuf"
+        )
 
     def _called(self, env: int) -> str:
         return self.name if self.num_envs == 1 else f"{self.name} (environment {env} of {self.num_envs})"
@@ -342,18 +368,41 @@ class Collector:
                 "in the next step (AutoresetMode.NEXT_STEP)."
             )
         if self._tensors:
+            if not isinstance(final, Tensor) or final.shape != following.shape:
+                raise SACError(
+                    f"{self.name} returned at step {step} final_obs {_described(final)}; it must be a tensor of "
+                    f"shape {list(following.shape)}, one row per environment."
+                )
             next_obs = torch.where(done[:, None], final, following)
         else:
             next_obs = following.copy()
-            for i in np.flatnonzero(done):
-                next_obs[i] = final[i]
+            for i in np.flatnonzero(done).tolist():
+                try:
+                    next_obs[i] = observed(final[i], following.shape[1:])
+                except (EnvironmentFault, LookupError, TypeError) as error:
+                    raise SACError(
+                        f"{self._called(i)} ended an episode at step {step}, but row {i} of final_obs "
+                        f"{_described(final)} is not its last observation; it must have one row per environment."
+                    ) from error
         self._look(next_obs, self._zeros(self.num_envs, "float64"), None, step)
         return next_obs
 
 
+def _either(terminated: Any, truncated: Any) -> Array:
+    """Whether one or the other, as booleans; None where they do not fit together."""
+    try:
+        done = terminated | truncated
+    except Exception:
+        try:
+            done = (terminated != 0) | (truncated != 0)  # numbers that are no integers, or no arrays
+        except Exception:
+            return None
+    return done if isinstance(done, np.ndarray) and done.dtype.kind == "b" else done != 0
+
+
 def _described(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return f"of type {type(value).__name__}" if shape is None else f"of shape {list(shape)}"
+    kind, shape = getattr(value, "dtype", type(value).__name__), getattr(value, "shape", None)
+    return f"of type {kind}" if shape is None else f"of type {kind} and shape {list(shape)}"
 
 
 def autoreset_mode(envs: VectorEnv, name: str) -> AutoresetMode:

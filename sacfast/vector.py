@@ -27,14 +27,50 @@ from sacfast.errors import SACError, first_line, raised
 FAULT = "sacfast_fault"  # the key in `info` under which a CheckedEnv reports what went wrong
 RESPITE = 30  # seconds that a worker lives on after SIGTERM or SIGHUP, for the trainer to save what it holds
 PATIENCE = 5.0  # seconds to wait for workers that are to close
+# What Gymnasium's interface has each call return.
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+RESET = ("observation", "info")
 
 
 class EnvironmentFault(Exception):
     """What an environment did wrong, as the end of a sentence that begins with its name."""
 
 
+def check_parts(results: Any, parts: tuple[str, ...]) -> None:
+    """Raise EnvironmentFault unless a call returned as many values as it has `parts`: STEP or RESET."""
+    several = isinstance(results, (tuple, list))
+    if several and len(results) == len(parts):
+        return
+    given = f"{len(results)} values" if several else f"one value of type {type(results).__name__}"
+    call = "step" if parts is STEP else "reset"
+    raise EnvironmentFault(
+        f"returned {given} from {call} instead of {', '.join(parts)} (Gymnasium's interface)"
+    )
+
+
+def as_numbers(obs: Any) -> np.ndarray:
+    """`obs` as an array of real numbers. Raises EnvironmentFault where it cannot be one."""
+    try:
+        obs = np.asarray(obs)
+    except Exception as error:  # a list of lists of several lengths, a tensor on a GPU
+        raise EnvironmentFault(f"returned an observation that is no array: {first_line(error)}") from error
+    if obs.dtype.kind not in "biuf":
+        raise EnvironmentFault(f"returned an observation of type {obs.dtype} instead of numbers")
+    return obs
+
+
+def observed(obs: Any, shape: tuple[int, ...] | None) -> np.ndarray:
+    """`obs` as an array of real numbers in the announced shape. Raises EnvironmentFault where it cannot be one."""
+    obs = as_numbers(obs)
+    if obs.shape != shape:
+        raise EnvironmentFault(
+            f"returned an observation of shape {list(obs.shape)}, but announced {list(shape or ())}"
+        )
+    return obs
+
+
 class CheckedEnv(gymnasium.Wrapper):
-    """An environment that reports its exceptions and changes of shape in `info` instead of raising them.
+    """An environment that reports its exceptions and malformed results in `info` instead of raising them.
 
     A worker process then lives on and the report keeps its environment's index. Other entries of `info` are left
     out: nothing reads them, and vectorisers spend longer on merging them than on the rest of a step.
@@ -52,7 +88,7 @@ class CheckedEnv(gymnasium.Wrapper):
             return self._blank(), 0.0, False, False, _report(raised(error), error)
         try:
             results = float(reward), bool(terminated), bool(truncated)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # None, a text, an array or a tensor of several
             what = f"the reward {reward!r} (terminated {terminated!r}, truncated {truncated!r})"
             return self._blank(), 0.0, False, False, _report(f"returned {what}, which is not a number", error)
         obs, info = self._checked(obs)
@@ -85,11 +121,10 @@ class CheckedEnv(gymnasium.Wrapper):
             self.obstacle = str(error)
 
     def _checked(self, obs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        obs = np.asarray(obs)
-        if obs.shape == self._shape:
-            return obs, {}
-        what = f"returned an observation of shape {list(obs.shape)}, but announced {list(self._shape or ())}"
-        return self._blank(), _report(what)
+        try:
+            return observed(obs, self._shape), {}
+        except EnvironmentFault as fault:
+            return self._blank(), {FAULT: fault}
 
     def _blank(self) -> np.ndarray:
         space = self.env.observation_space
