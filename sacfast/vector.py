@@ -69,6 +69,24 @@ def observed(obs: Any, shape: tuple[int, ...] | None) -> np.ndarray:
     return obs
 
 
+def stepped(results: Any, shape: tuple[int, ...] | None) -> tuple[np.ndarray, float, bool, bool]:
+    """What a single environment's step returned, without info. Raises EnvironmentFault where it is malformed."""
+    check_parts(results, STEP)
+    obs, reward, terminated, truncated, _ = results
+    try:
+        numbers = float(reward), bool(terminated), bool(truncated)
+    except Exception as error:  # None, a text, an array or a tensor of several
+        what = f"the reward {reward!r} (terminated {terminated!r}, truncated {truncated!r})"
+        raise EnvironmentFault(f"returned {what}, which is not a number") from error
+    return observed(obs, shape), *numbers
+
+
+def begun(results: Any, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The observation that a single environment's reset returned. Raises EnvironmentFault where it is malformed."""
+    check_parts(results, RESET)
+    return observed(results[0], shape)
+
+
 class CheckedEnv(gymnasium.Wrapper):
     """An environment that reports its exceptions and malformed results in `info` instead of raising them.
 
@@ -83,26 +101,18 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         try:
-            obs, reward, terminated, truncated, _ = self.env.step(action)
+            return *stepped(self.env.step(action), self._shape), {}
         except (Exception, SystemExit) as error:
-            return self._blank(), 0.0, False, False, _report(raised(error), error)
-        try:
-            results = float(reward), bool(terminated), bool(truncated)
-        except Exception as error:  # None, a text, an array or a tensor of several
-            what = f"the reward {reward!r} (terminated {terminated!r}, truncated {truncated!r})"
-            return self._blank(), 0.0, False, False, _report(f"returned {what}, which is not a number", error)
-        obs, info = self._checked(obs)
-        return obs, *results, info
+            return self._blank(), 0.0, False, False, _report(error)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         try:
             # {} is what is left of a vector's mask.
-            obs, _ = self.env.reset(seed=seed, options=options or None)
+            return begun(self.env.reset(seed=seed, options=options or None), self._shape), {}
         except (Exception, SystemExit) as error:
-            return self._blank(), _report(f"{raised(error)} in reset", error)
-        return self._checked(obs)
+            return self._blank(), _report(error, " in reset")
 
     @property
     def captured(self) -> dict[str, Any] | str:
@@ -120,20 +130,16 @@ class CheckedEnv(gymnasium.Wrapper):
         except NotCapturable as error:
             self.obstacle = str(error)
 
-    def _checked(self, obs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        try:
-            return observed(obs, self._shape), {}
-        except EnvironmentFault as fault:
-            return self._blank(), {FAULT: fault}
-
     def _blank(self) -> np.ndarray:
         space = self.env.observation_space
         return np.zeros(space.shape or (), space.dtype)
 
 
-def _report(what: str, cause: BaseException | None = None) -> dict[str, Any]:
-    fault = EnvironmentFault(what)
-    fault.__cause__ = cause
+def _report(error: BaseException, where: str = "") -> dict[str, Any]:
+    if isinstance(error, EnvironmentFault):
+        return {FAULT: error}
+    fault = EnvironmentFault(raised(error) + where)
+    fault.__cause__ = error
     return {FAULT: fault}
 
 

@@ -248,6 +248,29 @@ def test_what_a_vector_of_others_does_wrong_is_one_sentence():
         Collector(Silent(SyncVectorEnv(makers(COUNT))), "Silent", seeds)
 
 
+def test_the_old_interface_is_told_with_what_is_missing():
+    class OldStep(Exact):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, reward, terminated or truncated, info
+
+    class OldReset(Exact):
+        def reset(self, **options):
+            return super().reset(**options)[0]
+
+    collector = Collector(OldStep(), "OldStep", seeds)
+    collector.reset()
+    parts = "observation, reward, terminated, truncated, info"
+    words = (
+        rf"^OldStep, at step 1, returned 4 values from step instead of {parts} \(Gymnasium's interface\)\.$"
+    )
+    with pytest.raises(SACError, match=words):
+        collect(collector)
+    words = "^OldReset, at step 0, returned one value of type ndarray from reset instead of observation, info"
+    with pytest.raises(SACError, match=words):
+        Collector(OldReset(), "OldReset", seeds).reset()
+
+
 def with_none(array):
     """The array with a last entry that is no number."""
     array = array.astype(object)
