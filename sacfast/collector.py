@@ -162,10 +162,10 @@ class Collector:
         self.obs = following
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting, self._any_resetting = done, any_done
-        return rows, self._end(done, at) if any_done else []
+        return rows, self._end(done, at + self.num_envs) if any_done else []
 
     def _end(self, done: Array, at: int) -> list[Episode]:
-        """Account for the episodes that ended, and begin the next ones where that is ours to do."""
+        """Account for the episodes that ended by step `at`, and begin the next ones where that is ours to do."""
         ended = done.nonzero().flatten().tolist() if self._tensors else np.flatnonzero(done).tolist()
         totals, lengths = self._returns[done].tolist(), self._lengths[done].tolist()
         self._returns[done] = 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
 from sacfast.errors import SACError, first_line
 from sacfast.requirements import is_whole
 from sacfast.runs import given_environments, load_agent
-from sacfast.vector import is_vector
+from sacfast.vector import EnvironmentFault, begun, is_vector, stepped
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.
@@ -131,17 +130,22 @@ def _as_policy(agent_or_policy: SACAgent | Policy) -> Policy:
 def _rollout(
     policy: Policy, env: gymnasium.Env, seed: int, on_step: Callable[[], None] = lambda: None
 ) -> tuple[float, int]:
-    observation, _ = env.reset(seed=seed)
-    on_step()
-    total, length, done = 0.0, 0, False
-    while not done and length < MAX_EPISODE_STEPS:
-        # As in training, an environment may return a list or a tensor.
-        observation, reward, terminated, truncated, _ = env.step(policy(np.asarray(observation)))
-        if not math.isfinite(reward):
-            check_finite(env_name(env), length + 1, np.zeros(0), float(reward))
+    """Return and length of one episode. Raises SACError for what training would refuse; other errors as they are."""
+    name, shape = env_name(env), env.observation_space.shape
+    total, at, done = 0.0, 0, False
+    try:
+        observation = begun(env.reset(seed=seed), shape)
+        check_finite(name, at, observation)
         on_step()
-        total, length, done = total + float(reward), length + 1, terminated or truncated
-    return total, length
+        while not done and at < MAX_EPISODE_STEPS:
+            at += 1
+            observation, reward, terminated, truncated = stepped(env.step(policy(observation)), shape)
+            check_finite(name, at, observation, reward)
+            on_step()
+            total, done = total + reward, terminated or truncated
+    except EnvironmentFault as fault:
+        raise SACError(f"{name}, at step {at}, {fault}.") from fault.__cause__
+    return total, at
 
 
 def _vector_rollouts(policy: Policy, envs: VectorEnv, episodes: int, seed: int) -> Evaluation:
@@ -153,8 +157,8 @@ def _vector_rollouts(policy: Policy, envs: VectorEnv, episodes: int, seed: int) 
         collector.reset()
         wanted = min(collector.num_envs, episodes - len(returns))
         finished: dict[int, tuple[float, int]] = {}
-        for _ in range(MAX_EPISODE_STEPS):
-            for episode in collector.step(policy(collector.obs))[1]:
+        for step in range(MAX_EPISODE_STEPS):
+            for episode in collector.step(policy(collector.obs), step * collector.num_envs)[1]:
                 finished.setdefault(episode.env, (episode.total, episode.length))
             if all(env in finished for env in range(wanted)):
                 break

@@ -29,6 +29,7 @@ from sacfast.evaluate import (
     zero_policy,
 )
 from sacfast.run_folder import write_json
+from sacfast.vector import vectorise
 
 TINY = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=100)
 
@@ -149,12 +150,36 @@ def test_command_line_prints_a_table_or_json(run, capsys):
         assert line.split()[-5:] == [*wanted, "200.0"]
 
 
-def test_a_reward_that_is_not_finite_is_named():
+@pytest.mark.parametrize(
+    ("spoiled", "words"),
+    [
+        (lambda o, r, *rest: (o, np.nan, *rest), "Broken returned at step 3 the reward nan"),
+        (lambda o, r, *rest: (o, None, *rest), r"Broken, at step 3, returned the reward None"),
+        (lambda o, *rest: (o + [0, np.nan, 0], *rest), "Broken returned at step 3 .* entry 1 is nan"),
+        (lambda o, *rest: (o[:2], *rest), r"Broken, at step 3, .* shape \[2\], but announced \[3\]\.$"),
+        (lambda *results: results[:4], "Broken, at step 3, returned 4 values from step instead of"),
+    ],
+)
+@pytest.mark.parametrize("vector", [False, True])
+def test_what_training_refuses_is_named_with_its_step(spoiled, words, vector):
     class Broken(Sum):
         def step(self, action):
-            return (*super().step(action)[:1], np.nan, False, False, {})
+            results = super().step(action)
+            return spoiled(*results) if self.left == 7 else results
 
-    with pytest.raises(SACError, match="Broken returned at step 1 the reward nan"):
+    env = vectorise(Broken, 2, "sync") if vector else Broken()
+    if vector:  # two environments: the step counts both
+        words = words.replace("Broken", r"SyncVectorEnv \(environment 0 of 2\)").replace("3", "5", 1)
+    with pytest.raises(SACError, match=words):
+        evaluate(zero_policy(Sum().action_space), env, 1, seed=9)
+
+
+def test_a_reset_that_training_refuses_is_named():
+    class Broken(Sum):
+        def reset(self, **options):
+            return super().reset(**options)[0] * np.inf, {}
+
+    with pytest.raises(SACError, match="Broken returned at step 0 an observation whose entry 0 is -?inf"):
         evaluate(zero_policy(Sum().action_space), Broken(), 1)
 
 

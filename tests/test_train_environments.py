@@ -93,6 +93,17 @@ def test_a_robot_that_cannot_begin_anew_after_an_evaluation_is_told_with_the_ste
         train(small(tmp_path, steps=150, eval_every=100), env=robot, eval_env=robot)
 
 
+def test_an_episode_that_cannot_begin_is_told_with_the_steps_before_it(tmp_path):
+    class Stuck(Clockwork):
+        def reset(self, **kwargs):
+            if len(self.actions) == 59:  # seven episodes of three steps and of five, and one more of three
+                raise RuntimeError("no way back")
+            return super().reset(**kwargs)
+
+    with pytest.raises(SACError, match="Stuck, at step 59, raised RuntimeError: no way back"):
+        train(small(tmp_path, steps=70, eval_every=0), env=Stuck)
+
+
 def test_one_environment_cannot_be_several(tmp_path):
     robot = Clockwork()
     with pytest.raises(SACError, match="returned the same Clockwork twice"):
