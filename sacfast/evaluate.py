@@ -228,7 +228,7 @@ def choose_mujoco_gl() -> None:
         os.environ["MUJOCO_GL"] = backend
         return
     raise SACError(
-        "no video: neither EGL nor OSMesa can render here without a display; install one of them (on Debian "
+        "for MuJoCo neither EGL nor OSMesa can render here without a display; install one of them (on Debian "
         "libegl1 or libosmesa6) or set MUJOCO_GL."
     )
 
@@ -252,8 +252,12 @@ def record_video(
         import imageio_ffmpeg  # noqa: F401 (imageio's encoder; without it the error would name no remedy)
     except ImportError as error:
         raise SACError(f"no video: {error.name} is not installed; pip install 'sacfast[video]'.") from None
+    obstacle = None
     if isinstance(env_id, str):
-        choose_mujoco_gl()
+        try:
+            choose_mujoco_gl()
+        except SACError as error:  # which is nothing to an environment with another renderer
+            obstacle = first_line(error)
     path = Path(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     # Whatever a renderer or an encoder raises (OpenGL alone has a dozen types) is the same to the caller.
@@ -272,6 +276,8 @@ def record_video(
         os.replace(part, path)
     except Exception as error:
         reason = first_line(error)
+        if obstacle is not None and "mujoco" in sys.modules:
+            reason = f"{reason}; {obstacle}"
         with suppress(OSError):
             part.unlink()
         name = env_id if isinstance(env_id, str) else env_name(env_id)

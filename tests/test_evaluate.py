@@ -344,6 +344,41 @@ def test_the_first_backend_that_works_is_chosen(monkeypatch):
         choose_mujoco_gl()
 
 
+@pytest.fixture
+def without_opengl(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+
+
+def test_an_environment_with_another_renderer_needs_no_opengl_of_mujoco(registered, without_opengl, tmp_path):
+    path = tmp_path / "episode.gif"
+    record_video(zero_policy(Sum().action_space), registered, path, seed=3)
+    assert len(decoded(path)) == 5
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_mujoco_that_cannot_render_is_told_with_the_remedy(
+    registered, without_opengl, tmp_path, monkeypatch, loaded
+):
+    def render(env):
+        raise RuntimeError("no context")
+
+    monkeypatch.setattr(Sum, "render", render)
+    monkeypatch.setitem(sys.modules, "mujoco", module)
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "mujoco")
+    with pytest.raises(SACError) as caught:
+        record_video(zero_policy(Sum().action_space), registered, tmp_path / "episode.gif")
+    assert "no context" in str(caught.value)
+    assert ("neither EGL nor OSMesa can render here" in str(caught.value)) == loaded
+
+
 def test_a_missing_encoder_is_named_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(SACError, match=r"imageio_ffmpeg is not installed; pip install 'sacfast\[video\]'"):
