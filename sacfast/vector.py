@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from sacfast import envstate
-from sacfast.envs import make_env
+from sacfast.envs import env_name, make_env
 from sacfast.envstate import NotCapturable
 from sacfast.errors import SACError, first_line, raised
 
@@ -251,10 +251,22 @@ def takes_seeds(envs: VectorEnv) -> bool:
 def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> VectorEnv:
     """`num_envs` environments from `make`, as one: "sync" steps them in turn, "async" in a process each.
 
-    Both are reset from outside, and hand out one buffer again and again: copy what you keep.
+    Both are reset from outside, and hand out one buffer again and again: copy what you keep. Raises what `make` raises
+    here, and SACError where a worker process ends before it has made its environment.
     """
+    envs: Any = _in_processes(make, num_envs) if vector == "async" else _in_turn(make, num_envs)
+    envs.checked = True
+    return envs
 
+
+def _in_turn(make: Callable[[], gymnasium.Env], num_envs: int) -> SyncVectorEnv:
+    kind = SyncVectorEnv
+    return kind([lambda: CheckedEnv(make())] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _in_processes(make: Callable[[], gymnasium.Env], num_envs: int) -> AsyncVectorEnv:
     here = os.getpid()
+    names: list[str] = []  # of what this process made: the workers get a copy, which must stay easy to pickle
 
     def checked() -> gymnasium.Env:
         if os.getpid() != here:
@@ -265,11 +277,21 @@ def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> 
                 for signum in (signal.SIGTERM, signal.SIGHUP):
                     if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
                         signal.signal(signum, lambda *_: signal.alarm(RESPITE))
-        return CheckedEnv(make())
+        env = CheckedEnv(make())
+        names.append(env_name(env))
+        return env
 
-    kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vector]
-    envs = kind([checked] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-    envs.checked = True
+    envs = AsyncVectorEnv.__new__(AsyncVectorEnv)  # known here before it is complete, to be closed
+    try:
+        AsyncVectorEnv.__init__(envs, [checked] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    except (EOFError, ConnectionError) as error:
+        if not names:  # the environment that tells the spaces raised it, in this process
+            raise
+        close_env(envs)
+        raise SACError(
+            f"a worker process of {names[0]} ended while it was starting (its own words are above); check what only "
+            "one process may hold, or use --vector sync."
+        ) from error
     return envs
 
 

@@ -1,6 +1,7 @@
 """Many environments in one run: the same numbers however they are stepped, and nothing lost when one fails."""
 
 import importlib.util
+import multiprocessing
 import os
 import signal
 import sys
@@ -308,6 +309,33 @@ def test_closing_waits_for_no_dead_worker():
     close_env(envs)
     assert envs.closed
     assert not any(process.is_alive() for process in envs.processes)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(sys.platform == "win32", reason="the workers are forked")
+def test_a_worker_that_cannot_start_is_one_sentence(capfd):
+    here = os.getpid()
+
+    def make():
+        if os.getpid() != here:
+            raise RuntimeError("the port is taken")
+        return Exact()
+
+    before = multiprocessing.active_children()
+    with pytest.raises(
+        SACError, match=r"^a worker process of Exact ended while it was starting .* --vector sync"
+    ):
+        vectorise(make, 2, "async")
+    assert "RuntimeError: the port is taken" in capfd.readouterr().err
+    assert multiprocessing.active_children() == before
+
+
+def test_what_the_first_environment_raises_is_not_blamed_on_a_worker():
+    def make():
+        raise ConnectionRefusedError("no robot")
+
+    with pytest.raises(ConnectionRefusedError, match="no robot"):
+        vectorise(make, 2, "async")
 
 
 class Stuck(Exact):
