@@ -23,10 +23,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from sacfast.envs import ActionBounds, check_finite, check_spaces
+from sacfast.envs import ActionBounds, check_finite, check_spaces, fits_float32
 from sacfast.envstate import NotCapturable
 from sacfast.errors import ActionNotFinite, SACError, first_line, raised
-from sacfast.requirements import all_finite
 from sacfast.vector import (
     FAULT,
     RESET,
@@ -340,17 +339,17 @@ class Collector:
         return self.name if self.num_envs == 1 else f"{self.name} (environment {env} of {self.num_envs})"
 
     def _look(self, obs: Array, reward: Array, done: Array, step: int, action: Array = None) -> bool:
-        """Whether an episode ended. Raises SACError for the first value that is not finite."""
+        """Whether an episode ended. Raises SACError for the first value that is not finite, or not in float32."""
         if self._tensors:
             ended = torch.zeros((), dtype=torch.bool, device=obs.device) if done is None else done.any()
             acted = torch.isfinite(action).all() if isinstance(action, Tensor) else torch.ones_like(ended)
-            finite = torch.isfinite(obs).all() & torch.isfinite(reward).all()
+            finite = torch.isfinite(obs.float()).all() & torch.isfinite(reward.float()).all()
             fine, any_done, fine_action = torch.stack([finite, ended, acted]).tolist()
             if not fine_action:
                 bad = action[~torch.isfinite(action).all(1)][0].tolist()
                 raise ActionNotFinite(f"the policy's action at step {step} is {bad}")
         else:
-            fine = all_finite(obs) and all_finite(reward)
+            fine = fits_float32(obs) and fits_float32(reward)
             any_done = done is not None and bool(np.count_nonzero(done))
         if not fine:
             rows = zip(np.asarray(obs.tolist()), reward.tolist(), strict=True)

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from sacfast.errors import SACError, raised
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True, eq=False)
 class ActionBounds:
@@ -280,14 +282,33 @@ def _describe(space: gymnasium.Space) -> str:
     return text if len(text) <= 60 else type(space).__name__
 
 
+def fits_float32(array: np.ndarray) -> bool:
+    """Whether every entry is a number that float32, in which it is stored, has: no NaN, no infinity, no 1e39."""
+    # A sum of squares is quicker to find than a mask, and bounds each of them; in float32 it may overflow.
+    return float(np.vdot(array, array)) <= FLOAT32_MAX**2 or bool(_held(array).all())
+
+
+def _held(values: Any) -> np.ndarray:
+    """Which of `values` float32 has."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(np.asarray(values).astype(np.float32))
+
+
 def check_finite(env_name: str, step: int, observation: np.ndarray, reward: float = 0.0) -> None:
-    """Raise SACError when a reward or an observation [O] is NaN or infinite, naming the first bad value."""
-    bad = ~np.isfinite(observation)
-    if math.isfinite(reward) and not bad.any():
+    """Raise SACError for a reward or an observation [O] with NaN, an infinity, or what float32 makes one, naming the
+    first such value.
+    """
+    if abs(reward) <= FLOAT32_MAX and fits_float32(observation):
         return
     where = f"{env_name} returned at step {step}"
     remedy = "that cannot be learned from: check the environment, or clip what it returns in a wrapper."
-    if not math.isfinite(reward):
-        raise SACError(f"{where} the reward {reward}; {remedy}")
-    i = int(np.argmax(bad))
-    raise SACError(f"{where} an observation whose entry {i} is {observation[i]}; {remedy}")
+    if not _held(reward):
+        raise SACError(f"{where} the reward {_told(reward)}; {remedy}")
+    held = _held(observation)
+    if not held.all():
+        i = int(np.argmin(held))
+        raise SACError(f"{where} an observation whose entry {i} is {_told(observation[i])}; {remedy}")
+
+
+def _told(value: float) -> str:
+    return f"{value}, beyond float32" if math.isfinite(value) else f"{value}"

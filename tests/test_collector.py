@@ -174,6 +174,14 @@ def test_ends_may_be_numbers(kind, tensors):
             r"Exact \(environment 1 of 3\) returned at step 19 .*entry 0 is nan",
         ),
         (lambda o, r, *rest: (o, -np.inf, *rest), r"\(environment 1 of 3\) .* step 19 the reward -inf"),
+        (
+            lambda o, *rest: (o - 1e50, *rest),
+            r"\(environment 1 of 3\) .* step 19 .*entry 0 is -1e\+50, beyond",
+        ),
+        (
+            lambda o, r, *rest: (o, 1e50, *rest),
+            r"\(environment 1 of 3\) .* step 19 the reward 1e\+50, beyond",
+        ),
         (lambda o, r, *rest: (o, "much", *rest), r"\(environment 1 of 3\), at step 19, .*reward 'much'"),
         (lambda o, r, *rest: (o, None, *rest), r"\(environment 1 of 3\), at step 19, .*reward None"),
         (lambda o, *rest: (o[:1], *rest), r"\(environment 1 of 3\), .*shape \[1\], but announced \[4\]"),
@@ -195,6 +203,7 @@ def test_ends_may_be_numbers(kind, tensors):
         ),
     ],
 )
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 def test_a_fault_names_the_environment_the_step_and_the_value(fault, words, kind, recwarn):
     made = [lambda make=make: CheckedEnv(make()) for make in makers(COUNT, fault=fault)]
@@ -311,6 +320,20 @@ def test_whatever_a_vector_returns_is_one_sentence(spoiled, words):
     collector = Collector(Spoiled(makers(COUNT)), "Spoiled", seeds)
     collector.reset()
     with pytest.raises(SACError, match=f"^Spoiled.* {words}"):
+        collect(collector)
+
+
+def test_tensors_beyond_float32_are_located():
+    class Double(Torch):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs.double().masked_fill(obs == 2, 1e50), reward, *rest
+
+    collector = Collector(Double(SyncVectorEnv(makers(COUNT))), "Double", seeds)
+    collector.reset()
+    with pytest.raises(
+        SACError, match=r"environment 2 of 3\) returned at step 1 .*entry 0 is 1e\+50, beyond float32"
+    ):
         collect(collector)
 
 

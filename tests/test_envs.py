@@ -9,7 +9,16 @@ from gymnasium.wrappers import FlattenObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sacfast.envs import ActionBounds, check_finite, check_spaces, flattened, make_env, nearest_names, usable
+from sacfast.envs import (
+    ActionBounds,
+    check_finite,
+    check_spaces,
+    fits_float32,
+    flattened,
+    make_env,
+    nearest_names,
+    usable,
+)
 from sacfast.errors import SACError
 
 VECTOR = Box(-np.inf, np.inf, (3,))
@@ -143,8 +152,33 @@ def test_a_name_like_no_other_and_a_missing_module():
 
 
 def test_values_that_are_not_finite_are_located():
-    check_finite("Toy", 1, np.full(3, 1e308), 2.0)
+    largest = np.finfo(np.float32).max
+    check_finite("Toy", 1, np.full(3, largest), float(largest))
+    check_finite("Toy", 1, np.full(3, float(largest)), 2.0)
     with pytest.raises(SACError, match=r"Toy returned at step 7 .*entry 1 is nan"):
         check_finite("Toy", 7, np.array([0.0, np.nan, np.inf]))
     with pytest.raises(SACError, match="Toy returned at step 8 the reward inf"):
         check_finite("Toy", 8, np.zeros(3), np.inf)
+    with pytest.raises(
+        SACError, match=r"Toy returned at step 9 .*entry 2 is 1e\+50, beyond float32; that cannot"
+    ):
+        check_finite("Toy", 9, np.array([0.0, 1e38, 1e50]))
+    with pytest.raises(
+        SACError, match=r"Toy returned at step 9 the reward -1e\+50, beyond float32; that cannot"
+    ):
+        check_finite("Toy", 9, np.zeros(3), -1e50)
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [
+        (bool, True),
+        (np.uint8, 255),
+        (np.int64, 2**63 - 1),
+        (np.float16, 65504),
+        (np.float32, np.finfo(np.float32).max),
+        (np.float64, np.finfo(np.float32).max),
+    ],
+)
+def test_whatever_float32_has_passes(kind, largest):
+    assert fits_float32(np.full((2, 3), largest, kind))
