@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, of_actions
+from sacfast.config import TrainConfig
 from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
 from sacfast.errors import SACError, first_line
 from sacfast.requirements import is_whole
@@ -336,6 +337,29 @@ def _as_table(title: str, score: Evaluation, others: dict[str, Evaluation]) -> T
     return table
 
 
+def _environment_of(config: EvaluateConfig, trained: TrainConfig) -> gymnasium.Env:
+    """The run's environment, made by its name. Raises SACError where only the user's program can make it."""
+    given = given_environments(config.run)
+    try:
+        env = make_env(trained.env, **trained.make_kwargs)
+    except SACError as error:
+        if not given:
+            raise
+        which = f"{str(config.run)!r}" if config.checkpoint == "best" else f"{str(config.run)!r}, 'last'"
+        raise SACError(
+            f"{config.run} was trained or scored in an environment given in Python, which only your program can make "
+            f"({str(error).rstrip('.')}); score it there: from sacfast.evaluate import evaluate, load_agent; "
+            f"evaluate(load_agent({which})[0], env)"
+        ) from error
+    if given:
+        print(
+            f"{config.run} was trained or scored in an environment given in Python; now a plain {trained.env} "
+            "takes its place",
+            file=sys.stderr,
+        )
+    return env
+
+
 def main(arguments: list[str] | None = None) -> int:
     config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m sacfast.evaluate")
     if config.video is not None:
@@ -343,13 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint, engine="reference")
-        if given_environments(config.run):
-            print(
-                f"{config.run} was trained or scored in an environment given in Python; now a plain {trained.env} "
-                "takes its place",
-                file=sys.stderr,
-            )
-        with closing(make_env(trained.env, **trained.make_kwargs)) as env:
+        with closing(_environment_of(config, trained)) as env:
             score = evaluate(agent, env, config.episodes, config.seed)
             others = baselines(env, config.episodes, config.seed) if config.baselines else {}
         if config.json:

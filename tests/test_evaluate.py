@@ -252,6 +252,20 @@ def test_what_is_not_a_run_is_refused(tmp_path, run, capsys):
         load_agent(run)
 
 
+def test_a_run_of_an_environment_of_ones_own_is_scored_in_python(run, capsys):
+    config = json.loads((run / "config.json").read_text()) | {"env": "MyRobot", "given": ["env"]}
+    write_json(run / "config.json", config)
+    assert main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "takes its place" not in error and error.count("\n") == 1
+    assert "'MyRobot' is not registered" in error
+    remedy = f"evaluate(load_agent({str(run)!r})[0], env)"
+    assert error.endswith(f"score it there: from sacfast.evaluate import evaluate, load_agent; {remedy}\n")
+    assert eval(
+        remedy, {"evaluate": evaluate, "load_agent": load_agent, "env": gymnasium.make("Pendulum-v1")}
+    )
+
+
 @pytest.fixture
 def registered(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")  # nothing here renders with MuJoCo: no need to look for a backend
