@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict
-from gymnasium.wrappers import FlattenObservation, TimeLimit
+from gymnasium.wrappers import TimeLimit
 
 from sacfast import evaluate as module
 from sacfast.agent import SACAgent
@@ -28,7 +28,7 @@ from sacfast.evaluate import (
     record_video,
     zero_policy,
 )
-from sacfast.run_folder import write_json
+from sacfast.run_folder import RunFolder, write_json
 from sacfast.vector import vectorise
 
 TINY = SACConfig(hidden_dim=8, batch_size=16, buffer_capacity=100)
@@ -174,6 +174,20 @@ def test_what_training_refuses_is_named_with_its_step(spoiled, words, vector):
         evaluate(zero_policy(Sum().action_space), env, 1, seed=9)
 
 
+def test_the_command_line_respects_checkpoint_and_seed(run, capsys):
+    last = SACAgent.from_env(gymnasium.make("Pendulum-v1"), seed=2, engine="reference", **TINY.agent_kwargs())
+    RunFolder(run).save(last, 7, {"counters": {"step": 7}})
+    flags = ["--seed", "5", "--episodes", "1", "--no-baselines", "--json"]
+    printed = {}
+    for which in ("last", "best"):
+        assert main([str(run), "--checkpoint", which, *flags]) == 0
+        printed[which] = json.loads(capsys.readouterr().out)
+    assert (printed["last"]["step"], printed["last"]["checkpoint"]) == (7, "last")
+    assert printed["last"]["returns"] == list(evaluate(last, "Pendulum-v1", 1, 5).returns)
+    assert printed["best"]["step"] == 1234
+    assert printed["best"]["returns"] != printed["last"]["returns"]
+
+
 def test_a_reset_that_training_refuses_is_named():
     class Broken(Sum):
         def reset(self, **options):
@@ -209,8 +223,16 @@ class Described(Sum):
 
 def test_observations_by_name_are_flattened_as_in_training(tmp_path):
     env = Described()
-    agent = SACAgent.from_env(FlattenObservation(env), seed=1, **TINY.agent_kwargs())
-    assert len(evaluate(agent, env, 2).returns) == 2
+    seen = []
+
+    def act(observation):
+        seen.append(observation)
+        return np.ones(2)
+
+    assert evaluate(act, env, 2, seed=1).returns == (4.0, 6.0)
+    for row, seed in ((seen[0], 1), (seen[2], 2)):
+        start = Sum().reset(seed=seed)[0]
+        np.testing.assert_array_equal(row, [abs(start[2]), start[0], start[1]])  # as Dict sorts its names
     env.reset(seed=1)  # still open
 
 
@@ -222,8 +244,8 @@ def test_observations_that_are_no_arrays_are_taken_as_in_training(tmp_path, kind
 
     env = Loose()
     env.observation_space = Box(-1, 1, (3,), np.float32)
-    agent = SACAgent.from_env(env, seed=1, **TINY.agent_kwargs())
-    assert len(evaluate(agent, env, 1).returns) == 1
+    agent = SACAgent.from_env(env, seed=1, engine="reference", **TINY.agent_kwargs())
+    assert evaluate(agent, env, 3) == evaluate(agent, Sum(), 3)
 
 
 def test_a_runs_policy_takes_no_memory_for_transitions(run):
