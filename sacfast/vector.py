@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import gymnasium
@@ -260,8 +261,17 @@ def vectorise(make: Callable[[], gymnasium.Env], num_envs: int, vector: str) -> 
 
 
 def _in_turn(make: Callable[[], gymnasium.Env], num_envs: int) -> SyncVectorEnv:
-    kind = SyncVectorEnv
-    return kind([lambda: CheckedEnv(make())] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    envs: list[gymnasium.Env] = []
+    try:
+        for _ in range(num_envs):
+            envs.append(CheckedEnv(make()))
+        makers = [lambda env=env: env for env in envs]
+        return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    except BaseException:
+        for env in envs:
+            with suppress(Exception):  # what made the others fail is what is told
+                env.close()
+        raise
 
 
 def _in_processes(make: Callable[[], gymnasium.Env], num_envs: int) -> AsyncVectorEnv:
@@ -356,8 +366,18 @@ def dead_worker(envs: VectorEnv) -> str | None:
 
 
 def close_env(env: gymnasium.Env | VectorEnv) -> None:
-    """Close, without waiting for workers that are dead or in the middle of something."""
+    """Close, without waiting for workers that are dead or in the middle of something; of several environments each,
+    whatever the others raise.
+    """
     bare: Any = getattr(env, "unwrapped", env)
+    if type(bare) is SyncVectorEnv and not bare.closed:
+        bare.closed = True  # its own closing would stop at the first that raises
+        with (
+            ExitStack() as stack
+        ):  # closes in reverse, and the last error is what is raised: the first environment's
+            for each in (env, *bare.envs):
+                stack.callback(each.close)
+        return
     processes = getattr(bare, "processes", [])
     last_resort = threading.Timer(PATIENCE, _kill, [processes])
     last_resort.daemon = True

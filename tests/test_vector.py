@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from exact_env import Exact, Torch, expected_rows, makers
 from gymnasium.spaces import Box, Dict
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 from training_runs import (
     FLAGS,
@@ -309,6 +309,62 @@ def test_closing_waits_for_no_dead_worker():
     close_env(envs)
     assert envs.closed
     assert not any(process.is_alive() for process in envs.processes)
+
+
+class Closing(Exact):
+    """Notes in `closed` that it was closed; the environments of `stuck` raise."""
+
+    closed: list = []  # noqa: RUF012
+    stuck = ()
+
+    def close(self):
+        self.closed.append(self.index)
+        if self.index in self.stuck:
+            raise RuntimeError(f"{self.index} is stuck")
+
+
+@pytest.fixture
+def closing(monkeypatch):
+    monkeypatch.setattr(Closing, "closed", [])
+    made = iter(range(100))
+    return lambda: Closing(next(made))
+
+
+@pytest.mark.parametrize("wrap", [lambda envs: envs, RecordEpisodeStatistics], ids=["bare", "wrapped"])
+def test_every_environment_is_closed_whatever_the_others_raise(closing, monkeypatch, wrap):
+    monkeypatch.setattr(Closing, "stuck", (0, 2))
+    envs = wrap(vectorise(closing, 4, "sync"))
+    with pytest.raises(RuntimeError, match="0 is stuck"):
+        close_env(envs)
+    assert sorted(Closing.closed) == [0, 1, 2, 3]
+    close_env(envs)
+    assert len(Closing.closed) == 4
+
+
+def test_what_is_around_a_vector_is_closed_too(closing):
+    told = []
+
+    class Around(VectorWrapper):
+        def close(self, **options):
+            told.append("around")
+            super().close(**options)
+
+    close_env(Around(vectorise(closing, 2, "sync")))
+    assert (sorted(Closing.closed), told) == ([0, 1], ["around"])
+
+
+def test_a_factory_that_fails_leaves_no_environment_open(closing, monkeypatch):
+    monkeypatch.setattr(Closing, "stuck", (1,))
+
+    def make():
+        env = closing()
+        if env.index == 3:
+            raise RuntimeError("no fourth")
+        return env
+
+    with pytest.raises(RuntimeError, match="no fourth"):
+        vectorise(make, 8, "sync")
+    assert Closing.closed == [0, 1, 2]
 
 
 @pytest.mark.timeout(60)
