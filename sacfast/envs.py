@@ -58,8 +58,7 @@ class ActionBounds:
             i = int(np.argmax(bad))
             raise SACError(
                 f"action dimension {i} has bounds [{self.low[i]:g}, {self.high[i]:g}]; SAC needs finite "
-                "bounds with low below high: give the environment a bounded action space, for instance "
-                "with a gymnasium.wrappers.TransformAction."
+                "bounds with low below high: give the environment a bounded action space."
             )
 
     @classmethod
@@ -238,14 +237,18 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
     """
     if isinstance(env, str):
         raise SACError(f"{env!r} is a name and no environment; pass gymnasium.make({env!r}).")
-    name = env_name(env)
-    single = "single_" if hasattr(env, "single_action_space") else ""
-    observation = getattr(env, f"{single}observation_space")
-    action = getattr(env, f"{single}action_space")
+    name, vector = env_name(env), hasattr(env, "single_action_space")
+    observation, action = (
+        getattr(env, f"single_{which}" if vector else which)
+        for which in ("observation_space", "action_space")
+    )
+    wrappers = "gymnasium.wrappers.vector" if vector else "gymnasium.wrappers"
     if not isinstance(observation, Box) or len(observation.shape) != 1:
+        remedy = f"wrap the environment in {wrappers}.FlattenObservation"
+        if not observation.is_np_flattenable:
+            remedy = f"leave out the part without a fixed size, in {wrappers}.TransformObservation"
         raise SACError(
-            f"{name} has observations {_describe(observation)}, but SAC needs a 1-D Box; wrap the "
-            "environment in gymnasium.wrappers.FlattenObservation."
+            f"{name} has observations {_describe(observation)}, but SAC needs a 1-D Box; {remedy}."
         )
     if observation.shape[0] == 0:
         raise SACError(
@@ -259,12 +262,14 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
     if len(action.shape) != 1 or action.shape[0] == 0 or not np.issubdtype(action.dtype, np.floating):
         raise SACError(
             f"{name} has actions {_describe(action)}, but SAC needs a 1-D Box of floats; reshape them in a "
-            "gymnasium.ActionWrapper."
+            f"{'gymnasium.vector.VectorActionWrapper' if vector else 'gymnasium.ActionWrapper'}."
         )
     try:
         return ActionBounds.from_space(action)
     except SACError as error:
-        raise SACError(f"{name}: {error}") from None
+        raise SACError(
+            f"{name}: {str(error).rstrip('.')}, for instance by {wrappers}.TransformAction."
+        ) from None
 
 
 def observation_size(env: gymnasium.Env | VectorEnv) -> int:

@@ -1,10 +1,12 @@
 """Environments: bounds, spaces that are refused, names that are nearly right."""
 
 import gymnasium
+import gymnasium.wrappers.vector
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete, Sequence
+from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,7 +115,11 @@ def test_bounds_of_different_shapes():
         (VECTOR, MultiDiscrete([2, 3]), ["MultiDiscrete", "continuous"]),
         (VECTOR, Box(-1.0, 1.0, (2, 2)), ["(2, 2)", "ActionWrapper"]),
         (VECTOR, Box(0, 3, (2,), np.int64), ["int64", "floats"]),
-        (VECTOR, Box(-np.inf, np.inf, (2,)), ["action dimension 0", "[-inf, inf]"]),
+        (
+            VECTOR,
+            Box(-np.inf, np.inf, (2,)),
+            ["action dimension 0", "[-inf, inf]", "wrappers.TransformAction."],
+        ),
     ],
 )
 def test_unusable_spaces_are_named_with_a_remedy(observation, action, words):
@@ -121,6 +127,36 @@ def test_unusable_spaces_are_named_with_a_remedy(observation, action, words):
         check_spaces(Spaces(observation, action))
     for word in ["Spaces", *words]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("observation", [Dict({"x": VECTOR}), Box(0, 1, (2, 3)), VECTOR])
+def test_the_remedy_for_a_vector_is_one_of_vectors_and_helps(observation):
+    bounded = observation is not VECTOR
+    action = ACTION if bounded else Box(-np.inf, np.inf, (2,))
+    envs = SyncVectorEnv([lambda: Spaces(observation, action)] * 2)
+    with pytest.raises(SACError) as caught:
+        check_spaces(envs)
+    name = (
+        "gymnasium.wrappers.vector.FlattenObservation"
+        if bounded
+        else "gymnasium.wrappers.vector.TransformAction"
+    )
+    assert str(caught.value).endswith(f" {name}.")
+    wrapper = getattr(gymnasium.wrappers.vector, name.rpartition(".")[2])
+    check_spaces(
+        wrapper(envs) if bounded else wrapper(envs, lambda action: action, single_action_space=ACTION)
+    )
+
+
+@pytest.mark.parametrize("part", [Sequence(VECTOR), Graph(VECTOR, None)])
+@pytest.mark.parametrize("vector", [False, True])
+def test_what_cannot_be_flattened_is_to_be_left_out(part, vector):
+    observation = Dict({"place": VECTOR, "others": part})
+    with pytest.raises(SACError, match="leave out the part without a fixed size"):
+        if vector:
+            check_spaces(SyncVectorEnv([lambda: Spaces(observation, ACTION)]))
+        else:
+            usable(Spaces(observation, ACTION))
 
 
 def test_usable_spaces_of_either_precision():
