@@ -121,6 +121,14 @@ def check_log_std_bounds(bound: str, make_ours, make_theirs) -> None:
     check_same(ours, theirs)
 
 
+def check_settings(make_ours, make_theirs) -> None:
+    """What other checks leave at its default: the discount, the step of the targets, and the target entropy."""
+    options = {"gamma": 0.5, "tau": 0.75, "target_entropy": -0.25}
+    ours, theirs = make_ours(**options), make_theirs(**options)
+    check_same(ours, theirs)
+    torch.testing.assert_close(ours.state.critic_target_params, theirs.state.critic_target_params)
+
+
 def check_normalizer(make_ours, make_theirs) -> None:
     """Agents that see observations of mean 5 and deviation 3 normalised: equal gradients and actions."""
     ours, theirs = (make(normalize_obs=True, rows=1000) for make in (make_ours, make_theirs))

@@ -1,6 +1,7 @@
 """SACAgent: acting, bounds, saving everything, and refusing what does not fit."""
 
 import copy
+import dataclasses
 import pickle
 import warnings
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from sacfast import CheckpointError, SACAgent, SACError, checkpoint, make_engine
+from sacfast.config import SACConfig
 from sacfast.cores import physical_cores
 from sacfast.replay import FIELDS
 from sacfast.replay.ring import segment_rows
@@ -249,6 +251,14 @@ def test_from_env_rescales():
     agent.actor.mean.bias.data.fill_(-100.0)
     assert agent.select_action(obs).tolist() == [-2.0] * 7
     env.close()
+
+
+def test_from_env_has_the_defaults_that_learn_best():
+    env = gymnasium.make("Pusher-v5")
+    agent = SACAgent.from_env(env, lr=1e-2, engine="reference")
+    env.close()
+    entropy = 7 * SACConfig.target_entropy_per_dim
+    assert agent.config == dataclasses.replace(SACConfig(), lr=1e-2, target_entropy=entropy)
 
 
 def test_actions_for_several_observations_at_once():

@@ -6,8 +6,9 @@ from dataclasses import replace
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from sacfast import plot
+from sacfast import comparison, plot
 from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, plot_comparison, read_curves
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.errors import SACError
@@ -154,6 +155,21 @@ def test_pictures_are_the_same_every_time_and_large_enough_to_print(make_run, tm
     for panel in np.array_split(picture[..., :3], 3):  # one for each environment
         assert float((panel.min(axis=-1) < 0.95).mean()) > 0.02
     assert svg.read_text().startswith("<?xml")
+
+
+def test_a_line_is_the_mean_of_its_runs_within_their_band(make_run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "render", lambda draw, *_: drawn.append(draw))
+    plot_comparison(
+        [make_run([(100, 0.0), (200, 4.0)]), make_run([(100, 2.0), (200, 8.0)], seed=1)], tmp_path
+    )
+    figure = Figure()
+    drawn[0](figure)
+    (axes,) = figure.axes
+    ((line,), (band,)) = axes.lines, axes.collections
+    np.testing.assert_array_equal(line.get_xydata(), [[100, 1], [200, 6]])
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0, 8)
 
 
 def test_letters_are_at_least_nine_points_and_colours_differ_in_grey():

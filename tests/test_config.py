@@ -154,6 +154,17 @@ def test_threads_follow_the_machine(recwarn):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say")
+def test_hyper_threads_count_once_and_a_quota_counts(monkeypatch):
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    files = {topology.format(cpu): f"{cpu % 3},{cpu % 3 + 3}\n" for cpu in range(6)}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: files[str(self)])
+    for quota, cores in (("max 100000", 3), ("150000 100000", 2), ("900000 100000", 3)):
+        files["/sys/fs/cgroup/cpu.max"] = quota
+        assert physical_cores() == cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say")
 def test_without_a_topology_the_processors_that_may_be_used_count(monkeypatch):
     def unreadable(*_, **__):
         raise OSError

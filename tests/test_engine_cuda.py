@@ -19,6 +19,7 @@ from engine_checks import (
     check_gradients,
     check_log_std_bounds,
     check_normalizer,
+    check_settings,
     check_trajectory,
     check_whole_gradients,
     update_all,
@@ -194,6 +195,19 @@ def test_log_std_is_kept_in_its_bounds(cuda_place, bound):
 
 def test_networks_see_normalised_observations(cuda_place):
     check_normalizer(*makers(cuda_place))
+
+
+def test_the_update_has_the_agents_settings(cuda_place):
+    check_settings(*makers(cuda_place))
+
+
+def test_a_lower_precision_is_one(cuda_place):
+    """Bars alone are met by float32, whatever was asked for."""
+    errors = []
+    for precision in cuda.PRECISIONS:
+        (ours, _, exact), _ = update_all(cuda_agent(cuda_place, SHAPES[3], precision), SHAPES[3][3])
+        errors.append(relative_error(ours.critic_adam.exp_avg, exact.critic_adam.exp_avg))
+    assert 30 * errors[0] < errors[1] < errors[2] / 2
 
 
 def test_writes_from_outside_are_followed(cuda_place):

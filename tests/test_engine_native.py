@@ -20,6 +20,7 @@ from engine_checks import (
     check_gradients,
     check_log_std_bounds,
     check_normalizer,
+    check_settings,
     check_trajectory,
     check_whole_gradients,
 )
@@ -178,6 +179,10 @@ def test_networks_see_normalised_observations(obs_dtype):
     check_normalizer(functools.partial(theirs, engine="native"), theirs)
 
 
+def test_the_update_has_the_agents_settings():
+    check_settings(functools.partial(make_agent, engine="native"), make_agent)
+
+
 # ---- the state stays the user's
 
 
@@ -251,14 +256,15 @@ def test_save_and_load_continue_bit_for_bit(tmp_path):
     assert state_bytes(agent.state) == state_bytes(other.state)
 
 
-def test_one_engine_serves_several_states():
+def test_one_engine_serves_several_states_and_batch_sizes():
     first, second = make_agent(engine="native"), make_agent(engine="native", seed=5)
     alone = copy.deepcopy(first), copy.deepcopy(second)
-    for _ in range(3):
+    for size in (40, 64, 40):
         for agent in (first, second):
-            first.engine.train(agent.state, agent.replay_buffer, 40)
+            first.engine.train(agent.state, agent.replay_buffer, size)
     for agent, expected in zip((first, second), alone, strict=True):
-        expected.train(3, 40)
+        for size in (40, 64, 40):
+            expected.train(1, size)
         assert state_bytes(agent.state) == state_bytes(expected.state)
 
 

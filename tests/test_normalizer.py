@@ -159,7 +159,9 @@ def test_a_checkpoint_is_of_one_epsilon(tmp_path, epsilon):
     same = SACAgent(3, 2, 8, engine="reference", buffer_capacity=100, normalize_obs=True, obs_epsilon=epsilon)
     same.load(tmp_path / "a.safetensors")
     loaded = SACAgent.from_checkpoint(tmp_path / "a.safetensors", engine="reference")
-    for each in (same, loaded):
+    for each in (agent, same, loaded):
+        scale = (obs.astype(np.float64).var(0) + epsilon) ** -0.5
+        np.testing.assert_allclose(each.normalizer.scale, scale, rtol=1e-5)
         np.testing.assert_array_equal(each.select_action(obs, True), agent.select_action(obs, True))
 
 

@@ -202,16 +202,18 @@ def test_without_memory_for_a_larger_table_everything_stays_as_it_was(fails_at, 
     check(buffer, pushed + more)
 
 
-def test_tensors_in_the_environments_units_are_scaled_as_arrays_are():
-    low, high = np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)
-    ours, theirs = (ReplayBuffer(4, action_low=low, action_high=high) for _ in range(2))
-    rows = [
-        (np.zeros(3), np.array(action, np.float32), i, np.ones(3), True)
-        for i, action in enumerate([low, high])
-    ]
-    push(ours, rows, "as tensors")
-    push(theirs, rows, "as a batch")
-    assert torch.equal(ours.segment()["action"], theirs.segment()["action"])
+def test_tensors_are_scaled_and_told_as_arrays_are():
+    told, held = [], []
+    options = {"action_low": [-2.0, 0.0], "action_high": [2.0, 10.0], "reward_scale": 0.5}
+    actions = np.array([[-2.0, 0.0], [2.0, 10.0]], np.float32)
+    rows = [(np.full(3, i), action, i + 1.0, np.ones(3), True) for i, action in enumerate(actions)]
+    for how in ("as tensors", "as a batch"):
+        buffer = ReplayBuffer(4, on_push=lambda obs: told.append(np.asarray(obs).tolist()), **options)
+        push(buffer, rows, how)
+        held.append(buffer.segment())
+    assert told == [[[0.0] * 3, [1.0] * 3]] * 2
+    for name in ("action", "reward"):
+        assert torch.equal(held[0][name], held[1][name])
 
 
 def test_an_observation_that_comes_back_is_told_by_its_bits_alone():

@@ -25,6 +25,7 @@ from sacfast.collector import episode_seed
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.envs import ActionBounds
 from sacfast.evaluate import evaluate, load_agent
+from sacfast.judge import SELECTION_SEED
 from sacfast.logger import PROGRESS_FIELDS, read_csv
 from sacfast.plotting import plot_run
 from sacfast.run_folder import resume_command
@@ -86,6 +87,23 @@ def test_a_run_leaves_everything_behind_and_repeats_itself(tmp_path, capsys, mon
     assert_same_run(first, train(config))
 
 
+def test_a_row_of_the_log_has_the_mean_return_of_its_own_episodes(tmp_path):
+    run = train(small(tmp_path, steps=150, eval_every=0, make_kwargs={"max_episode_steps": 20}))
+    episodes = read_csv(run / "episodes.csv")
+    rows = read_csv(run / "progress.csv")
+    for row in rows:
+        own = [each["return"] for each in episodes if row["step"] - 50 < each["step"] <= row["step"]]
+        assert row["episode_return"] == pytest.approx(np.mean(own))
+    assert [row["step"] for row in rows] == [50, 100, 150]
+
+
+def test_a_run_keeps_its_transitions_where_it_is_told(tmp_path, monkeypatch):
+    seen, run = [], trainer.Trainer.run
+    monkeypatch.setattr(trainer.Trainer, "run", lambda self: seen.append(self.agent) or run(self))
+    train(small(tmp_path, steps=60, eval_every=0, storage="host"))
+    assert seen[0].replay_buffer.storage == "host"
+
+
 def test_best_is_the_best_of_the_evaluations(tmp_path):
     run = train(small(tmp_path, steps=400))
     rows = read_csv(run / "evaluation.csv")
@@ -94,6 +112,9 @@ def test_best_is_the_best_of_the_evaluations(tmp_path):
     assert meta["step"] == best["step"]
     assert meta["best"] == pytest.approx(best["mean"])
     assert [row["step"] for row in rows] == [100, 200, 300, 400]
+    agent, config, _ = load_agent(run, engine="reference")
+    score = evaluate(agent, config.env, config.eval_episodes, SELECTION_SEED)
+    assert score.mean == pytest.approx(best["mean"])  # on other starts than the report's
 
 
 @pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
