@@ -54,7 +54,7 @@ def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `write` does its own. Raises OSError; an earlier file at `path` is then untouched."""
     with _in_place_of(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager

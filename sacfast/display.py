@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +15,7 @@ Row = dict[str, float | int | None]
 
 
 class PatientConsole(Console):
-    """One whose program goes on, and prints no more, once nobody reads it (`| head`, a terminal that was closed)."""
+    """One whose program goes on, and prints no more, once that fails: `| head`, a closed terminal, a full disk."""
 
     def on_broken_pipe(self) -> None:
         with suppress(SystemExit):
@@ -25,9 +24,7 @@ class PatientConsole(Console):
     def _check_buffer(self) -> None:
         try:
             super()._check_buffer()
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
+        except OSError:
             self.on_broken_pipe()
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sacfast.agent import SACAgent
-from sacfast.config import MOST_HIDDEN_LAYERS
+from sacfast.config import MOST_HIDDEN_LAYERS, SACConfig
 from sacfast.errors import CheckpointError, SACError, first_line
 from sacfast.state import BETA1, BETA2, EPSILON, Adam
 
@@ -74,6 +74,19 @@ def from_sb3(
         ) from error
 
 
+def _learning_rate(path: Path, rate: Any, optimizer: dict[str, Any]) -> float:
+    """Of a schedule, which is a function, the current value, unless that has come to its end."""
+    current = rate if isinstance(rate, int | float) else optimizer["param_groups"][0]["lr"]
+    if current > 0:
+        return current
+    lr = SACConfig.notebook().lr
+    warnings.warn(
+        f"{path}: its learning rate has come to {current:g}; further training would have {lr:g}, as by default there",
+        stacklevel=5,
+    )
+    return lr
+
+
 def _take_over(archive: _Archive, **options: Any) -> SACAgent:
     path, data, weights = archive.path, archive.settings(), archive.tensors("policy.pth")
     _check_settings(path, data)
@@ -81,13 +94,12 @@ def _take_over(archive: _Archive, **options: Any) -> SACAgent:
     low, high = _action_bounds(data)
     variables = archive.tensors("pytorch_variables.pth")
     optimizer = archive.tensors("actor.optimizer.pth")
-    learned, rate = "log_ent_coef" in variables, data["learning_rate"]
+    learned = "log_ent_coef" in variables
     agent = SACAgent(
         weights["actor.latent_pi.0.weight"].shape[1],
         len(low),
         widths,
-        # Of a schedule, which is a function, the current value.
-        lr=rate if isinstance(rate, int | float) else optimizer["param_groups"][0]["lr"],
+        lr=_learning_rate(path, data["learning_rate"], optimizer),
         gamma=data["gamma"],
         tau=data["tau"],
         alpha=0.2 if learned else float(variables["ent_coef_tensor"]),

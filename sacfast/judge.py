@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import gymnasium
 from gymnasium.vector import VectorEnv
@@ -23,7 +24,7 @@ from sacfast.evaluate import (
     evaluate,
 )
 from sacfast.pilot import Pilot
-from sacfast.run_folder import Counters, RunFolder, write_json
+from sacfast.run_folder import Counters, RunFolder
 from sacfast.stop import StopRequest
 
 
@@ -50,7 +51,7 @@ class Judge:
     ) -> None:
         self.config, self.agent, self.env = config, agent, env
         self.pilot, self.stop, self.at = pilot, stop, at
-        self.folder, self._best = folder.path, folder.path / "best.safetensors"
+        self._best = folder.path / "best.safetensors"
 
     def score(self, seed: int = SELECTION_SEED, policy: Policy | None = None) -> Evaluation:
         """Of the agent acting by its mean, or of another policy."""
@@ -74,13 +75,10 @@ class Judge:
         return self.at.best is None or mean > self.at.best
 
     def keep(self, score: Evaluation) -> None:
-        """The agent's policy as the best so far. Raises SACError where it cannot be written."""
+        """The agent's policy as the best so far. Raises CheckpointError where it cannot be written."""
         found = {"best": score.mean, "best_step": self.at.step}
-        try:
-            with self.stop.shielded():
-                self.agent.save(self._best, replay_buffer=False, extra=dataclasses.asdict(self.at) | found)
-        except CheckpointError as error:
-            raise SACError(str(error)) from error  # the run's checkpoint can be written, perhaps
+        with self.stop.shielded():
+            self.agent.save(self._best, replay_buffer=False, extra=dataclasses.asdict(self.at) | found)
         self.at.best, self.at.best_step = score.mean, self.at.step
 
     def recall(self) -> None:
@@ -90,8 +88,8 @@ class Judge:
             if found["best_step"] > self.at.step and self.is_best(found["best"]):
                 self.at.best, self.at.best_step = found["best"], found["best_step"]
 
-    def report(self) -> str:
-        """Score the best policy on fresh starts beside random and zero actions: summary.json, and a sentence.
+    def report(self) -> tuple[dict[str, Any], str]:
+        """Score the best policy on fresh starts beside random and zero actions: for summary.json, and in a sentence.
 
         The agent has the best policy from then on.
         """
@@ -109,8 +107,7 @@ class Judge:
             "score": dataclasses.asdict(score),
             "baselines": {name: dataclasses.asdict(value) for name, value in others.items()},
         }
-        write_json(self.folder / "summary.json", summary)
-        return (
+        return summary, (
             f"{self.config.env} after {self.at.step:,} steps: {score} over {len(score.returns)} episodes ({which}); "
             f"random actions {others['random']}, zero actions {others['zero']}"
         )

@@ -16,13 +16,15 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
+from io import FileIO, StringIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
+from sacfast import checkpoint
 from sacfast.diagnostics import STAGES, GradientNorms
 from sacfast.display import Display, Row
 from sacfast.engines import Metrics
-from sacfast.errors import SACError, first_line
+from sacfast.errors import CheckpointError, SACError, first_line
 
 PROGRESS_FIELDS = (
     "step",
@@ -47,52 +49,66 @@ _MOVE_AWAY = "restore it, or move it away to go on without it."
 
 
 class CSVLog:
-    """One CSV file, appended to row by row and flushed, so that it can be read while the run goes on.
+    """One CSV file, appended to row by row, so that it can be read while the run goes on.
 
     An existing file is continued: rows whose `step` is above `resume_step` are dropped first, because the
-    steps after the checkpoint are taken again. Numbers have 9 significant digits, enough for float32.
+    steps after the checkpoint are taken again. Numbers have 9 significant digits, enough for float32. Rows that the
+    disk refuses wait, and are written with the next one.
     """
 
     def __init__(self, path: Path, fields: Iterable[str], resume_step: int | None = None) -> None:
         self.path, self.fields = path, tuple(fields)
-        self._file: IO[str] | None = None
-        kept = []
+        self._file: FileIO | None = None
+        self._waiting = b""
+        kept: list[Row] = []
         if resume_step is not None:
             kept = [row for row in read_csv(path, ("step",)) if (row["step"] or 0) <= resume_step]
-        # Written beside and moved into place: a crash here must not cost the log of the steps before.
-        temporary = path.with_name(f".{path.name}.tmp")
+        rows = [self.fields, *([_cell(row.get(name)) for name in self.fields] for row in kept)]
         try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(self.fields)
-                csv.writer(file).writerows([_cell(row.get(name)) for name in self.fields] for row in kept)
-            os.replace(temporary, path)
-            self._file = path.open("a", newline="", encoding="utf-8")
+            checkpoint.write_text(path, _as_csv(rows))
+            self._file = FileIO(path, "a")
         except OSError as error:
             raise _cannot_log(path, error) from error
-        self._writer = csv.writer(self._file)
 
     def write(self, row: Row) -> None:
+        """Append a row. Raises SACError while the disk refuses."""
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
+        self._waiting += _as_csv([[_cell(row.get(name)) for name in self.fields]]).encode()
         try:
-            self._writer.writerow([_cell(row.get(name)) for name in self.fields])
-            self._file.flush()
+            self._push(self._file)
         except OSError as error:
             raise _cannot_log(self.path, error) from error
 
+    def _push(self, file: FileIO) -> None:
+        while self._waiting:  # a disk that becomes full may take a part
+            self._waiting = self._waiting[file.write(self._waiting) :]
+
     def flush(self) -> None:
-        """Bring what was written to the disk: a checkpoint must not survive a power cut that its log does not."""
+        """Bring all rows to the disk: a checkpoint must not survive a power cut that its log does not.
+
+        Raises CheckpointError where it refuses.
+        """
         if self._file is not None:
             try:
+                self._push(self._file)
                 os.fsync(self._file.fileno())
             except OSError as error:
-                raise _cannot_log(self.path, error) from error
+                raise CheckpointError(str(_cannot_log(self.path, error))) from error
 
     def close(self) -> None:
         if self._file is not None:
             with suppress(OSError):  # a full disk was reported when the row was written
+                self._push(self._file)
+            with suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+def _as_csv(rows: Iterable[Iterable[str]]) -> str:
+    text = StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def _cell(value: float | int | None) -> str:
@@ -102,9 +118,7 @@ def _cell(value: float | int | None) -> str:
 
 
 def _cannot_log(path: Path, error: OSError) -> SACError:
-    return SACError(
-        f"cannot write the log {path} ({error.strerror or error}); free some space and resume the run."
-    )
+    return SACError(f"cannot write the log {path} ({error.strerror or error}): free some space")
 
 
 def read_csv(path: Path, needed: Iterable[str] = ()) -> list[Row]:
@@ -161,6 +175,7 @@ class RunLogger:
     ) -> None:
         self.display = display
         self._trackers: list[Tracker] = []
+        self._refused: set[CSVLog] = set()
         if wandb:  # first, because it may refuse
             self._trackers.append(WandbTracker(wandb, run, settings or {}))
         self._progress = CSVLog(run / "progress.csv", PROGRESS_FIELDS, resume_step)
@@ -175,20 +190,31 @@ class RunLogger:
         if metrics is not None:
             numbers = metrics.as_dict()
             row = {**row, **numbers, "entropy": -numbers["log_prob_mean"]}
-        self._progress.write(row)
+        self._write(self._progress, row)
         self.display.row(row)
         self._track(row, _PROGRESS_TAGS)
 
     def episode(self, episode: int, step: int, total: float, length: int) -> None:
         row: Row = {"episode": episode, "step": step, "return": total, "length": length}
-        self._episodes.write(row)
+        self._write(self._episodes, row)
         self._track(row, {"return": "episode/return", "length": "episode/length"})
 
     def evaluation(self, row: Row, is_best: bool) -> None:
         """One deterministic evaluation: `row` holds EVALUATION_FIELDS."""
-        self._evaluations.write(row)
+        self._write(self._evaluations, row)
         self.display.evaluation(row, is_best)
         self._track(row, {"mean": "evaluation/mean", "std": "evaluation/std"})
+
+    def _write(self, log: CSVLog, row: Row) -> None:
+        """A row that the disk refuses ends no run; it is told once, until the disk takes the rows that wait."""
+        try:
+            log.write(row)
+        except SACError as error:
+            if log not in self._refused:
+                self.display.message(f"{error}; training goes on, and its rows wait")
+            self._refused.add(log)
+        else:
+            self._refused.discard(log)
 
     def _track(self, row: Row, tags: dict[str, str]) -> None:
         values = {tag: row[name] for name, tag in tags.items() if row.get(name) is not None}

@@ -14,6 +14,7 @@ segments that it names. So what has its final name is whole, and the checkpoint 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -42,6 +43,7 @@ from sacfast.replay import ReplayBuffer
 
 VERSION = 1
 NAME = re.compile(r"\d+(\.\d+)?")  # of a checkpoint's folder
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a file system without locks says
 
 # A segment of fewer transitions is written anew together with what followed, so that frequent checkpoints do not leave
 # thousands of files.
@@ -103,10 +105,10 @@ class RunFolder:
                 f"{self.path} is being trained by {_holder(holder)}; wait for it to end, or stop it (it saves "
                 "itself); if it is gone, delete run.lock there."
             ) from None
-        except NotImplementedError:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise SACError(f"cannot lock {self.path} ({error.strerror}); is it writable?") from error
             warnings.warn(f"{self.path} is on a file system without locks: run it only once", stacklevel=3)
-        except OSError as error:
-            raise SACError(f"cannot lock {self.path} ({error.strerror}); is it writable?") from error
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
             with suppress(OSError):  # on a full disk, say: the lock holds without it
@@ -139,7 +141,7 @@ class RunFolder:
             )
             raise CheckpointError(
                 f"cannot write the checkpoint of step {step:,} in {self.path} ({error.__cause__ or error}); {earlier}: "
-                "free some space and resume"
+                "free some space"
             ) from error
         for clear in (self._drop_old, self._tidy):
             with suppress(OSError):  # what cannot be deleted now goes the next time

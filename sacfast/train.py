@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import itertools
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import gymnasium
 import torch
 import tyro
-from gymnasium.vector import VectorEnv, VectorWrapper
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from sacfast import native
 from sacfast.agent import SACAgent
@@ -30,24 +25,14 @@ from sacfast.config import SACConfig, TrainConfig
 from sacfast.cores import physical_cores
 from sacfast.display import say
 from sacfast.engines import Engine
-from sacfast.envs import (
-    check_spaces,
-    env_name,
-    flattened,
-    make_env,
-    normalising_wrappers,
-    observation_size,
-    same_environment,
-    usable,
-)
-from sacfast.errors import SACError, first_line, raised
+from sacfast.envs import env_name, flattened, normalising_wrappers, same_environment
+from sacfast.errors import SACError, raised
+from sacfast.pilot import DivergedError
 from sacfast.run_folder import RunFolder, resume_command, write_json
 from sacfast.runs import GIVEN, check_resume, given_environments, read_config
+from sacfast.sources import AnyEnv, EnvSource, check_alike, environments
 from sacfast.trainer import Trainer, TrainingInterrupted
-from sacfast.vector import close_env, is_vector, make_vector_env, vectorise
-
-AnyEnv = gymnasium.Env | VectorEnv
-EnvSource = AnyEnv | Callable[[], AnyEnv] | None
+from sacfast.vector import close_env
 
 
 def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: EnvSource = None) -> Path:
@@ -63,8 +48,9 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
     To resume a run in Python, take its settings over: train(parse(["--resume", RUN])), with the same `env` and
     `eval_env`; without those that it was given before it is refused.
 
-    Raises SACError for anything the user can put right, TrainingInterrupted after SIGINT or SIGTERM; in both
-    cases what was learned has been saved. A third SIGINT ends even an environment that hangs.
+    Raises SACError for anything the user can put right, TrainingInterrupted after SIGINT or SIGTERM. What was learned
+    has been saved then, unless saving is what failed, or the policy's numbers are no longer finite. A third SIGINT ends
+    even an environment that hangs.
     """
     config = config or TrainConfig()
     given = tuple(name for name, source in (("env", env), ("eval_env", eval_env)) if source is not None)
@@ -77,8 +63,8 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
     owned: list[AnyEnv] = []
     with ExitStack() as stack:
         stack.callback(_close, owned)
-        name, training, evaluation = _environments(config, env, eval_env, owned)
-        _check_alike(training, evaluation)
+        name, training, evaluation = environments(config, env, eval_env, owned)
+        check_alike(training, evaluation)
         if env is not None:
             config = dataclasses.replace(config, env=name)
             if saved is not None:
@@ -102,21 +88,6 @@ def _check_given(run: Path, given: Sequence[str]) -> None:
         raise SACError(
             f"{run} was trained with {' and '.join(f'{name}=' for name in missing)}, which only your program can "
             f"make; to go on: {resume_command(run, before)}"
-        )
-
-
-def _check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
-    """Raise SACError where what was learned in one environment has no meaning in the other."""
-    bounds = check_spaces(training), check_spaces(evaluation)
-    dims = [observation_size(env) for env in (training, evaluation)]
-    if dims[0] != dims[1]:
-        raise SACError(
-            f"training observes {dims[0]} numbers and evaluation {dims[1]}; give eval_env the same wrappers as env."
-        )
-    if not bounds[0].nearly(bounds[1]):
-        ours, theirs = (f"[{each.low.tolist()}, {each.high.tolist()}]" for each in bounds)
-        raise SACError(
-            f"training has actions in {ours} and evaluation in {theirs}; give eval_env the same wrappers as env."
         )
 
 
@@ -163,9 +134,7 @@ def _make_trainer(
     if folder is None:
         folder = RunFolder(_new_folder(config), config.keep_checkpoints)
         stack.enter_context(folder.locked())
-    settings = dataclasses.replace(config, resume=None).to_dict()
-    write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
-    _advise(config, env, eval_env, agent)
+    _advise(config, env, eval_env, agent, given)
     count = getattr(env, "num_envs", 1)
     times = f" x {count}" if count > 1 else ""
     say(
@@ -173,11 +142,22 @@ def _make_trainer(
         f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
         f"run folder: {folder.path}"
     )
-    return Trainer(config, agent, env, eval_env, folder, resumed, given)
+    trainer = Trainer(config, agent, env, eval_env, folder, resumed, given)
+    # Once nothing is refused any more: a resumed run would keep settings that it never had.
+    settings = dataclasses.replace(config, resume=None).to_dict()
+    write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
+    return trainer
 
 
-def _advise(config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, agent: SACAgent) -> None:
+def _advise(
+    config: TrainConfig, env: AnyEnv, eval_env: AnyEnv, agent: SACAgent, given: Sequence[str]
+) -> None:
     """Print what the user may not have expected of these settings and environments, a line each."""
+    count = getattr(env, "num_envs", 1)
+    if "env" in given and config.make_kwargs:
+        say("make_kwargs is not used: it is for environments made by their name, and env= gives one")
+    if config.num_envs not in (1, count):
+        say(f"num_envs={config.num_envs} is not used: env= gives a vector of {count}")
     note, sac, engine, action_dim = flattened(eval_env), config.sac, agent.engine, agent.action_dim
     if note is not None:
         say(f"{config.env}: {note}")
@@ -222,90 +202,6 @@ def _nothing_done(config: TrainConfig, given: tuple[str, ...]) -> str:
     if config.resume is None:
         return "interrupted before the first step; there is nothing to resume"
     return f"interrupted before the first step; to go on: {resume_command(Path(config.resume), given)}"
-
-
-def _environments(
-    config: TrainConfig, source: EnvSource, eval_source: EnvSource, owned: list[AnyEnv]
-) -> tuple[str, AnyEnv, AnyEnv]:
-    """The name of the environment, what to train on and what to evaluate on; `owned` gets those made here."""
-
-    def own(env: Any) -> Any:
-        if not any(env is each for each in owned):  # a function may give the same one twice
-            owned.append(env)
-        return env
-
-    def given(source: Any) -> Any:
-        """What the caller passed, or what the function that the caller passed makes, fit for SAC."""
-        if isinstance(source, (str, gymnasium.Env)) or is_vector(source):
-            return _fit(source)
-        return _fit(own(source()))
-
-    if source is None:
-        training = own(make_vector_env(config.env, config.num_envs, config.vector, **config.make_kwargs))
-        again = make_env(config.env, **config.make_kwargs) if eval_source is None else None
-        return config.env, training, given(eval_source) if again is None else own(again)
-    made: Any = source
-    first = training = given(source)
-    ours = bool(owned)
-    spare = None
-    if config.num_envs > 1 and not is_vector(first):
-        if not ours or config.vector == "envpool":
-            raise SACError(
-                f"num_envs={config.num_envs} with vector={config.vector!r} needs more environments than the one "
-                "in env=; pass a function that makes it, and vector='sync' or 'async'."
-            )
-        training = own(vectorise(lambda: _fit(made()), config.num_envs, config.vector))
-        _check_apart([first, *getattr(training, "envs", [])])
-        spare = first
-    if eval_source is not None:
-        return env_name(first), training, given(eval_source)
-    return env_name(first), training, spare or (given(source) if ours else own(_second(first)))
-
-
-def _check_apart(envs: Sequence[Any]) -> None:
-    if any(same_environment(*pair) for pair in itertools.combinations(envs, 2)):
-        raise SACError(
-            f"env= returned the same {env_name(envs[0])} twice; the function must make a new environment each time."
-        )
-
-
-def _fit(env: Any) -> Any:
-    if isinstance(env, str):
-        raise SACError(
-            f"{env!r} is a name and no environment: name the one to train on in TrainConfig(env=...), make others by "
-            "gymnasium.make."
-        )
-    if not is_vector(env):
-        return usable(env)
-    check_spaces(env)
-    return env
-
-
-def _second(env: AnyEnv) -> AnyEnv:
-    """Another environment like one that the caller made."""
-    bare = env
-    while type(bare) is RecordEpisodeStatistics:
-        bare = bare.env
-    spec = getattr(env, "spec", None)
-    # The specification of a vector says nothing of the wrappers around it.
-    if isinstance(bare, VectorWrapper) or not isinstance(spec, gymnasium.envs.registration.EnvSpec):
-        raise SACError(
-            f"env={env} was not made by gymnasium.make, so no second one can be made for evaluation; "
-            "pass a function that makes it instead, or eval_env as well (eval_env=env where there is only one)."
-        )
-    spec = copy.deepcopy(spec)
-    for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # what gymnasium.make_vec leaves there
-        spec.kwargs.pop(name, None)
-    try:
-        return usable(gymnasium.make(spec))
-    except SACError:
-        raise
-    # A wrapper that does not record its arguments leaves Gymnasium none; a constructor may raise anything.
-    except Exception as error:
-        raise SACError(
-            f"no second {env_name(env)} can be made for evaluation ({first_line(error)}); pass a "
-            "function that makes it instead, or eval_env as well."
-        ) from error
 
 
 def _check_writable(out: Path) -> None:
@@ -410,14 +306,21 @@ def _parse_each(arguments: list[str] | None) -> list[TrainConfig]:
     return [TrainConfig.from_dict({**chosen, "seed": seed}) for seed in seeds or (chosen["seed"],)]
 
 
-def _train_each(configs: list[TrainConfig]) -> None:
-    """One run after another and, of several, a picture of all: in OUT, since OUT/ENV holds runs alone."""
+def _train_each(configs: list[TrainConfig]) -> bool:
+    """One run after another and, of several, a picture of all: in OUT, since OUT/ENV holds runs alone.
+
+    Whether all were made to their end: a seed that diverges is told, and the others are made.
+    """
     runs: list[Path] = []
-    for config in configs:
+    for i, config in enumerate(configs):
         try:
             runs.append(train(config))
-        except (KeyboardInterrupt, SACError):
-            waiting = [other.seed for other in configs[len(runs) + 1 :]]
+        except DivergedError as error:
+            if len(configs) == 1:
+                raise
+            print(f"error: seed {config.seed}: {error}", file=sys.stderr)
+        except BaseException:
+            waiting = [other.seed for other in configs[i + 1 :]]
             if waiting:
                 with suppress(OSError):  # of a terminal that was closed
                     print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)
@@ -427,6 +330,7 @@ def _train_each(configs: list[TrainConfig]) -> None:
             runs, Path(configs[0].out), f"comparison-{runs[0].parent.name}-{runs[0].name}"
         )
         say(f"comparison of the runs: {' '.join(map(str, files))}")
+    return len(runs) == len(configs)
 
 
 def _spaced(seeds: Iterable[int]) -> str:
@@ -435,7 +339,7 @@ def _spaced(seeds: Iterable[int]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     try:
-        _train_each(_parse_each(arguments))
+        complete = _train_each(_parse_each(arguments))
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -444,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "interrupted", file=sys.stderr)
         return 130
-    return 0
+    return 0 if complete else 2
 
 
 if __name__ == "__main__":

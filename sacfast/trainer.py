@@ -39,7 +39,7 @@ from sacfast.learner import Learner
 from sacfast.logger import RunLogger
 from sacfast.pilot import DivergedError, Pilot
 from sacfast.plotting import plot_run
-from sacfast.run_folder import Counters, RunFolder, quoted, resume_command
+from sacfast.run_folder import Counters, RunFolder, quoted, resume_command, write_json
 from sacfast.stop import StopRequest
 
 
@@ -167,7 +167,7 @@ class Trainer:
             if self._due(config.eval_every, before):
                 self._evaluate()
             if self._due(config.checkpoint_every, before) and self.at.step < config.steps:
-                self._save_last()
+                self._save_on_the_way()
             self._stopwatch.lap("log")
 
     def _due(self, every: int, since: int) -> bool:
@@ -256,7 +256,7 @@ class Trainer:
             except ScoringStopped:
                 return
             self._warn_of_endless_episodes(score)
-            is_best = self.judge.is_best(score.mean)
+            is_best = self.judge.is_best(score.mean) and self._keep(score)
             row: Row = {
                 "step": self.at.step,
                 "mean": score.mean,
@@ -266,8 +266,6 @@ class Trainer:
                 "episodes": len(score.returns),
                 "mean_length": sum(score.lengths) / len(score.lengths),
             }
-            if is_best:
-                self.judge.keep(score)
             self.logger.evaluation(row, is_best)
             self.at.evaluated_step = self.at.step
             if self._shared:
@@ -276,6 +274,15 @@ class Trainer:
                 self.collector.begin(following, self.at.step)
                 self._within_step = False
 
+    def _keep(self, score: Evaluation) -> bool:
+        """Whether best.safetensors holds the policy that was scored; a disk that refuses it ends no run."""
+        try:
+            self.judge.keep(score)
+        except CheckpointError as error:
+            self.display.message(f"{error}; training goes on, without this policy as its best")
+            return False
+        return True
+
     def _warn_of_endless_episodes(self, score: Evaluation) -> None:
         if max(score.lengths) >= MAX_EPISODE_STEPS and self.at.evaluated_step == 0:
             self.display.message(
@@ -283,6 +290,13 @@ class Trainer:
                 "gymnasium.make's max_episode_steps sets one (--make-kwargs '{\"max_episode_steps\": 1000}'), and "
                 "fewer --eval-episodes take less time"
             )
+
+    def _save_on_the_way(self) -> None:
+        """A checkpoint that the disk refuses ends no run: what is learned is in memory, and the next one holds it."""
+        try:
+            self._save_last()
+        except CheckpointError as error:
+            self.display.message(f"{error}; training goes on until the next checkpoint")
 
     def _save_last(self) -> str | None:
         """Returns the obstacle to having the environments' state, if there was one."""
@@ -330,28 +344,41 @@ class Trainer:
         """Leave the time spent inside out of the rates."""
         begin = perf_counter()
         self.display.phase(phase)
-        yield
-        seconds = perf_counter() - begin
-        then, step, updates = self._mark
-        self._mark = (then + seconds, step, updates)
-        self._stopwatch.skip()
-        self._enter_phase()
+        try:
+            yield
+        finally:
+            seconds = perf_counter() - begin
+            then, step, updates = self._mark
+            self._mark = (then + seconds, step, updates)
+            self._stopwatch.skip()
+            self._enter_phase()
 
     def _enter_phase(self) -> None:
         self.display.phase("random actions" if self.at.step < self.config.learning_starts else "training")
 
     def _finish(self) -> None:
-        """Save; at the end of the run also evaluate, score the best policy on fresh starts, and draw."""
+        """Save; at the end of the run also evaluate, score the best policy on fresh starts, and draw.
+
+        Raises CheckpointError where the disk refuses the checkpoint, once the score is told.
+        """
         if self.stop.signum is None:
             if self.at.logged_step != self.at.step:
                 self._log()
             if self.at.evaluated_step != self.at.step:
                 self._evaluate()
-        self._save_last()
+        refusal: CheckpointError | None = None
+        try:
+            self._save_last()
+        except CheckpointError as error:
+            refusal = CheckpointError(f"{error}, then go on: {self.resume_command}")
         self._finished = True
-        if self.stop.signum is None:
-            with suppress(ScoringStopped), self._untimed("scoring"):
-                self._report()
+        try:
+            if self.stop.signum is None:
+                with suppress(ScoringStopped), self._untimed("scoring"):
+                    self._report()
+        finally:
+            if refusal is not None:
+                raise refusal
         if self.stop.signum is not None:
             name = signal.Signals(self.stop.signum).name
             self.display.message(
@@ -360,13 +387,16 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        sentence = self.judge.report()
-        complaint = _draw(self.folder)
-        self.display.close()
-        if complaint is not None:
-            self.display.message(complaint)
-        self.display.message(sentence)
-        self.display.message(f"run folder: {self.folder}")
+        summary, sentence = self.judge.report()
+        try:
+            write_json(self.folder / "summary.json", summary)
+        finally:
+            complaint = _draw(self.folder)
+            self.display.close()
+            if complaint is not None:
+                self.display.message(complaint)
+            self.display.message(sentence)
+            self.display.message(f"run folder: {self.folder}")
 
 
 def _draw(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """The display: a terminal and a pipe show what they are told."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -73,6 +74,18 @@ display.message("lost"), display.row({"step": 10, "updates": 0}), display.close(
 print("lost too", flush=True)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a file that is always full")
+def test_a_full_disk_behind_standard_output_costs_nothing():
+    program = """
+from sacfast.display import Display
+display = Display("Toy", 1000)
+display.message("lost"), display.row({"step": 10, "updates": 0}), display.close()
+print("lost too", flush=True)
+"""
+    with open("/dev/full", "w") as full:
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=120, stdout=full)
 
 
 def test_a_pipe_gets_plain_lines():

@@ -262,3 +262,5 @@ def test_the_commands_errors_are_one_line(run, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+    assert main([str(run), str(run / "p.pt2"), "--checkpoint", "last"]) == 2  # the best would be there
+    assert "has no checkpoint" in capsys.readouterr().err

@@ -32,6 +32,7 @@ ORDER = [
     "runs",
     "export",
     "vector",
+    "sources",
     "collector",
     "tensor_pendulum",
     "diagnostics",

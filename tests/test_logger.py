@@ -1,15 +1,18 @@
 """Logs: CSV files that survive a resume and a torn line, and what TensorBoard and Weights & Biases are told."""
 
+import errno
 import io
 import sys
+from io import FileIO
 
 import pytest
 import torch
 from rich.console import Console
 
+from sacfast import logger as module
 from sacfast.display import Display
 from sacfast.engines import Metrics
-from sacfast.errors import SACError
+from sacfast.errors import CheckpointError, SACError
 from sacfast.logger import CSVLog, RunLogger, read_csv
 
 METRICS = Metrics(torch.arange(7.0) / 3)
@@ -74,6 +77,43 @@ def test_resuming_drops_later_rows_and_a_torn_line(tmp_path):
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(SACError, match=r"cannot write the log .*nowhere.*free some space"):
         CSVLog(tmp_path / "nowhere" / "x.csv", ("step",))
+
+
+class FullDisk(FileIO):
+    """Takes `space` bytes more, and refuses what is beyond."""
+
+    space = 0
+
+    def write(self, data):
+        part = data[: self.space]
+        if not part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.space -= len(part)
+        return super().write(part)
+
+
+def test_rows_that_the_disk_refuses_wait_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FileIO", FullDisk)
+    output, path = io.StringIO(), tmp_path / "episodes.csv"
+    logger = RunLogger(tmp_path, Display("Toy", 200, Console(file=output)), tensorboard=False)
+    disk = logger._episodes._file
+    disk.space = 20  # one row and a part of the second
+    for i in range(4):
+        logger.episode(i, 10 * i, -1.5, 10)
+    assert output.getvalue().count("training goes on, and its rows wait") == 1
+    assert "episodes.csv (No space left on device): free some space" in " ".join(output.getvalue().split())
+    with pytest.raises(CheckpointError, match=r"cannot write the log .*No space left"):
+        logger.flush()
+    disk.space = 1000
+    logger.episode(4, 40, -1.5, 10)
+    assert [row["episode"] for row in read_csv(path)] == [0, 1, 2, 3, 4]
+    disk.space = 0
+    logger.episode(5, 50, -1.5, 10)
+    assert output.getvalue().count("training goes on, and its rows wait") == 2
+    disk.space = 1000
+    logger.flush()
+    assert [row["episode"] for row in read_csv(path)] == [0, 1, 2, 3, 4, 5]
+    logger.close()
 
 
 def test_run_logger_writes_every_file_and_the_events(tmp_path):

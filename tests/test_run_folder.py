@@ -189,6 +189,21 @@ def test_a_folder_without_a_checkpoint_or_of_an_earlier_version(tmp_path):
     assert policy_file(tmp_path, "last") == tmp_path / "last.safetensors"
 
 
+@pytest.mark.parametrize(("code", "known"), [(errno.ENOLCK, True), (errno.EROFS, False)])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, code, known):
+    def refuse(self):
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(run_folder.filelock.FileLock, "acquire", refuse)
+    told = (
+        pytest.warns(UserWarning, match="without locks: run it only once")
+        if known
+        else pytest.raises(SACError, match=r"cannot lock .* \(refused\); is it writable\?")
+    )
+    with told, RunFolder(tmp_path).locked():
+        pass
+
+
 def test_the_lock_says_who_has_it(tmp_path):
     with RunFolder(tmp_path).locked():
         words = (

@@ -153,6 +153,7 @@ def test_a_damaged_log_is_one_sentence_on_resuming(tmp_path, capsys, damage, wor
     assert_one_error_line(error)
     assert f"the log {log}" in error
     assert words in error
+    assert json.loads((run / "config.json").read_text())["steps"] == 60  # what was refused leaves nothing
 
 
 def test_unregistered_environments_and_their_mistakes(tmp_path):
@@ -168,6 +169,29 @@ def test_unregistered_environments_and_their_mistakes(tmp_path):
 
     with pytest.raises(SACError, match=r"Buttons has actions Discrete\(3\)"):
         train(small(tmp_path), env=Buttons)
+
+
+def test_a_robot_that_is_no_environment(tmp_path):
+    class Robot:
+        def reset(self): ...
+        def step(self, action): ...
+
+    for source in (Robot(), Robot):
+        with pytest.raises(
+            SACError, match=r"env= gave a Robot, which is no gymnasium\.Env; derive its class"
+        ):
+            train(small(tmp_path), env=source)
+    with pytest.raises(SACError, match="env= gave a NoneType"):
+        train(small(tmp_path), env=lambda: None)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_settings_that_an_environment_given_in_python_does_not_have_are_told(tmp_path, capsys):
+    options = {"num_envs": 3, "make_kwargs": {"render_mode": None}, "steps": 60, "eval_every": 0}
+    train(small(tmp_path, **options), env=gymnasium.make_vec("Pendulum-v1", 2))
+    said = capsys.readouterr().out
+    assert "make_kwargs is not used" in said
+    assert "num_envs=3 is not used: env= gives a vector of 2" in said
 
 
 def test_a_wrapper_that_keeps_its_arguments_to_itself(tmp_path):

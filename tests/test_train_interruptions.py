@@ -18,6 +18,7 @@ from training_runs import (
     Faulty,
     WithState,
     assert_one_error_line,
+    assert_same_run,
     counters_of,
     described,
     only_run,
@@ -160,24 +161,23 @@ def test_a_fault_while_random_actions_are_scored_is_one_sentence(tmp_path):
         train(config, env=Clockwork, eval_env=environment)
 
 
-def test_a_best_policy_that_cannot_be_written_leaves_the_rest_saved(tmp_path, monkeypatch):
-    real = trainer.SACAgent.save
+def test_a_best_policy_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys):
+    save, refused = trainer.SACAgent.save, []
 
-    def save(self, path, **options):
-        if path.name == "best.safetensors":
+    def save_but_once(self, path, **options):
+        if path.name == "best.safetensors" and not refused:
+            refused.append(path)
             raise checkpoint.CheckpointError("cannot write best.safetensors (access is denied)")
-        real(self, path, **options)
+        save(self, path, **options)
 
-    monkeypatch.setattr(trainer.SACAgent, "save", save)
-    config = small(tmp_path, eval_every=120, checkpoint_every=100)
-    with pytest.raises(SACError, match="access is denied"):
-        train(config)
-    counters = counters_of(only_run(config))
-    assert (counters["step"], counters["best"], counters["evaluated_step"]) == (120, None, 0)
-    monkeypatch.setattr(trainer.SACAgent, "save", real)
-    run = train(dataclasses.replace(config, resume=str(only_run(config))))
+    monkeypatch.setattr(trainer.SACAgent, "save", save_but_once)
+    run = train(small(tmp_path, eval_every=120))
+    assert (
+        "(access is denied); training goes on, without this policy as its best\n" in capsys.readouterr().out
+    )
     assert [row["step"] for row in read_csv(run / "evaluation.csv")] == [120, 240, 300]
-    assert (run / "best.safetensors").exists()
+    kept = {row["mean"]: row["step"] for row in read_csv(run / "evaluation.csv") if row["step"] > 120}
+    assert checkpoint.read_meta(run / "best.safetensors")["extra"]["step"] == kept[max(kept)]
 
 
 def test_a_reader_that_goes_away_costs_nothing(tmp_path):
@@ -266,28 +266,58 @@ def test_a_policy_of_nan_never_replaces_a_checkpoint(tmp_path, critic_lr, period
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_old_one_intact(
+class Disk:
+    """`checkpoint.save_file`, for a disk that is full in the given writes."""
+
+    def __init__(self, full):
+        self.full, self.writes, self.save_file = full, 0, checkpoint.save_file
+
+    def __call__(self, *arguments, **kwargs):
+        self.writes += 1
+        if self.writes in self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.save_file(*arguments, **kwargs)
+
+
+# Writes number 5, 6, 7: the first after the checkpoints of steps 0 (two, without a segment of nothing) and 100 (three).
+def test_a_checkpoint_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys):
+    undisturbed = train(small(tmp_path, eval_every=0, checkpoint_every=100))
+    monkeypatch.setattr(checkpoint, "save_file", Disk(full=[6]))
+    run = train(small(tmp_path, eval_every=0, checkpoint_every=100))
+    assert (
+        "cannot write the checkpoint of step 200" in (said := capsys.readouterr().out)
+        and "No space left on device); the one of step 100 is intact: free some space; training goes on"
+        in said
+    )
+    assert_same_run(undisturbed, run)
+
+
+def test_the_last_checkpoint_that_cannot_be_written_is_an_error_after_the_score(
     tmp_path, monkeypatch, capsys
 ):
-    real, writes = checkpoint.save_file, []
-
-    def full_disk(*arguments, **kwargs):
-        writes.append(1)
-        if len(writes) > 6:  # a segment, the agent and the arrays; no segment of nothing at step 0
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(*arguments, **kwargs)
-
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint, "save_file", Disk(full=range(6, 100)))
     flags = ["--env", "Pendulum-v1", "--steps", "300", "--learning-starts", "50", "--eval-every", "0"]
     assert main([*FLAGS, *flags, "--checkpoint-every", "100", "--out", str(tmp_path / "runs")]) == 2
-    error = capsys.readouterr().err
-    assert_one_error_line(error)
-    assert "No space left on device" in error and "the one of step 100 is intact" in error
-    assert len(writes) == 7  # it did not insist
+    output = capsys.readouterr()
+    assert_one_error_line(output.err)
     (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
+    assert "No space left on device); the one of step 100 is intact" in output.err
+    assert output.err.endswith(f"free some space, then go on: {resume_command(run)}\n")
+    assert "Pendulum-v1 after 300 steps: " in output.out and "saved step" not in output.out
     assert counters_of(run)["step"] == 100
     monkeypatch.undo()
     assert main(["--resume", str(run)]) == 0
+    assert counters_of(run)["step"] == 300
+
+
+def test_a_summary_that_cannot_be_written_is_an_error_after_the_score(tmp_path, monkeypatch, capsys):
+    def full_disk(path, values):
+        raise SACError(f"cannot write {path}")
+
+    monkeypatch.setattr(trainer, "write_json", full_disk)
+    with pytest.raises(SACError, match=r"cannot write .*summary\.json"):
+        train(small(tmp_path, steps=60, eval_every=0))
+    assert "Pendulum-v1 after 60 steps: " in capsys.readouterr().out
 
 
 def test_a_picture_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):

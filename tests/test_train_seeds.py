@@ -51,11 +51,27 @@ def test_python_asks_for_one_run_at_a_time():
         parse(["--seeds", "3", "4"])
 
 
+def test_a_seed_that_diverges_costs_the_others_nothing(tmp_path, capsys, monkeypatch):
+    def diverging(config):
+        if config.seed == 1:
+            raise DivergedError("the actor holds NaN")
+        return tmp_path / str(config.seed)
+
+    compared = []
+    monkeypatch.setattr(module, "train", diverging)
+    monkeypatch.setattr(module, "plot_comparison", lambda runs, *_: (compared.extend(runs) or runs, []))
+    assert main(["--seeds", "0", "1", "2"]) == 2
+    assert compared == [tmp_path / "0", tmp_path / "2"]
+    assert capsys.readouterr().err == "error: seed 1: the actor holds NaN\n"
+    assert main(["--seeds", "1"]) == 2
+    assert capsys.readouterr().err == "error: the actor holds NaN\n"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
         (TrainingInterrupted(Path(), signal.SIGINT, "..."), 128 + signal.SIGINT, ""),
-        (DivergedError("diverged"), 2, "error: diverged\n"),
+        (SACError("the disk is full"), 2, "error: the disk is full\n"),
     ],
 )
 def test_an_interruption_names_the_seeds_that_were_not_begun(
