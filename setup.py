@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,6 +36,14 @@ def environment_flag(name):
     return module.environment_flag(name)
 
 
+class BuildAnew(build_py):
+    """Without what an earlier build left there: every C++ source that is installed is compiled, deleted ones too."""
+
+    def run(self):
+        shutil.rmtree(Path(self.build_lib) / "sacfast", ignore_errors=True)
+        super().run()
+
+
 class BuildAheadOfTime(build_ext):
     """Compiles with the sources, flags and tools that the first native call would use, every arithmetic path."""
 
@@ -54,9 +63,9 @@ class BuildAheadOfTime(build_ext):
         return {}
 
 
-ahead = {}
+commands, extensions = {"build_py": BuildAnew}, []
 if environment_flag("AOT"):
-    ahead = {"ext_modules": [Extension("sacfast._native", [])], "cmdclass": {"build_ext": BuildAheadOfTime}}
+    commands["build_ext"], extensions = BuildAheadOfTime, [Extension("sacfast._native", [])]
 
 # Setuptools takes every folder for a package, those without Python too.
 csrc = ["sacfast.csrc", *(f"sacfast.csrc.{name}" for name in find_namespace_packages("csrc"))]
@@ -65,5 +74,6 @@ setup(
     packages=[*find_packages(include=["sacfast", "sacfast.*"]), *csrc],
     package_dir={"sacfast.csrc": "csrc"},
     package_data={"sacfast": ["py.typed"], **{name: ["*.cpp", "*.h", "*.cu", "*.cuh"] for name in csrc}},
-    **ahead,
+    ext_modules=extensions,
+    cmdclass=commands,
 )

@@ -64,7 +64,8 @@ struct PolicySpec {
 };
 
 // n observations [n][O]; the noise of the draw (seed, stream, step), or none and the deterministic action.
-// `action` [n][A]. `bad` returns the index of the first observation's number that is not finite, else -1.
+// `action` [n][A]. `bad` returns, on the CPU, the index of the first observation's number that is not finite,
+// else -1.
 struct PolicyCall {
   ObsStatistics statistics;
   const float *params, *obs;

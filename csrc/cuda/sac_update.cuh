@@ -34,7 +34,8 @@ class SacUpdate {
   // new combination of pointers, batch size, number of updates and which of them act.
   //
   // kNotFinite: the batch of an update of an earlier call held a NaN or an infinity. It was not applied, nor
-  // was any after it; call.state is set back to that update, and nothing of this call is enqueued.
+  // was any after it; call.state is set back to that update, for which it waits, and nothing of this call is
+  // enqueued.
   virtual Result run(UpdateCall& call, void* workspace, void* stream) = 0;
 
   // The same as kNotFinite above, without updates, once those enqueued so far have ended.

@@ -1,5 +1,6 @@
 // One SAC update (arXiv:1812.05905, algorithm 1; sacfast/engines/reference.py is the readable version) as a
-// line of phases, each one launch that uses the whole GPU:
+// line of phases, each one launch that uses the whole GPU (Adam's steps have one more where large batches are
+// split):
 //
 //   gather             batch -> (s, a), (s', .), (s, .)
 //   forward            hidden layers of pi(s'), pi(s), Q_1(s, a), Q_2(s, a): one launch per layer

@@ -32,7 +32,7 @@ WIDEST_POLICY = 6144  # numbers of a layer that CudaPolicy has room for twice in
 
 
 class CudaEngine(NativeEngine):
-    """SAC as one CUDA graph per `train`, on PyTorch's current stream.
+    """SAC as CUDA graphs of up to 32 updates, on PyTorch's current stream.
 
     Precision "float32" computes with float32 FMA; "tf32" and "bf16" use the matrix units, which round what they
     multiply to 11 and 8 bits and add in float32. Adam, targets and losses are float32 in all of them.

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -118,13 +118,16 @@ class Builder:
     def cached(self) -> tuple[Path, Record] | None:
         """The built extension; None if there is none, it is damaged, or it lacks CUDA and today's nvcc was not tried.
 
-        Where there is no compiler, whatever any compiler built is taken, with CUDA if possible.
+        Where there is no compiler, whatever any compiler built is taken, with CUDA if possible, without it if not.
         """
         if self.cache is None:
             return None
         key = self.key()
         if key.endswith(NO_COMPILER):
-            names = sorted(self.cache.glob(key.removesuffix(NO_COMPILER) + "?" * 8))
+            keys = {key, replace(self, archs=[]).key()}  # the latter is of an image built without a GPU
+            names = sorted(
+                name for each in keys for name in self.cache.glob(each.removesuffix(NO_COMPILER) + "?" * 8)
+            )
             built = [(path, record) for path in names if (record := Record.read(path))]
             return max(built, key=lambda pair: len(pair[1].cuda_archs), default=None)
         record = Record.read(directory := self.cache / key)

@@ -106,7 +106,7 @@ def find_compiler() -> list[str]:
 
 def find_ninja() -> str:
     """The executable of the `ninja` package, else the one on PATH."""
-    with suppress(ImportError):
+    with suppress(ImportError, AttributeError):  # a folder of that name passes for a package
         import ninja
 
         bundled = Path(ninja.BIN_DIR) / "ninja"

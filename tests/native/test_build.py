@@ -88,6 +88,8 @@ def test_cached_build_is_used_without_a_compiler(fresh, builder, monkeypatch, ca
     assert fresh.status().path == directory / LIBRARY
     assert fresh.load() and fresh._process.found == (directory, record)
     assert capfd.readouterr().err == ""
+    builder.archs = ["9.0"]  # built without a GPU, run on one
+    assert builder.cached() == (directory, record)
     (builder.root / "new.h").write_text("// another version of the sources")
     assert builder.cached() is None
 
