@@ -173,9 +173,12 @@ TABLES: dict[str, list[Job]] = {
         *(job for env in ABLATED for job in searched(env, 50_000, TRIED_LONG_BEFORE)),
     ],
     "fresh": [
-        job
-        for env in ("HalfCheetah-v5", "Hopper-v5", "Pusher-v5", "Walker2d-v5")
-        for job in searched(env, 50_000 if env == "Pusher-v5" else 100_000, CANDIDATES, FRESH_SEEDS)
+        *(
+            job
+            for env in ("HalfCheetah-v5", "Hopper-v5", "Pusher-v5", "Walker2d-v5")
+            for job in searched(env, 50_000 if env == "Pusher-v5" else 100_000, CANDIDATES, FRESH_SEEDS)
+        ),
+        *searched("Hopper-v5", 300_000, {name + FRESH: DEFAULTS[name] for name in DEFAULTS}, range(3, 6)),
     ],
     "gpu-search": [
         *searched(

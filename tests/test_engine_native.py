@@ -179,6 +179,24 @@ def test_networks_see_normalised_observations(obs_dtype):
     check_normalizer(functools.partial(theirs, engine="native"), theirs)
 
 
+def test_a_batch_in_any_layout():
+    """Columns of a larger tensor, and one that is stored by columns."""
+    ours, twin = make_agent(engine="native"), make_agent(engine="native")
+    batch, noise = draw(twin, twin.state, 40)
+    wide = torch.cat([batch.obs, batch.next_obs], 1)
+    strided = Batch(
+        wide[:, :5],
+        batch.action.T.contiguous().T,
+        torch.stack([batch.reward] * 2, 1)[:, 0],
+        wide[:, 5:],
+        batch.terminated,
+    )
+    assert strided.action.stride() == (1, 40) and strided.reward.stride() == (2,)
+    ours.engine.update(ours.state, strided, noise)
+    twin.engine.update(twin.state, batch, noise)
+    assert state_bytes(ours.state) == state_bytes(twin.state)
+
+
 def test_the_update_has_the_agents_settings():
     check_settings(functools.partial(make_agent, engine="native"), make_agent)
 

@@ -145,6 +145,16 @@ def scalars(folder):
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def test_events_of_steps_that_are_taken_again_are_dropped(tmp_path):
+    for resume_step, steps in ((None, (100, 200, 300)), (100, (200,))):
+        display = Display("Toy", 200, Console(file=io.StringIO()))
+        logger = RunLogger(tmp_path, display, resume_step=resume_step)
+        for step in steps:
+            logger.evaluation({**EVALUATION, "step": step, "mean": step + float(resume_step or 0)}, False)
+        logger.close()
+    assert scalars(tmp_path)["evaluation/mean"] == [(100, 100), (200, 300)]
+
+
 def test_before_the_first_update_metrics_are_empty_and_events_are_optional(tmp_path):
     logger = RunLogger(tmp_path, Display("Toy", 200, Console(file=io.StringIO())), tensorboard=False)
     logger.progress(ROW, None)

@@ -74,6 +74,22 @@ def test_actions_are_kept_in_unit_bounds_and_given_back_in_the_environments():
     buffer.push(np.zeros(3), np.array([1.0, 10.0]), 0.0, np.zeros(3), False)
     assert buffer.sample_batch(1, KEY).action.tolist() == [[0.5, 1.0]]
     assert buffer.sample(1)[1].tolist() == [[1.0, 10.0]]
+    for beyond, within in (([9.0, 11.0], [1.0, 1.0]), ([-9.0, -1.0], [-1.0, -1.0])):
+        buffer.push(
+            np.zeros(3, np.float32), np.array(beyond, np.float32), 0.0, np.zeros(3, np.float32), False
+        )
+        assert buffer.segment()["action"][-1].tolist() == within
+
+
+def test_what_sample_draws_goes_on_after_a_restore():
+    source, copy = ReplayBuffer(100, seed=3), ReplayBuffer(100)
+    for i in range(100):
+        source.push(*transition(i))
+    first = source.sample(20)[2]
+    copy.restore([source.segment()], source.counters())
+    second = source.sample(20)[2]
+    np.testing.assert_array_equal(copy.sample(20)[2], second)
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("capacity", [7, 20, 4])
