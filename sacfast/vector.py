@@ -372,9 +372,8 @@ def close_env(env: gymnasium.Env | VectorEnv) -> None:
     bare: Any = getattr(env, "unwrapped", env)
     if type(bare) is SyncVectorEnv and not bare.closed:
         bare.closed = True  # its own closing would stop at the first that raises
-        with (
-            ExitStack() as stack
-        ):  # closes in reverse, and the last error is what is raised: the first environment's
+        # Callbacks run in reverse, and the last error is the one raised: the first environment's.
+        with ExitStack() as stack:
             for each in (env, *bare.envs):
                 stack.callback(each.close)
         return
