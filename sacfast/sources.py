@@ -26,13 +26,14 @@ def environments(
     """The name of the environment, what to train on and what to evaluate on; `owned` gets those made here."""
 
     def own(env: Any) -> Any:
-        if not any(env is each for each in owned):  # a function may give the same one twice
+        known = any(env is each for each in owned)  # a function may give the same one twice
+        if not known and _is_environment(env):
             owned.append(env)
         return env
 
     def given(source: Any) -> Any:
         """What the caller passed, or what the function that the caller passed makes, fit for SAC."""
-        if isinstance(source, gymnasium.Env) or is_vector(source) or not callable(source):
+        if _is_environment(source) or not callable(source):
             return _fit(source)
         return _fit(own(source()))
 
@@ -71,14 +72,18 @@ def _fit(env: Any) -> Any:
             f"{env!r} is a name and no environment: name the one to train on in TrainConfig(env=...), make others by "
             "gymnasium.make."
         )
-    if is_vector(env):
-        check_spaces(env)
-        return env
-    if not isinstance(env, gymnasium.Env):
+    if not _is_environment(env):
         raise SACError(
             f"env= gave a {type(env).__name__}, which is no gymnasium.Env; derive its class from that."
         )
-    return usable(env)
+    if not is_vector(env):
+        return usable(env)
+    check_spaces(env)
+    return env
+
+
+def _is_environment(env: Any) -> bool:
+    return isinstance(env, gymnasium.Env) or is_vector(env)
 
 
 def _second(env: AnyEnv) -> AnyEnv:

@@ -171,7 +171,7 @@ def test_unregistered_environments_and_their_mistakes(tmp_path):
         train(small(tmp_path), env=Buttons)
 
 
-def test_a_robot_that_is_no_environment(tmp_path):
+def test_a_robot_that_is_no_environment(tmp_path, capsys):
     class Robot:
         def reset(self): ...
         def step(self, action): ...
@@ -184,6 +184,7 @@ def test_a_robot_that_is_no_environment(tmp_path):
     with pytest.raises(SACError, match="env= gave a NoneType"):
         train(small(tmp_path), env=lambda: None)
     assert not list(tmp_path.rglob("config.json"))
+    assert capsys.readouterr().err == ""
 
 
 def test_settings_that_an_environment_given_in_python_does_not_have_are_told(tmp_path, capsys):
