@@ -121,15 +121,15 @@ def _measured(entry: Entry) -> dict[int, str]:
 
 
 def ablation_table(entries: list[Entry]) -> list[str]:
-    """Of `ablated` entries: one line per variant of the settings, one column per environment, after the step that most
-    of them went up to; one that is not that far has no score.
+    """Of `ablated` entries: one line per variant of the settings, one column per environment, after as many steps for
+    all; one that is not that far has no score.
     """
     environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
     cells: dict[str, dict[str, str]] = {}
     steps = {}
     for env in environments:
         rivals = [entry for entry in entries if entry["env"] == env]
-        steps[env] = min(statistics.multimode(last_step(entry) for entry in rivals))
+        steps[env] = _compared_after(rivals)
         for entry in rivals:
             cells.setdefault(entry["variant"], {})[env] = _mean_and_deviation(_at(entry, steps[env]))
     lines = [
@@ -141,6 +141,15 @@ def ablation_table(entries: list[Entry]) -> list[str]:
             f"| {variant.removesuffix(FRESH)} | {' | '.join(by_env.get(env, NONE) for env in environments)} |"
         )
     return lines
+
+
+def _compared_after(entries: list[Entry]) -> int:
+    """Of the steps at which they ended, the one that most have, the last of these; alone at its end may be one that is
+    not finished.
+    """
+    ends = Counter(last_step(entry) for entry in entries)
+    shared = [step for step, count in ends.items() if count > 1] or list(ends)
+    return max(shared, key=lambda step: (sum(bool(_at(entry, step)) for entry in entries), step))
 
 
 def ablated(entries: list[Entry], device: str, fresh: bool = False) -> list[Entry]:

@@ -147,6 +147,10 @@ def test_another_task_is_shown_but_not_an_ablation_and_other_kernels_are_named(s
     lines = tables.ablation_table([default, longer])
     assert lines[0] == "| settings | Ant-v5, 100,000 steps |"  # as far as both of them went
     assert lines[2:] == ["| default | 1.0 ± 0.0 |", "| tau 0.01 | 1.0 ± 0.0 |"]
+    # Most are longer than one, which all have got past, and one is not finished.
+    unfinished = learning_entry("Ant-v5", [[[50_000, 0.0, 0.0, 1.0]]] * 3, variant="begun")["extra_info"]
+    several = [default, default, longer, longer, longer, unfinished]
+    assert tables.ablation_table(several)[0] == "| settings | Ant-v5, 100,000 steps |"
     learned = tables.learning_table(tables.shown(entries))
     name = f"sacfast, {tables.AS_ANT_V4}, on 2 cores with avx2"
     assert any(line.startswith(f"| Ant-v5 | {name} | 3 | - | 1.0 ± 0.0 | 2.0 ± 0.0") for line in learned)
