@@ -144,8 +144,8 @@ def ablation_table(entries: list[Entry]) -> list[str]:
 
 
 def _compared_after(entries: list[Entry]) -> int:
-    """Of the steps at which they ended, the one that most have, the last of these; alone at its end may be one that is
-    not finished.
+    """Of the steps where two or more of them end (one that ends alone may not be finished), the last of those that most
+    were evaluated after.
     """
     ends = Counter(last_step(entry) for entry in entries)
     shared = [step for step, count in ends.items() if count > 1] or list(ends)

@@ -292,11 +292,11 @@ class Trainer:
             )
 
     def _save_on_the_way(self) -> None:
-        """A checkpoint that the disk refuses ends no run: what is learned is in memory, and the next one holds it."""
+        """A checkpoint that the disk refuses ends no run: what is learned is in memory, and the next one has it all."""
         try:
             self._save_last()
         except CheckpointError as error:
-            self.display.message(f"{error}; training goes on until the next checkpoint")
+            self.display.message(f"{error}; training goes on, and tries again at the next checkpoint")
 
     def _save_last(self) -> str | None:
         """Returns the obstacle to having the environments' state, if there was one."""
