@@ -23,9 +23,10 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from sacfast.envs import ActionBounds, check_finite, check_spaces, fits_float32
+from sacfast.envs import ActionBounds, check_finite, check_spaces
 from sacfast.envstate import NotCapturable
 from sacfast.errors import ActionNotFinite, SACError, first_line, raised
+from sacfast.requirements import fits_float32
 from sacfast.vector import (
     FAULT,
     RESET,

@@ -21,8 +21,7 @@ from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 
 from sacfast.errors import SACError, raised
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+from sacfast.requirements import FLOAT32_MAX, fits_float32, float32_has
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,18 +286,6 @@ def _describe(space: gymnasium.Space) -> str:
     return text if len(text) <= 60 else type(space).__name__
 
 
-def fits_float32(array: np.ndarray) -> bool:
-    """Whether every entry is a number that float32, in which it is stored, has: no NaN, no infinity, no 1e39."""
-    # A sum of squares is quicker to find than a mask, and bounds each of them; in float32 it may overflow.
-    return float(np.vdot(array, array)) <= FLOAT32_MAX**2 or bool(_held(array).all())
-
-
-def _held(values: Any) -> np.ndarray:
-    """Which of `values` float32 has."""
-    with np.errstate(over="ignore"):
-        return np.isfinite(np.asarray(values).astype(np.float32))
-
-
 def check_finite(env_name: str, step: int, observation: np.ndarray, reward: float = 0.0) -> None:
     """Raise SACError for a reward or an observation [O] with NaN, an infinity, or what float32 makes one, naming the
     first such value.
@@ -307,9 +294,9 @@ def check_finite(env_name: str, step: int, observation: np.ndarray, reward: floa
         return
     where = f"{env_name} returned at step {step}"
     remedy = "that cannot be learned from: check the environment, or clip what it returns in a wrapper."
-    if not _held(reward):
+    if not float32_has(reward):
         raise SACError(f"{where} the reward {_told(reward)}; {remedy}")
-    held = _held(observation)
+    held = float32_has(observation)
     if not held.all():
         i = int(np.argmin(held))
         raise SACError(f"{where} an observation whose entry {i} is {_told(observation[i])}; {remedy}")

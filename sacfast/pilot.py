@@ -11,7 +11,7 @@ from sacfast.agent import SACAgent
 from sacfast.collector import Array
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
-from sacfast.requirements import all_finite
+from sacfast.requirements import fits_float32
 
 
 class DivergedError(SACError):
@@ -37,7 +37,7 @@ class Pilot:
             action = self.agent.select_action(observation[0], evaluate)[None]  # the fastest call of engines
         else:
             action = self.agent.select_action(observation, evaluate)
-        finite = torch.isfinite(action).all() if isinstance(action, Tensor) else all_finite(action)
+        finite = torch.isfinite(action).all() if isinstance(action, Tensor) else fits_float32(action)
         if not finite:
             first = action.reshape(-1, self.agent.action_dim)[0].tolist()
             raise self.diverged(f"the policy's action at step {step} is {first}")

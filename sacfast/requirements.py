@@ -12,6 +12,8 @@ import numpy as np
 
 from .errors import SACError
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def is_whole(value: Any) -> bool:
     """Whether `value` is a whole number: a Python or NumPy integer, not a bool."""
@@ -26,10 +28,16 @@ def whole(value: Any) -> int | None:
         return None
 
 
-def all_finite(array: np.ndarray) -> bool:
-    """Whether no entry is NaN or infinite."""
-    # A sum of squares is quicker to find than a mask, and finite if its terms are, unless it overflows.
-    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+def fits_float32(array: np.ndarray) -> bool:
+    """Whether every entry is a number that float32, in which it is stored, has: no NaN, no infinity, no 1e39."""
+    # A sum of squares is quicker to find than a mask, and bounds each of them; in float32 it may overflow.
+    return float(np.vdot(array, array)) <= FLOAT32_MAX**2 or bool(float32_has(array).all())
+
+
+def float32_has(values: Any) -> np.ndarray:
+    """Which of `values` float32 has."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(np.asarray(values).astype(np.float32))
 
 
 def require_integer(config: Any, name: str, minimum: int) -> None:

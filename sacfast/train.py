@@ -318,12 +318,11 @@ def _train_each(configs: list[TrainConfig]) -> bool:
         except DivergedError as error:
             if len(configs) == 1:
                 raise
-            print(f"error: seed {config.seed}: {error}", file=sys.stderr)
+            _complain(f"error: seed {config.seed}: {error}")
         except BaseException:
             waiting = [other.seed for other in configs[i + 1 :]]
             if waiting:
-                with suppress(OSError):  # of a terminal that was closed
-                    print(f"not begun: --seeds {_spaced(waiting)}", file=sys.stderr)
+                _complain(f"not begun: --seeds {_spaced(waiting)}")
             raise
     if len(runs) > 1:
         files, _ = plot_comparison(
@@ -331,6 +330,11 @@ def _train_each(configs: list[TrainConfig]) -> bool:
         )
         say(f"comparison of the runs: {' '.join(map(str, files))}")
     return len(runs) == len(configs)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # of a terminal that was closed
+        print(text, file=sys.stderr)
 
 
 def _spaced(seeds: Iterable[int]) -> str:

@@ -15,13 +15,13 @@ from sacfast.envs import (
     ActionBounds,
     check_finite,
     check_spaces,
-    fits_float32,
     flattened,
     make_env,
     nearest_names,
     usable,
 )
 from sacfast.errors import SACError
+from sacfast.requirements import fits_float32
 
 VECTOR = Box(-np.inf, np.inf, (3,))
 ACTION = Box(-1.0, 1.0, (2,), np.float32)

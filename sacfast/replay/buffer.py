@@ -17,7 +17,7 @@ from sacfast.ops import Stream, random_key, replay_batch
 from sacfast.ops.launch import find_device
 from sacfast.replay.ring import OBS_TYPES, Ring, Rows, next_rows, segment_rows
 from sacfast.replay.transition import TransitionWriter
-from sacfast.requirements import all_finite, is_whole, require_choice
+from sacfast.requirements import fits_float32, is_whole, require_choice
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 MAX_CAPACITY = 2**29  # a link, 31 bits, names a row or one of up to twice as many slots beside them
@@ -252,7 +252,7 @@ class ReplayBuffer:
         """Raise SACError naming the first of the FIELDS that is wrong."""
         self._check_shapes(columns)
         for name, column in zip(FIELDS, columns, strict=True):
-            if not all_finite(column):
+            if not fits_float32(column):
                 bad = column[~np.isfinite(column)].flat[0]
                 raise SACError(f"{name} holds {bad}: the transition was not stored; check the environment")
         ends = columns[4]
