@@ -154,7 +154,7 @@ TABLES: dict[str, list[Job]] = {
         *(Job(env, 100_000, seed) for env in LARGE if env not in SMALL for seed in SEEDS),
         *searched("Ant-v5", 300_000, {AS_ANT_V4: ANT_V4}),
     ],
-    "million": [Job(env, 1_000_000, seed) for env in LARGE if env not in SMALL for seed in FIVE_SEEDS],
+    "million": [Job(env, 1_000_000, seed) for env in LARGE if env not in SMALL for seed in (*SEEDS, 7, 8)],
     "gpu": [Job(env, 1_000_000, seed, device="cuda", every=50_000) for env in LARGE for seed in FIVE_SEEDS],
     "ablation": [job for env in ABLATED for job in searched(env, 50_000, ROWS)],
     "search": [

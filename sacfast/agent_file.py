@@ -13,7 +13,7 @@ from sacfast import checkpoint, notebook_file
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.envs import ActionBounds
 from sacfast.errors import CheckpointError, SACError
-from sacfast.replay import FIELDS, ReplayBuffer, field_shapes
+from sacfast.replay import ReplayBuffer
 from sacfast.state import SACState
 
 Path = str | os.PathLike
@@ -107,13 +107,16 @@ def _segment(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _replay_shapes(size: int, segment: dict[str, Tensor], state: SACState) -> dict[str, tuple[int, ...]]:
-    """What the tensors of a replay segment must look like; until 0.1.0 they were the FIELDS."""
-    fields = dict(zip(FIELDS, field_shapes(size, state.obs_dim, state.action_dim), strict=True))
-    if "terminated" not in segment:
-        side = segment.get("side", torch.empty(0, device="cpu"))
-        fields = {name: fields[name] for name in ("obs", "action", "reward")}
-        fields |= {"link": (size,), "side": (len(side), state.obs_dim)}
-    return {f"replay.{name}": shape for name, shape in fields.items()}
+    """What the tensors of a replay segment must look like."""
+    side = segment.get("side", torch.empty(0, device="cpu"))
+    shapes = {
+        "obs": (size, state.obs_dim),
+        "action": (size, state.action_dim),
+        "reward": (size,),
+        "link": (size,),
+        "side": (len(side), state.obs_dim),
+    }
+    return {f"replay.{name}": shape for name, shape in shapes.items()}
 
 
 def _check_meta(
@@ -126,8 +129,7 @@ def _check_meta(
         "action_low": bounds.low.tolist(),
         "action_high": bounds.high.tolist(),
     } | _meaning(config)
-    # Where an older file says nothing, it was as in the notebook.
-    theirs = SACConfig.notebook().to_dict() | meta["config"] | meta
+    theirs = meta["config"] | meta
     theirs["hidden_dim"] = list(hidden_widths(meta["config"]["hidden_dim"]))
     if bounds.nearly(ActionBounds(theirs["action_low"], theirs["action_high"])):
         theirs |= {name: ours[name] for name in ("action_low", "action_high")}

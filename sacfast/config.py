@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -230,12 +230,9 @@ class SACConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SACConfig:
-        """Inverse of `to_dict`. Raises SACError for fields it does not know.
-
-        Where there were no such fields yet, everything was as in the notebook.
-        """
+        """Inverse of `to_dict`. Raises SACError for fields it does not know."""
         known_fields(cls, values)
-        return replace(cls.notebook(), **values)
+        return cls(**values)
 
 
 @dataclass(frozen=True)

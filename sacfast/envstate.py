@@ -199,8 +199,8 @@ def _put(target: Any, name: str, value: Any) -> None:
         setattr(target, name, vars(target)[value[_SAME_AS]])
     elif isinstance(value, dict) and _DEQUE in value:
         setattr(target, name, deque(value[_DEQUE], value["maxlen"]))
-    elif isinstance(existing, np.random.Generator) or (isinstance(value, dict) and _GENERATOR in value):
-        state = value.get(_GENERATOR, value)  # the state alone, in older checkpoints
+    elif isinstance(value, dict) and _GENERATOR in value:
+        state = value[_GENERATOR]
         if not isinstance(existing, np.random.Generator):
             existing = np.random.Generator(getattr(np.random, state["bit_generator"])())
             setattr(target, name, existing)

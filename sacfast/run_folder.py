@@ -276,25 +276,24 @@ def latest(run: Path) -> Path:
     folders = complete(run)
     if folders:
         return folders[-1]
-    if (run / "last.safetensors").exists():
-        raise CheckpointError(
-            f"{run} was written by an earlier sacfast (last.safetensors), which this one cannot go on from; its "
-            "policies can be evaluated, and to train further take that version, or start a new run"
-        )
     raise CheckpointError(f"{run} has no checkpoint (in {run / 'checkpoints'}); start a new run")
 
 
 def policy_file(run: Path, which: str) -> Path:
-    """The file of the policy that is "best" or "last". Raises CheckpointError if there is none."""
-    file = run / f"{which}.safetensors"  # last.safetensors: of runs before 0.1.0
-    if file.exists():
-        return file
+    """The file of the policy that is "best" or "last". Raises SACError for another word, CheckpointError if there is
+    none.
+    """
+    if which not in ("best", "last"):
+        raise SACError(f"checkpoint={which!r} must be one of best, last")
+    best = run / "best.safetensors"  # stays when the checkpoints of a finished run are deleted
+    if which == "best" and best.exists():
+        return best
     last = latest(run) / "agent.safetensors"
-    if which == "best":
-        raise CheckpointError(
-            f"{run} has no best policy, since none was evaluated so far; take the last one (--checkpoint last)"
-        )
-    return last
+    if which == "last":
+        return last
+    raise CheckpointError(
+        f"{run} has no best policy, since none was evaluated so far; take the last one (--checkpoint last)"
+    )
 
 
 def _free_name(step: int, taken: dict[str, Any]) -> str:

@@ -13,8 +13,6 @@ import torch
 from sacfast import CheckpointError, SACAgent, SACError, checkpoint, make_engine
 from sacfast.config import SACConfig
 from sacfast.cores import physical_cores
-from sacfast.replay import FIELDS
-from sacfast.replay.ring import segment_rows
 
 
 def make_agent(rows: int = 200, seed: int = 0, hidden_dim=16, **kwargs) -> SACAgent:
@@ -198,10 +196,6 @@ def test_a_checkpoint_carries_the_settings_and_leaves_the_machine_out(tmp_path):
         SACAgent.from_checkpoint(tmp_path / "bf16", engine="reference")
     anywhere = SACAgent.from_checkpoint(tmp_path / "bf16", engine="reference", precision="float32")
     assert same_state(agent, anywhere)
-
-    old = {k: v for k, v in meta["config"].items() if k not in ("precision", "actor_update_period")}
-    checkpoint.write(tmp_path / "old", tensors, {**meta, "config": old})
-    assert SACAgent.from_checkpoint(tmp_path / "old").config.actor_update_period == 1
 
 
 def test_the_seed_decides_everything():
@@ -435,26 +429,6 @@ def test_observations_in_16_bits_are_saved_as_such(tmp_path, obs_dtype):
         other.train(3, 32)
     agent.train(3, 32)
     assert same_state(agent, twin) and same_state(agent, wider)
-
-
-def test_a_checkpoint_with_every_observation_twice_goes_on_as_before(tmp_path):
-    """The replay buffer as it was written until 0.1.0."""
-    agent = make_agent(rows=700)
-    agent.save(tmp_path / "a")
-    tensors, meta = checkpoint.read(tmp_path / "a")
-    segment = {name.removeprefix("replay."): tensor for name, tensor in tensors.items() if "replay." in name}
-    rows, position = segment_rows(segment), meta["replay"]["position"]
-    assert position == 200
-    old = {name: tensor for name, tensor in tensors.items() if "replay." not in name}
-    old |= {f"replay.{name}": getattr(rows, name).float().roll(position, 0) for name in FIELDS}
-    del meta["replay"]["pushed"]
-    del meta["config"]["obs_dtype"]
-    checkpoint.write(tmp_path / "old", old, meta)
-    resumed = SACAgent.from_checkpoint(tmp_path / "old")
-    assert resumed.replay_buffer.pushed == 700
-    for one in (agent, resumed):
-        one.train(5, 32)
-    assert same_state(agent, resumed)
 
 
 def test_storage_on_the_host_learns_the_same():

@@ -126,11 +126,6 @@ def test_hidden_layers_have_one_form_each(hidden_dim, stored, widths):
     assert again == config and hash(again) == hash(config)
 
 
-def test_fields_that_a_file_does_not_have_yet_are_as_in_the_notebook():
-    assert SACConfig.from_dict({}) == SACConfig.notebook()
-    assert SACConfig.from_dict({"lr": 0.5}) == dataclasses.replace(SACConfig.notebook(), lr=0.5)
-
-
 @pytest.mark.parametrize("utd", [1.0, 0.5, 0.7, 1 / 3, 0.001, 2.5, 20.0, 1e-3 / 3])
 def test_updates_follow_the_steps_without_drift(utd):
     config = TrainConfig(steps=10**7, learning_starts=1000, utd=utd)

@@ -342,7 +342,7 @@ def test_bad_arguments_are_named(learning, tmp_path, capsys):
     with pytest.raises(SystemExit):
         learning.main(["fast"])
     assert (
-        "there are main, long, peers, large, gpu, ablation, search, fresh, gpu-search"
+        "there are main, long, peers, large, million, gpu, ablation, search, fresh, gpu-search"
         in capsys.readouterr().err
     )
     assert learning.main(["--out", str(tmp_path / "none"), "--results", str(tmp_path)]) == 1

@@ -8,7 +8,6 @@ import pytest
 import torch
 from training_runs import SMALL, quick_and_clean, replay_of, small  # noqa: F401 (a fixture)
 
-from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import load_agent
@@ -149,10 +148,6 @@ def test_statistics_are_part_of_a_checkpoint(tmp_path):
 def test_a_checkpoint_is_of_one_epsilon(tmp_path, epsilon):
     agent, obs = filled(obs_epsilon=epsilon)
     agent.save(tmp_path / "a.safetensors")
-    if epsilon == 1e-8:  # of before there was a choice
-        tensors, meta = checkpoint.read(tmp_path / "a.safetensors")
-        del meta["config"]["obs_epsilon"]
-        checkpoint.write(tmp_path / "a.safetensors", tensors, meta)
     other, _ = filled(obs_epsilon=0.25)
     with pytest.raises(CheckpointError, match=f"obs_epsilon={epsilon}, but this agent has obs_epsilon=0.25"):
         other.load(tmp_path / "a.safetensors")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sacfast import ReplayBuffer, SACError
-from sacfast.ops import random_key, replay_sample
+from sacfast.ops import random_key
 from sacfast.replay.ring import segment_rows
 
 KEY = random_key(5, 0, 0)
@@ -107,28 +107,6 @@ def test_restore_keeps_the_newest_and_goes_on_in_order(capacity, pushed):
         copy.push(*transition(i))
         expected = [*expected, i][-capacity:]
         assert rewards_held(copy) == expected
-
-
-@pytest.mark.parametrize("capacity", [7, 20, 4])
-@pytest.mark.parametrize("pushed", [3, 7, 11])
-def test_restore_of_a_checkpoint_with_every_observation_twice(capacity, pushed):
-    """The layout until 0.1.0: five fields of `size` rows in the ring's order, and no count of what was pushed."""
-    rows = [transition(i) for i in range(pushed)]
-    ring = [rows[max(i for i in range(pushed) if i % 7 == row)] for row in range(min(7, pushed))]
-    fields = (torch.tensor(np.stack(column), dtype=torch.float32) for column in zip(*ring, strict=True))
-    segment = dict(zip(("obs", "action", "reward", "next_obs", "terminated"), fields, strict=True))
-    counters = {"capacity": 7, "size": len(ring), "position": pushed % 7, "seed": 3, "draws": 0}
-    buffer = ReplayBuffer(capacity)
-    buffer.restore([segment], counters)
-    held = segment_rows(buffer.segment())
-    kept = rows[-min(7, capacity) :]
-    assert held.reward.tolist() == [row[2] for row in kept]
-    assert held.next_obs.tolist() == [row[3].tolist() for row in kept]
-    assert held.terminated.tolist() == [row[4] for row in kept]
-    if capacity == 7:
-        assert buffer.pushed == pushed and buffer.counters()["position"] == pushed % 7
-        same = buffer.sample_batch(3, KEY).reward.tolist()
-        assert same == segment["reward"][replay_sample([segment["reward"]], len(ring), 3, KEY)[1]].tolist()
 
 
 def test_restore_refuses_segments_that_hold_less_or_something_else_and_changes_nothing():

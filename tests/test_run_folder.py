@@ -178,15 +178,9 @@ def test_damage_is_named(tmp_path):
         RunFolder(tmp_path).load(make_agent())
 
 
-def test_a_folder_without_a_checkpoint_or_of_an_earlier_version(tmp_path):
+def test_a_folder_without_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint"):
         RunFolder(tmp_path).load(make_agent())
-    (tmp_path / "last.safetensors").touch()
-    with pytest.raises(
-        CheckpointError, match="written by an earlier sacfast .*its policies can be evaluated"
-    ):
-        RunFolder(tmp_path).load(make_agent())
-    assert policy_file(tmp_path, "last") == tmp_path / "last.safetensors"
 
 
 @pytest.mark.parametrize(("code", "known"), [(errno.ENOLCK, True), (errno.EROFS, False)])
@@ -240,3 +234,12 @@ def test_a_best_policy_that_is_not_there_yet_is_named(tmp_path):
     RunFolder(tmp_path).save(make_agent(20), 20, state(20))
     with pytest.raises(CheckpointError, match=r"no best policy.*--checkpoint last"):
         policy_file(tmp_path, "best")
+    with pytest.raises(SACError, match="checkpoint='latest' must be one of best, last"):
+        policy_file(tmp_path, "latest")
+
+
+def test_the_best_policy_outlives_the_checkpoints(tmp_path):
+    (tmp_path / "best.safetensors").touch()
+    assert policy_file(tmp_path, "best") == tmp_path / "best.safetensors"
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        policy_file(tmp_path, "last")

@@ -269,7 +269,7 @@ class ReplayBuffer:
         for name, dim in (("obs", obs_dim), ("action", action_dim)):
             if dim == 0:
                 raise SACError(f"{name} has no entries; this buffer needs at least one")
-        shapes = field_shapes(rows, obs_dim, action_dim)
+        shapes = (rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,)
         for name, column, shape in zip(FIELDS, columns, shapes, strict=True):
             if tuple(column.shape) != shape:
                 raise SACError(
@@ -374,41 +374,30 @@ class ReplayBuffer:
                 f"the replay segments hold {surplus + kept} of the {size} transitions that were saved"
             )
         for segment in segments:  # every complaint comes before the first change
-            self._rows_of(segment, position)
+            self._rows_of(segment)
         ring = self._ring
         if ring is None and segments:
             ring = self._allocate(segments[0]["obs"].shape[1], segments[0]["action"].shape[1])
         if ring is not None:
             at = position - kept if counters["capacity"] == self.capacity else 0
-            pushed = counters.get("pushed", size if size < counters["capacity"] else size + position)
-            ring.clear(pushed - kept, at % self.capacity)
+            ring.clear(int(counters["pushed"]) - kept, at % self.capacity)
         for segment in segments:
-            rows = self._rows_of(segment, position)
+            rows = self._rows_of(segment)
             skipped = min(surplus, len(rows))
             surplus -= skipped
             self._insert(rows[skipped:])
         self.seed, self._draws = int(counters["seed"]), int(counters["draws"])
 
-    def _rows_of(self, segment: dict[str, Tensor], position: int) -> Rows:
+    def _rows_of(self, segment: dict[str, Tensor]) -> Rows:
         """The transitions of one of `restore`'s segments, oldest first, in the type they are to be stored in."""
-        if "link" in segment:
-            if (next_rows(segment["link"]) >= len(segment["obs"]) + len(segment["side"])).any():
-                raise SACError(
-                    "the replay segment is damaged: a transition's next observation lies outside it"
-                )
-            rows = segment_rows(segment)
-        else:  # until 0.1.0: the FIELDS, in the order of a ring whose oldest row was `position`
-            rows = Rows(*(segment[name].roll(-position, 0) for name in FIELDS))
+        if (next_rows(segment["link"]) >= len(segment["obs"]) + len(segment["side"])).any():
+            raise SACError("the replay segment is damaged: a transition's next observation lies outside it")
+        rows = segment_rows(segment)
         columns = [as_float32(name, getattr(rows, name)) for name in FIELDS]
         self._check_shapes(columns)
         obs, action, reward, next_obs, terminated = columns
         obs, next_obs = self._stored("obs", obs), self._stored("next_obs", next_obs)
         return Rows(obs, action, reward, next_obs, terminated != 0)
-
-
-def field_shapes(rows: int, obs_dim: int, action_dim: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes of the FIELDS of `rows` transitions."""
-    return (rows, obs_dim), (rows, action_dim), (rows,), (rows, obs_dim), (rows,)
 
 
 def _bounds(low: np.ndarray | None, high: np.ndarray | None) -> ActionBounds | None:
