@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tables import NONE, OURS, Entry, number
 
@@ -90,16 +90,30 @@ def minutes_table(entries: list[Entry]) -> list[str]:
     ]
     for entry in theirs:
         rivals = {learner(each): each for each in entries if each["env"] == entry["env"]}
-        last = mean_curve(entry)[-1]
-        least = _minutes_to(entry, last[MEAN])
-        assert least is not None
-        cells = [number(least)]
+        goal = minutes_to_match(entry, entry)
+        cells = [number(goal.theirs)]
         for name in ours:
-            minutes = _minutes_to(rivals[name], last[MEAN]) if name in rivals else None
-            cells.append(NONE if minutes is None else f"{number(minutes)} ({number(least / minutes)}x)")
-        goal = f"{_score(last[MEAN], None)}, its score after {last[STEP]:,.0f} steps"
-        lines.append(f"| {entry['env']}: {goal} | {' | '.join(cells)} |")
+            minutes = minutes_to_match(rivals[name], entry).ours if name in rivals else None
+            cells.append(NONE if minutes is None else f"{number(minutes)} ({number(goal.theirs / minutes)}x)")
+        described = f"{goal.score}, its score after {goal.steps:,} steps"
+        lines.append(f"| {entry['env']}: {described} | {' | '.join(cells)} |")
     return lines
+
+
+class Match(NamedTuple):
+    """The minutes after which two means were as high as `theirs` was at its end, or None for ours where never."""
+
+    score: str
+    steps: int
+    theirs: float
+    ours: float | None
+
+
+def minutes_to_match(ours: Entry, theirs: Entry) -> Match:
+    last = mean_curve(theirs)[-1]
+    least = _minutes_to(theirs, last[MEAN])
+    assert least is not None
+    return Match(_score(last[MEAN], None), int(last[STEP]), least, _minutes_to(ours, last[MEAN]))
 
 
 def _cells(scores: dict[int, str]) -> list[str]:

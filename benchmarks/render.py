@@ -15,15 +15,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from glance import at_a_glance, glance_table
 from learning_tables import (
     ablated,
     ablation_table,
     beside_peers,
+    last_step,
     learning_table,
     mean_curve,
     minutes_table,
@@ -52,6 +54,7 @@ class RenderError(Exception):
 
 
 TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
+    "glance": glance_table,
     "operators": operators_table,
     "update": update_table,
     "phases": phases_table,
@@ -68,17 +71,12 @@ TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
     "fresh_ablation": ablation_table,
 }
 ABLATIONS = ("ablation", "gpu_ablation", "fresh_ablation")
-SOURCES = {
-    "cpu.json": ("operators", "update", "phases", "action"),
-    "train.json": ("loop", "checkpoint"),
-    "accuracy.json": ("precision",),
-    "gpu.json": ("gpu_update", "gpu_operators"),
-    "learning.json": ("learning", "learning_minutes", *ABLATIONS),
-}
-# A table of what another table's runs have measured besides.
-RUNS_OF = {"phases": "update"} | dict.fromkeys(("learning_minutes", *ABLATIONS), "learning")
+SOURCES = ("cpu.json", "train.json", "accuracy.json", "gpu.json", "learning.json")
+# A table of what another table's runs have measured besides; None: of all.
+RUNS_OF = {"glance": None, "phases": "update"} | dict.fromkeys(("learning_minutes", *ABLATIONS), "learning")
 # A table of some of the runs only.
 CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
+    "glance": at_a_glance,
     "learning": shown,
     "learning_minutes": beside_peers,
     "ablation": partial(ablated, device="cpu"),
@@ -89,6 +87,11 @@ CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
 FORMERLY = "The former default had a target entropy of -A instead of -A/2; A is the dimension of the actions."
 INTERLEAVED = "Interleaved, ratios taken within a round."
 LEGENDS = {
+    "glance": (
+        "The first lines of the tables below, which say more; in brackets, how many times slower. The return is what "
+        "Stable-Baselines3 has after {steps:,} steps, in runs on one core each; all else on a CPU is on two. In the "
+        "first two lines both have their own default settings, in the others all do the same work."
+    ),
     "operators": (
         "Median (first to third quartile); for others, how many times longer than sacfast's a call takes. "
         "Usual eager: torch.distributions.Normal, a loop over the parameters, NumPy fancy indexing. "
@@ -168,6 +171,9 @@ LEGENDS = {
 def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     """What stands in the braces of a legend."""
     first = entries[0]
+    if name == "glance":
+        theirs = next(entry for entry in entries if entry.get("implementation") == "sb3")
+        return {"steps": last_step(theirs)}
     if name in ("operators", "update"):
         return {"threads": max(entry["threads"] for entry in entries)}
     if name == "learning":
@@ -181,15 +187,19 @@ def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
     return first
 
 
-def caption(name: str, entries: list[Entry], date: str) -> str:
+def caption(name: str, entries: list[Entry]) -> str:
     """How to read the table, and the hardware and versions that it was measured with."""
     legend = LEGENDS[name].format(**_legend_values(name, entries))
     measured: dict[str, set[str]] = {}
     for entry in entries:
-        for each in (entry["machine"],) if "machine" in entry else (run["machine"] for run in entry["runs"]):
-            measured.setdefault(_machine(each), set()).add(each.get("date", date))
+        for each in _machines(entry):
+            measured.setdefault(_machine(each), set()).add(each["date"])
     machines = (f"on {', '.join(sorted(dates))}: {machine}" for machine, dates in measured.items())
     return f"<sub>{legend} Measured {'; '.join(machines)}.</sub>"
+
+
+def _machines(entry: Entry) -> list[dict[str, Any]]:
+    return [entry["machine"]] if "machine" in entry else [run["machine"] for run in entry["runs"]]
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -211,21 +221,26 @@ def _sources(entries: list[Entry]) -> str:
     return "; ".join(f"{who} ({each['source']}): {each['protocol']}" for who, each in references.items())
 
 
-def load(path: Path) -> tuple[list[Entry], str]:
-    """Every benchmark's extra_info in the order of the run, and the run's date."""
+def load(path: Path) -> list[Entry]:
+    """Every benchmark's extra_info in the order of the run, with the run's date where a machine has none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RenderError(
             f"cannot read {path} ({error}); {Path(__file__).name} --help says how to make it"
         ) from None
-    return [entry["extra_info"] for entry in content["benchmarks"]], content["datetime"][:10]
+    entries = [entry["extra_info"] for entry in content["benchmarks"]]
+    for entry in entries:
+        for machine in _machines(entry):
+            machine.setdefault("date", content["datetime"][:10])
+    return entries
 
 
-def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -> str:
-    """`readme` with the tables `names` replaced. Raises RenderError if a marker or a table's runs are missing."""
-    for name in names:
-        chosen = [entry for entry in entries if entry.get("table") == RUNS_OF.get(name, name)]
+def render(readme: str, entries: list[Entry]) -> str:
+    """`readme` with the TABLES replaced. Raises RenderError if a marker or a table's runs are missing."""
+    for name, table in TABLES.items():
+        runs = RUNS_OF.get(name, name)
+        chosen = [entry for entry in entries if runs in (None, entry.get("table"))]
         try:
             chosen = CHOSEN.get(name, list)(chosen)
         except ValueError as error:
@@ -239,7 +254,7 @@ def render(readme: str, entries: list[Entry], date: str, names: Iterable[str]) -
                 f"README needs the lines {begin} and {end}, once and in this order, around table {name}"
             )
         try:
-            text = "\n".join([begin, *TABLES[name](chosen), "", caption(name, chosen, date), end])
+            text = "\n".join([begin, *table(chosen), "", caption(name, chosen), end])
         except KeyError as error:
             raise RenderError(f"the JSON lacks {error} for table {name}: measure it again") from None
         readme = pattern.sub(lambda _, text=text: text, readme)
@@ -256,9 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         before = args.readme.read_text()
-        after = before
-        for source, names in SOURCES.items():
-            after = render(after, *load(args.results / source), names)
+        after = render(before, [entry for source in SOURCES for entry in load(args.results / source)])
     except (RenderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

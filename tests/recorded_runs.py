@@ -144,6 +144,8 @@ TRAIN = {
                 "rounds": 4,
                 "loops": {
                     "strict": LOOP,
+                    "default settings": LOOP
+                    | {"steps_per_s": [250.0, 252.0, 255.0], "default_ratio": [1.0, 1.0, 1.0]},
                     "sb3": {
                         "steps_per_s": [20.0, 21.0, 22.0],
                         "ratio": [5.9, 6.0, 6.2],

@@ -68,7 +68,7 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 256 | 3.00 | 200 (190 to 210) | 420 (2.10x) |" in lines
     assert "| copy_ of 1 GiB | 520 (510 to 530) | 4,130 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 14
+    assert len(captions) == 15
     for part in (
         "Test CPU, 2 cores",
         "torch 2.13.0+cpu",
@@ -82,6 +82,21 @@ def test_tables(script, files, tmp_path):
     assert all("2025-11-22" in caption for caption in others)
     assert all("2025-11-21" in caption and "2025-11-22" not in caption for caption in (minutes, ablation))
     assert lines[0] == "# Title" and lines[-1] == "the end" and "between" in lines and "old" not in lines
+
+
+def test_the_first_table_has_the_first_lines_of_the_others(script, files, tmp_path):
+    assert script["main"](files) == 0
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    begin = lines.index("<!-- BEGIN table:glance -->")
+    graph = "by hand, compiled, as a CUDA graph: 420 (2.10x)"
+    assert lines[begin + 3 : begin + 8] == [
+        "| minutes to a return of 5,300 on HalfCheetah-v5 | **13.0** | 12.5 (0.96x) | - |",
+        "| environment steps per second in training, HalfCheetah-v5 | **252** | 21.0 (12.0x) | - |",
+        "| ms per update on the CPU, Pusher-v5, batch 256 | **2.50** | - | notebook: 12.0 (4.80x) |",
+        f"| µs per update on the GPU, Pusher-v5, batch 256 | **200** | - | {graph} |",
+        "| µs per action, again and again | **3.10** | - | by hand, eager: 62.0 (20.0x) |",
+    ]
+    assert "has after 150,000 steps" in lines[begin + 9]
 
 
 def test_tables_of_learning(script, files, tmp_path):
