@@ -4,6 +4,7 @@ Everything else is in pyproject.toml.
 """
 
 import importlib.util
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+# From its file, because torch, which sacfast.native needs, may not be there.
+environment_flag = runpy.run_path(str(HERE / "sacfast" / "native" / "environment.py"))["environment_flag"]
 
 
 def native_package():
@@ -25,15 +28,6 @@ def native_package():
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def environment_flag(name):
-    """sacfast.native's, from its file, because torch need not be there."""
-    path = HERE / "sacfast" / "native" / "environment.py"
-    spec = importlib.util.spec_from_file_location("sacfast_environment", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.environment_flag(name)
 
 
 class BuildAnew(build_py):

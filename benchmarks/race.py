@@ -198,7 +198,7 @@ def child_environment(**variables: str) -> dict[str, str]:
 def describe_machine() -> dict[str, Any]:
     """Hardware and versions, without anything that names this machine or its folders."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": native.toolchain.cpu_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -215,13 +215,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        names = {name.strip(): value.strip() for name, value in fields.items()}
-        return names.get("model name", platform.machine())
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()

@@ -51,8 +51,8 @@ def thread_count(threads: int | None) -> int:
         raise SACError(f"threads={threads!r} must be a whole number of at least 0; 0 means one per core.")
     if number > cores:
         warnings.warn(
-            f"threads={number} is above the {cores} physical cores that this process may use: expect less "
-            "speed, not more; threads=0 takes as many as there are cores",
+            f"threads={number} is above the {cores} physical cores that this process may use, "
+            "which is usually slower; threads=0 takes as many as there are cores",
             stacklevel=2,
         )
     return number or cores

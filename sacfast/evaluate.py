@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,7 +214,7 @@ def choose_mujoco_gl() -> None:
     it before mujoco is first imported. Raises SACError when none works.
     """
     has_display = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if has_display or os.environ.get("MUJOCO_GL") or find_spec("mujoco") is None:
+    if has_display or os.environ.get("MUJOCO_GL"):
         return
     probe = "import mujoco; mujoco.GLContext(64, 64).make_current()"
     for backend in ("egl", "osmesa"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
@@ -182,8 +181,7 @@ class RunLogger:
         self._episodes = CSVLog(run / "episodes.csv", EPISODE_FIELDS, resume_step)
         self._evaluations = CSVLog(run / "evaluation.csv", EVALUATION_FIELDS, resume_step)
         if tensorboard:
-            with suppress(ImportError):
-                self._trackers.append(TensorBoardTracker(run, resume_step))
+            self._trackers.append(TensorBoardTracker(run, resume_step))
 
     def progress(self, row: Row, metrics: Metrics | None) -> None:
         """One interval: `row` holds PROGRESS_FIELDS but for the numbers of the last update, `metrics`."""
@@ -265,14 +263,11 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Event files in the run's folder. Raises ImportError after one line of warning where TensorBoard is missing."""
+    """Event files in the run's folder."""
 
     def __init__(self, run: Path, resume_step: int | None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            warnings.warn(f"no TensorBoard events: {error}; pip install tensorboard", stacklevel=4)
-            raise
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
         purge = None if resume_step is None else resume_step + 1
         self._events = SummaryWriter(str(run), purge_step=purge, flush_secs=30)
         self.flush, self.close = self._events.flush, self._events.close

@@ -21,7 +21,7 @@ from sacfast.ops.put import can_put, put
 from sacfast.replay import Batch
 from sacfast.replay.transition import MomentsWriter
 
-CLIP = 10.0  # standard deviations; beyond them an observation says no more than that it is far out
+CLIP = 10.0  # standard deviations; larger values are clipped to it
 
 
 class ObservationNormalizer:

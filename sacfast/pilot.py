@@ -1,4 +1,4 @@
-"""Acting in training, for as long as the policy's numbers are numbers; that learning has diverged is told here."""
+"""Acting in training, until learning diverges, which is an error."""
 
 from __future__ import annotations
 

@@ -197,22 +197,7 @@ class SACState:
         self.alpha_adam.step = int(counters["alpha_adam_step"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """From a pickle, where a tensor is no view of another: links modules and buffers again."""
+        """From a pickle or a copy, where a parameter is no view of another tensor: links modules and buffers again."""
         self.__dict__.update(state)
         for name in ("actor", "critic", "critic_target"):
             _link(getattr(self, name), getattr(self, f"{name}_params"))
-
-    def __deepcopy__(self, memo: dict) -> "SACState":
-        """A copy whose modules view the copy's own buffers (the default would leave them detached from each other)."""
-        twin = SACState(
-            copy.deepcopy(self.actor, memo),
-            copy.deepcopy(self.critic, memo),
-            self.log_alpha.clone(),
-            self.seed,
-            copy.deepcopy(self.normalizer, memo),
-        )
-        for (_, source), (_, target) in zip(self.named_tensors(), twin.named_tensors(), strict=True):
-            target.copy_(source)
-        twin.set_counters(self.counters())
-        memo[id(self)] = twin
-        return twin

@@ -155,7 +155,7 @@ def _advise(
     """Print what the user may not have expected of these settings and environments, a line each."""
     count = getattr(env, "num_envs", 1)
     if "env" in given and config.make_kwargs:
-        say("make_kwargs is not used: it is for environments made by their name, and env= gives one")
+        say("make_kwargs is not used: env= gives an environment that is made already")
     if config.num_envs not in (1, count):
         say(f"num_envs={config.num_envs} is not used: env= gives a vector of {count}")
     note, sac, engine, action_dim = flattened(eval_env), config.sac, agent.engine, agent.action_dim
@@ -179,12 +179,12 @@ def _advise(
     if sac.automatic_entropy_tuning and engine.target_entropy >= (most := math.log(2) * action_dim):
         say(
             f"target entropy {engine.target_entropy:g} cannot be reached: {action_dim} actions have {most:.3g} at the "
-            "most, drawn at random; the temperature will grow without end (usual is a negative number)"
+            "most, that of uniformly random ones; the temperature will grow without end. Choose a negative number"
         )
     if config.schedule == "overlap" and not engine.starts:
         say(
-            f"overlap: engine {engine.name} on {engine.threads} thread(s) cannot work beside the environments; the run "
-            "is no faster than strict"
+            f"overlap: engine {engine.name} on {engine.threads} thread(s) cannot update while the environments step; "
+            "the run is no faster than strict"
         )
 
 

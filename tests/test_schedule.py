@@ -143,7 +143,7 @@ def test_an_environment_that_fails_meanwhile_costs_no_update(tmp_path, engine):
 
 def test_where_nothing_can_overlap_a_line_says_so(tmp_path, capsys):
     train(small(tmp_path, steps=60, schedule="overlap"))
-    said = "overlap: engine reference on 1 thread(s) cannot work beside the environments"
+    said = "overlap: engine reference on 1 thread(s) cannot update while the environments step"
     assert said in capsys.readouterr().out
 
 

@@ -146,8 +146,8 @@ class Engine(ABC):
         """Take the weights anew before the next update: for writes that bypass torch's version counters."""
 
     def recall(self, metrics: Metrics) -> None:  # noqa: B027 (an engine that renews all of them need not remember)
-        """Take over the metrics of the update before this engine's first one: what an update without a turn of the
-        actor repeats (SACConfig.actor_update_period).
+        """Take over the metrics of the last update by another engine. An update that leaves the actor as it is repeats
+        the actor's (SACConfig.actor_update_period).
         """
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
