@@ -288,7 +288,9 @@ def test_streams_do_not_disturb_one_another():
 def test_what_was_started_on_a_stream_may_be_finished_on_another(storage):
     agent, twin = (cuda_agent({"device": "cuda"}, storage=storage) for _ in range(2))
     for _ in range(5):
-        with torch.cuda.stream(torch.cuda.Stream()):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # where transitions were pushed
+        with torch.cuda.stream(stream):
             finish = agent.start(20, 40)
         metrics = finish()
         assert metrics.tensor.tolist() == twin.train(20, 40).tensor.tolist()

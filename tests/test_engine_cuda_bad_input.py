@@ -115,6 +115,41 @@ def test_a_graph_that_cannot_be_made_leaves_weights_and_counters_together(cuda_e
     agent.train(7, 40)
 
 
+def test_a_graph_gets_the_memory_that_pytorch_keeps(cuda_emulation, monkeypatch):
+    agent, twin = (cuda_agent({"device": "cpu", "library": cuda_emulation}) for _ in range(2))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda_emulation.emulator_let_graphs_fail(False))
+    cuda_emulation.emulator_let_graphs_fail(True)
+    agent.train(3, 40)
+    twin.train(3, 40)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+def test_what_is_refused_is_reported_before_the_networks_change(cuda_emulation):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(1, 40)
+    refused(agent)
+    agent.actor.log_std_min = -5.0
+    with pytest.raises(SACError, match="update 1 holds a NaN or an infinity"):
+        agent.train(1, 40)
+    assert agent.training_steps == 1
+    agent.train(1, 40)
+
+
+def test_a_signal_handler_that_settles_while_the_gpu_is_awaited_is_told(cuda_emulation, monkeypatch):
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation})
+    agent.train(1, 40)
+    settle_last = agent.engine._settle_last
+
+    def interrupted() -> None:
+        with pytest.raises(SACError, match="let a signal handler set a flag"):
+            agent.engine.settle(agent.state)
+        settle_last()
+
+    monkeypatch.setattr(agent.engine, "_settle_last", interrupted)
+    agent.engine.settle(agent.state)
+    agent.train(1, 40)
+
+
 def test_divergence_shows_in_the_actions(cuda_place):
     agent = cuda_agent(cuda_place)
     for layer in (agent.actor.fc1, agent.actor.mean):

@@ -446,6 +446,17 @@ def test_a_policy_acts_by_the_normalizer_of_today():
     np.testing.assert_allclose(agent.select_action(obs, evaluate=True), expected, atol=1e-6)
 
 
+def test_a_normalizer_of_other_observations_is_refused():
+    agent = make_agent(engine="native", normalize_obs=True)
+    agent.state.normalizer = ObservationNormalizer(agent.state_dim + 1)
+    wanted = (
+        r"state.normalizer is for 6 numbers on cpu; this agent needs ObservationNormalizer\(5, device='cpu'\)"
+    )
+    for use in (lambda: agent.select_action(np.zeros(5)), lambda: agent.train(1, 8)):
+        with pytest.raises(SACError, match=wanted):
+            use()
+
+
 def test_threads_get_actions_for_their_own_observations():
     agent = make_agent(engine="native")
     observations = np.random.default_rng(0).normal(size=(4, 5))

@@ -287,3 +287,11 @@ def test_engine_names(monkeypatch):
 def test_updates_below_one():
     with pytest.raises(SACError, match="updates must be at least 1"):
         make_agent().train(0, 32)
+
+
+def test_actions_are_float32_under_autocast():
+    agent = make_agent()
+    obs = np.random.default_rng(0).normal(size=(3, agent.state_dim))
+    expected = agent.select_action(obs, evaluate=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(agent.select_action(obs, evaluate=True), expected)

@@ -195,9 +195,10 @@ class TorchPolicy:
         """[n, O] -> [n, A] in [-1, 1]."""
         state = self.state
         rows = rows if state.normalizer is None else state.normalizer(rows)
-        if evaluate:
-            return torch.tanh(state.actor(rows)[0])
-        action, _, _ = state.actor.sample(rows, key=state.key(Stream.EXPLORE))
+        with torch.autocast(state.device.type, enabled=False):  # as native policies, whoever asks
+            if evaluate:
+                return torch.tanh(state.actor(rows)[0])
+            action, _, _ = state.actor.sample(rows, key=state.key(Stream.EXPLORE))
         state.action_step += 1
         return action
 

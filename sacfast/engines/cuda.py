@@ -20,7 +20,14 @@ from sacfast.config import SACConfig
 from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
 from sacfast.engines.native import NativeEngine
-from sacfast.engines.structs import obs_statistics, policy_call, policy_spec, state_pointers, take_counters
+from sacfast.engines.structs import (
+    obs_statistics,
+    policy_call,
+    policy_spec,
+    shape_of,
+    state_pointers,
+    take_counters,
+)
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops.launch import current_stream, find_device, on_device
@@ -96,6 +103,10 @@ class CudaEngine(NativeEngine):
 
         def finish() -> Metrics:
             wait()
+            if stream is not None and (here := torch.cuda.current_stream(self.device)) != stream:
+                metrics.tensor.record_stream(
+                    here
+                )  # its memory is free again only when this stream has read it
             return metrics
 
         return finish
@@ -103,8 +114,12 @@ class CudaEngine(NativeEngine):
     def settle(self, state: SACState) -> None:
         self._check_turn()
         with self._lock:
-            if self._last is not None and self._last() is state:
-                self._settle_last()
+            try:
+                self._owner = threading.get_ident()
+                if self._last is not None and self._last() is state:
+                    self._settle_last()
+            finally:
+                self._owner = None
 
     def _settle_last(self) -> None:
         """Wait for the updates of the last state. Raises SACError for one that was refused, its counters set back."""
@@ -120,7 +135,7 @@ class CudaEngine(NativeEngine):
             self._report(result, last, counters)
 
     def _prepare(self, state: SACState, *args: Any) -> tuple[int, abi.UpdateCall]:
-        if self._last is None or self._last() is not state:
+        if self._last is None or self._last() is not state or self._shape != shape_of(state):
             self._settle_last()
         self._last = weakref.ref(state)
         if self.device.type == "cuda":
@@ -156,21 +171,41 @@ class CudaEngine(NativeEngine):
 
     def _new(self, spec: abi.UpdateSpec) -> tuple[int, Any]:
         self._workspace, self._phase_ms = None, np.zeros(0)
-        with on_device(self.device):
-            handle = self._library.sacfast_cuda_update_new(ctypes.byref(spec), self.config.precision.encode())
-        return handle, self._library.sacfast_cuda_update_delete
+        library, device, precision = self._library, self.device, self.config.precision.encode()
+
+        def delete(handle: int) -> None:
+            with on_device(device):
+                library.sacfast_cuda_update_delete(handle)
+
+        with on_device(device):
+            handle = library.sacfast_cuda_update_new(ctypes.byref(spec), precision)
+            if not handle and self._made_room():
+                handle = library.sacfast_cuda_update_new(ctypes.byref(spec), precision)
+        return handle, delete
 
     def _execute(self, handle: int, call: abi.UpdateCall) -> int:
         with on_device(self.device):
             workspace = self._room(handle, call.batch_size)
             where = (workspace.data_ptr(), current_stream(self.device))
             if not self._profiling:
-                return self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
+                result = self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
+                if result < 0 and self._made_room():
+                    result = self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
+                return result
             phases = self._library.sacfast_cuda_update_phases(handle)
             if len(self._phase_ms) != phases:
                 self._phase_ms = np.zeros(phases)
-            ms = self._phase_ms.ctypes.data
-            return self._library.sacfast_cuda_update_profile(handle, ctypes.byref(call), *where, ms)
+            ms = self._phase_ms  # which `profile` may replace meanwhile
+            return self._library.sacfast_cuda_update_profile(
+                handle, ctypes.byref(call), *where, ms.ctypes.data
+            )
+
+    def _made_room(self) -> bool:
+        """Whether it is worth trying again, now that PyTorch has returned the memory that it keeps for later."""
+        if b"out of memory" not in self._library.sacfast_error():
+            return False
+        torch.cuda.empty_cache()
+        return True
 
     def _stale(self, state: SACState) -> bool:
         return False  # nothing is packed

@@ -30,6 +30,7 @@ from sacfast.engines.structs import (
     layer_specs,
     log_std_bounds,
     obs_statistics,
+    shape_of,
     state_pointers,
     take_counters,
     transitions_of,
@@ -338,7 +339,7 @@ class NativeEngine(Engine):
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
-        shape = (state.actor_layers, state.critic_layers, log_std_bounds(state))
+        shape = shape_of(state)
         if self._update is None or self._shape != shape:
             nets = (state.actor_layers[:-2], state.critic_layers[0][:-1])
             actor, critic = ([layer.outputs for layer in net] for net in nets)

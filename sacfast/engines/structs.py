@@ -19,6 +19,11 @@ def log_std_bounds(state: SACState) -> tuple[float, float, bool]:
     return actor.log_std_min, actor.log_std_max, actor.log_std_bound == "tanh"
 
 
+def shape_of(state: SACState) -> tuple:
+    """What a native object is made for."""
+    return state.actor_layers, state.critic_layers, log_std_bounds(state)
+
+
 def state_pointers(state: SACState) -> abi.StatePointers:
     tensors = (
         state.actor_params,
@@ -43,10 +48,17 @@ def state_pointers(state: SACState) -> abi.StatePointers:
 
 
 def obs_statistics(state: SACState) -> abi.ObsStatistics:
+    """Raises SACError for a normalizer that is not for this state."""
     normalizer = state.normalizer
     if normalizer is None:
         return abi.ObsStatistics()
-    return abi.ObsStatistics(normalizer.shift.data_ptr(), normalizer.scale.data_ptr())
+    shift, scale = normalizer.shift, normalizer.scale
+    if shift.device != state.device or len(shift) != state.obs_dim:
+        raise SACError(
+            f"state.normalizer is for {len(shift)} numbers on {shift.device}; this agent needs "
+            f"ObservationNormalizer({state.obs_dim}, device={str(state.device)!r})"
+        )
+    return abi.ObsStatistics(shift.data_ptr(), scale.data_ptr())
 
 
 def policy_spec(state: SACState, low: int, high: int) -> abi.PolicySpec:

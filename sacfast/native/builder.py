@@ -176,13 +176,13 @@ class Builder:
         usual = USUAL_SECONDS[bool(self.archs)]
         say(f"building native kernels for {machine}: about {usual}, once for this torch and machine ...")
         try:
-            missing, (flags, paths) = self._compile_what_can_be(work, target)
+            missing, archs, (flags, paths) = self._compile_what_can_be(work, target)
             record = Record(
                 key=target.name,
                 sources=self.source_hash(),
                 torch=torch.__version__,
                 cpu=toolchain.cpu_features(),
-                cuda_archs=[] if missing else self.archs,
+                cuda_archs=archs,
                 cuda_missing=missing,
                 compiler=(toolchain.version_of(toolchain.find_compiler()).splitlines() or [""])[0],
                 flags=flags,
@@ -199,16 +199,21 @@ class Builder:
         say(f"built native kernels in {record.seconds:.1f} s: {target / LIBRARY}")
         return target, record
 
-    def _compile_what_can_be(self, work: Path, target: Path) -> tuple[str, tuple[list[str], list[str]]]:
-        """Compile with CUDA if wanted and possible. Returns why CUDA is missing, and what `compile` does."""
+    def _compile_what_can_be(
+        self, work: Path, target: Path
+    ) -> tuple[str, list[str], tuple[list[str], list[str]]]:
+        """Compile with CUDA if wanted and possible. Returns why CUDA is missing, its architectures, and what `compile`
+        does.
+        """
         missing = ""
         if self.archs:
             try:
-                return "", self.compile(work, target / "build-cuda.log", self.archs)
+                archs = toolchain.known_architectures(toolchain.checked_nvcc(self.archs), self.archs)
+                return "", archs, self.compile(work, target / "build-cuda.log", archs)
             except BuildError as error:
                 missing = str(error)
                 say(f"no CUDA kernels: {missing}; building those for the CPU alone")
-        return missing, self.compile(work, target / "build.log", [])
+        return missing, [], self.compile(work, target / "build.log", [])
 
     def compile(
         self, work: Path, log: Path, archs: Sequence[str], goal: str = LIBRARY

@@ -385,6 +385,25 @@ def checked_nvcc(archs: Sequence[str]) -> str:
     return nvcc
 
 
+def known_architectures(nvcc: str, archs: Sequence[str]) -> list[str]:
+    """What `nvcc` is to compile for where the machine's GPUs are `archs`: for each, the newest architecture that it
+    knows and whose machine code runs there. Raises BuildError if there is none.
+
+    What TORCH_CUDA_ARCH_LIST names stays as it is.
+    """
+    listed = re.findall(r"compute_(\d+)(\d)\b", _output(nvcc, "--list-gpu-arch"))
+    if not listed or os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return list(archs)
+    known = [f"{major}.{minor}" for major, minor in listed]
+    fitting = {arch: max((each for each in known if covers([each], arch)), default=None) for arch in archs}
+    if unknown := [arch for arch, each in fitting.items() if each is None]:
+        say(f"{nvcc} does not compile for GPUs of {', '.join(unknown)}: PyTorch fall-backs there")
+    chosen = sorted({each for each in fitting.values() if each is not None})
+    if not chosen:
+        raise BuildError(f"{nvcc} does not compile for this machine's GPUs; another CUDA version may")
+    return chosen
+
+
 NVCC_MISSING = "nvcc was not found (CUDA_HOME or NVCC names it)"
 
 
@@ -416,8 +435,13 @@ def _cudart_flags(nvcc: str) -> list[str]:
     """The CUDA runtime by file name, preferably the one that came with torch."""
     home = Path(os.environ.get("CUDA_HOME") or Path(nvcc).resolve().parent.parent)
     wheels = TORCH.parent / "nvidia"
-    folders = [*sorted(wheels.glob("cu[0-9]*/lib")), wheels / "cuda_runtime" / "lib"]
-    found = [
-        path for f in [*folders, home / "lib64", home / "lib"] for path in sorted(f.glob("libcudart.so*"))
+    folders = [
+        *sorted(wheels.glob("cu[0-9]*/lib")),
+        wheels / "cuda_runtime" / "lib",
+        home / "lib64",
+        home / "lib",
     ]
+    # Of torch's major version: other packages may have brought another one's beside it.
+    name = f"libcudart.so.{(torch.version.cuda or '').partition('.')[0]}*"
+    found = [path for folder in folders for path in sorted(folder.glob(name))]
     return [str(found[0])] if found else ["-lcudart"]

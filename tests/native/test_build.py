@@ -1,6 +1,7 @@
 """Building, caching and loading, when nothing goes wrong."""
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -379,6 +380,37 @@ def test_architecture_list(monkeypatch):
     assert ptx == ["-gencode=arch=compute_120,code=sm_120", "-gencode=arch=compute_120,code=compute_120"]
     with pytest.raises(native.BuildError, match=r"'Hopper'.*9\.0"):
         toolchain.checked_nvcc(["Hopper"])
+
+
+def test_what_nvcc_knows_of_the_machines_gpus_is_compiled(monkeypatch, tmp_path, capsys):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\nprintf 'compute_75\\ncompute_80\\ncompute_86\\ncompute_90\\ncompute_100\\n'\n"
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    known = functools.partial(toolchain.known_architectures, str(nvcc))
+    assert known(["8.6", "9.0"]) == ["8.6", "9.0"] and not capsys.readouterr().err
+    assert known(["10.3", "8.9", "6.1"]) == ["10.0", "8.6"]
+    assert "does not compile for GPUs of 6.1" in capsys.readouterr().err
+    with pytest.raises(native.BuildError, match="does not compile for this machine's GPUs"):
+        known(["7.0"])
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0")  # the compiler's own complaint is to be seen
+    assert known(["7.0"]) == ["7.0"]
+
+
+def test_the_cuda_runtime_is_of_torchs_version(monkeypatch, tmp_path):
+    for folder, version in (("cu13/lib", "13"), ("cuda_runtime/lib", "12")):
+        (tmp_path / "nvidia" / folder).mkdir(parents=True)
+        (tmp_path / "nvidia" / folder / f"libcudart.so.{version}").touch()
+    monkeypatch.setattr(toolchain, "TORCH", tmp_path / "torch")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    for version, folder in (("12.8", "cuda_runtime/lib"), ("13.0", "cu13/lib")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        library = tmp_path / "nvidia" / folder / f"libcudart.so.{version[:2]}"
+        assert toolchain.link_flags(openmp=False, nvcc="nvcc")[-1] == str(library)
+    monkeypatch.setattr(torch.version, "cuda", "11.8")
+    assert toolchain.link_flags(openmp=False, nvcc="nvcc")[-1] == "-lcudart"
 
 
 @pytest.mark.native
