@@ -215,10 +215,14 @@ SACFAST_HD Pair<float> bounded_log_std(float raw, const LogStdBounds& bounds) {
   return {below ? bounds.low : above ? bounds.high : raw, below || above ? 0.0f : 1.0f};
 }
 
+// Which of two critics' values min_i Q_i is: the second where it is smaller or NaN, which is how divergence
+// shows, and the first where they are equal.
+SACFAST_HD bool second_is_least(float q1, float q2) { return q2 < q1 || q2 != q2; }
+
 // y = r + gamma (1 - d) [min_i Qbar_i(s', a') - alpha log pi(a'|s')]   (arXiv:1812.05905, eqs. 3 and 5)
 SACFAST_HD float td_target(float reward, float not_terminated, float q1, float q2, float next_log_prob,
                            float alpha, float gamma) {
-  const float next_value = (q2 < q1 ? q2 : q1) - alpha * next_log_prob;
+  const float next_value = (second_is_least(q1, q2) ? q2 : q1) - alpha * next_log_prob;
   return reward + gamma * not_terminated * next_value;
 }
 

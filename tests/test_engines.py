@@ -295,3 +295,17 @@ def test_actions_are_float32_under_autocast():
     expected = agent.select_action(obs, evaluate=True)
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(agent.select_action(obs, evaluate=True), expected)
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+@pytest.mark.parametrize("critic", ["q1", "q2"])
+def test_a_critic_that_diverged_takes_the_rest_along(engine, critic):
+    """min_i Q_i is NaN where either is: an agent that went on with the other critic would hide it."""
+    agent = make_agent(engine)
+    with torch.no_grad():
+        getattr(agent.critic_target, critic).bias.fill_(torch.nan)
+        getattr(agent.critic, critic).bias.fill_(torch.nan)
+    metrics = agent.train(1, 32).as_dict()
+    assert all(np.isnan(metrics[name]) for name in ("critic_loss", "actor_loss", f"{critic}_mean"))
+    assert agent.state.actor_params.isnan().any()
+    assert agent.critic.q1.bias.isnan().all() and agent.critic.q2.bias.isnan().all()

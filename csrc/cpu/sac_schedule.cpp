@@ -152,7 +152,7 @@ void SacUpdate::cut_tasks(Cut cut, const std::vector<Task>& tasks) {
   }
 }
 
-// Lists the rows where each critic is the smaller (the first, where they are equal), each list padded to
+// Lists the rows where each critic is the least (second_is_least), each list padded to
 // whole units, the second behind the first; then cuts them.
 void SacUpdate::choose_rows() {
   Workspace& w = *workspace_;
@@ -163,7 +163,7 @@ void SacUpdate::choose_rows() {
     int64_t n = 0;
     for (int64_t i = 0; i < w.B; ++i) {
       w.chosen[c][n] = static_cast<int32_t>(i);
-      n += (w.q_policy[1][i] < w.q_policy[0][i]) == (c == 1);
+      n += second_is_least(w.q_policy[0][i], w.q_policy[1][i]) == (c == 1);
     }
     w.chosen_count[c] = n;
     padded[c] = (n + unit - 1) / unit * unit;

@@ -362,7 +362,9 @@ void SacUpdate::end_update(bool last) {
   if (actor_turn()) {
     const double log_prob = sum(w.log_prob, w.B) / n;
     double value = 0;
-    for (int64_t i = 0; i < w.B; ++i) value += std::min(w.q_policy[0][i], w.q_policy[1][i]);
+    for (int64_t i = 0; i < w.B; ++i) {
+      value += w.q_policy[second_is_least(w.q_policy[0][i], w.q_policy[1][i])][i];
+    }
     metrics[1] = static_cast<float>(std::exp(*state.log_alpha) * log_prob - value / n);
     metrics[2] = 0.0f;
     metrics[6] = static_cast<float>(log_prob);

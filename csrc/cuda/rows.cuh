@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kRowBlock) target_kernel(const __grid_constant
 }
 
 // min_i Q_i(s, pi(s)), and the gradient of -1/B of it one layer back: zero for the critic that is not the
-// smaller (the first is, where they are equal).
+// least (second_is_least).
 template <typename T>
 __global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_constant__ Update<T> x) {
   const int row = static_cast<int>(blockIdx.x) * kRowWarps + warp_id();
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kRowBlock) policy_value_kernel(const __grid_co
   float q[2];
   dots(h, w, x.H, q);
   q[0] += *x.value_bias[0], q[1] += *x.value_bias[1];
-  const int smaller = q[1] < q[0] ? 1 : 0;
+  const int smaller = second_is_least(q[0], q[1]) ? 1 : 0;
   for (int c = 0; c < 2; ++c) {
     const float dq = c == smaller ? -1.0f / static_cast<float>(x.B) : 0.0f;
     value_gradient(dq, w[c], h[c], x.critic_top_gradient[c].data + row * x.critic_top_gradient[c].stride,

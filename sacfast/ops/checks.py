@@ -15,6 +15,20 @@ def refusal(error: Exception) -> SACError:
     return SACError(first_line(error))
 
 
+def check_one_device(operator: str, tensors: Iterable[Tensor]) -> None:
+    """Raise SACError unless all are on one device. For the operators' fakes, which are asked as soon as one tensor is
+    on the meta device.
+    """
+    devices = sorted({str(tensor.device) for tensor in tensors})
+    if len(devices) > 1:
+        raise SACError(f"{operator}: tensors on {' and '.join(devices)}; expected one device")
+
+
+def _without_address(tensor: Tensor) -> bool:
+    """Whether a tensor has no memory: on the meta device, or a FakeTensor."""
+    return tensor.is_meta or tensor.untyped_storage().device.type == "meta"
+
+
 def check_disjoint(operator: str, written: Iterable[Tensor], read: Iterable[Tensor], what: str) -> None:
     """Raise SACError if a written tensor's stretch, first element to last, meets another tensor's or itself.
 
@@ -23,7 +37,7 @@ def check_disjoint(operator: str, written: Iterable[Tensor], read: Iterable[Tens
     While torch.compile traces, and on the meta device, memory has no address, and nothing is checked.
     """
     written, read = list(written), list(read)
-    if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in written + read):
+    if torch.compiler.is_compiling() or any(_without_address(tensor) for tensor in written + read):
         return
     extents = []
     for tensors, is_written in ((written, True), (read, False)):

@@ -107,6 +107,8 @@ def normal_reference(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.
     if not dtype.is_floating_point:
         raise SACError(f"cannot draw standard normals as {dtype}; expected a floating dtype")
     key = as_key(key, torch.device("cpu"))
+    if key.device.type == "mps":  # which has no float64
+        return normal_reference(key.cpu(), shape, dtype).to(key.device)
     numel = math.prod(shape)
     check_draw(key, numel)
     blocks = torch.arange((numel + 3) // 4, device=key.device)

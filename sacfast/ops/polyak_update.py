@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sacfast import native
 from sacfast.errors import SACError
-from sacfast.ops.checks import check_disjoint, refusal
+from sacfast.ops.checks import check_disjoint, check_one_device, refusal
 
 Tensors = Tensor | Iterable[Tensor]
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -51,13 +51,13 @@ def polyak_update_reference_(target: Tensors, source: Tensors, tau: float) -> No
     """target <- (1 - tau) target + tau source, in place   (SAC, arXiv:1801.01290, algorithm 1)
 
     Evaluated as target + tau (source - target), which at tau = 0 and, by torch.lerp's rule, at tau = 1 is
-    exact. bfloat16 and float16 are computed in float32 and rounded once.
+    exact. Types of fewer than 32 bits are computed in float32 and rounded once.
     """
     targets, sources = _as_lists(target, source, tau)
     _check(targets, sources)
     with torch.no_grad():
         for to, from_ in zip(targets, sources, strict=True):
-            if to.dtype in (torch.bfloat16, torch.float16):
+            if to.itemsize < 4:
                 to.copy_(torch.lerp(to.float(), from_.float(), tau))
             else:
                 to.lerp_(from_, tau)
@@ -90,7 +90,7 @@ def polyak_update_(target: Tensors, source: Tensors, tau: float) -> None:
 def _register() -> None:
     @torch.library.register_fake("sacfast::polyak_update_")
     def _(target, source, tau):
-        return None
+        check_one_device("polyak_update_", [*target, *source])
 
 
 native.on_load(_register)

@@ -4,9 +4,27 @@ import torch
 from torch import Tensor
 
 from sacfast import native
-from sacfast.ops.checks import refusal
+from sacfast.errors import SACError
+from sacfast.ops.checks import check_one_device, refusal
 from sacfast.ops.philox import Key, as_key
 from sacfast.ops.replay_sample import replay_sample, replay_sample_reference
+
+OBS_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _check(obs: Tensor, action: Tensor, reward: Tensor, link: Tensor, side: Tensor) -> None:
+    types = {"obs": OBS_TYPES, "action": OBS_TYPES[:1], "reward": OBS_TYPES[:1], "link": (torch.int32,)}
+    for tensor, (name, expected) in zip((obs, action, reward, link), types.items(), strict=True):
+        if tensor.dtype not in expected or tensor.device != obs.device:
+            raise SACError(
+                f"replay_batch: {name} is {tensor.dtype} on {tensor.device}; expected "
+                f"{' or '.join(map(str, expected))} on {obs.device}"
+            )
+    if side.dtype != obs.dtype or side.device != obs.device or side.shape[1:] != obs.shape[1:]:
+        raise SACError(
+            f"replay_batch: side is {side.dtype} {list(side.shape)} on {side.device}; expected {obs.dtype} "
+            f"[S, {obs.shape[-1]}] on {obs.device} like obs"
+        )
 
 
 def _resolve(rows: tuple[Tensor, ...], obs: Tensor, side: Tensor) -> tuple[Tensor, ...]:
@@ -32,6 +50,7 @@ def replay_batch_reference(
     key: Key,
 ) -> tuple[Tensor, ...]:
     """Rows at replay_sample_reference's indices; see replay_batch."""
+    _check(obs, action, reward, link, side)
     rows, _ = replay_sample_reference([obs, action, reward, link], size, batch_size, key)
     return _resolve(rows, obs, side)
 
@@ -56,6 +75,7 @@ def replay_batch(
     replay_sample's. Links are not checked. Raises SACError as replay_sample does.
     """
     if obs.device.type != "cpu":
+        _check(obs, action, reward, link, side)
         rows, _ = replay_sample([obs, action, reward, link], size, batch_size, key)
         return _resolve(rows, obs, side)
     if not native.available("cpu"):
@@ -72,6 +92,7 @@ def replay_batch(
 def _register() -> None:
     @torch.library.register_fake("sacfast::replay_batch")
     def _(obs, action, reward, link, side, size, batch_size, key):
+        check_one_device("replay_batch", [obs, action, reward, link, side, key])
         shapes = ((obs.shape[1],), (action.shape[1],), (), (obs.shape[1],), ())
         return [reward.new_empty((batch_size, *shape)) for shape in shapes]
 

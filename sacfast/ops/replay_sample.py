@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sacfast import native
 from sacfast.errors import SACError
-from sacfast.ops.checks import check_disjoint, refusal
+from sacfast.ops.checks import check_disjoint, check_one_device, refusal
 from sacfast.ops.philox import Key, as_key, check_draw, indices_reference
 
 
@@ -138,6 +138,7 @@ def replay_insert_(storage: Sequence[Tensor], rows: Sequence[Tensor], position: 
 
 def _register() -> None:
     def sample(storage, size, batch_size, key):
+        check_one_device("replay_sample", [*storage, key])
         return [*(f.new_empty((batch_size, *f.shape[1:])) for f in storage), key.new_empty((batch_size,))]
 
     torch.library.register_fake("sacfast::replay_sample", sample)
@@ -145,7 +146,7 @@ def _register() -> None:
 
     @torch.library.register_fake("sacfast::replay_insert_")
     def _(storage, rows, position):
-        return None
+        check_one_device("replay_insert_", [*storage, *rows])
 
 
 native.on_load(_register)

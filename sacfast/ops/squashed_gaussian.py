@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sacfast import native
 from sacfast.errors import SACError
-from sacfast.ops.checks import refusal
+from sacfast.ops.checks import check_one_device, refusal
 from sacfast.ops.philox import Key, as_key, check_draw, normal_reference
 
 
@@ -54,13 +54,15 @@ def squashed_gaussian(
     an int64 tensor [3] as random_key makes it, or three integers (seed, stream, step). Returns action [B, A],
     log_prob [B]. Gradients flow to mean and log_std, not to noise, and not twice: double backward raises.
 
-    float32 and float64 are native; other dtypes take the reference. Raises SACError for shapes, dtypes or
-    devices that do not fit together.
+    float32 and float64 are native; other dtypes take the reference. Under autocast all are taken as float32. Raises
+    SACError for shapes, dtypes or devices that do not fit together.
     """
     if (key is None) == (noise is None):
         raise SACError("squashed_gaussian: pass exactly one of key and noise")
     if key is not None and not isinstance(key, Tensor):
         key = as_key(key, mean.device)
+    if torch.is_autocast_enabled(mean.device.type):
+        mean, log_std, noise = mean.float(), log_std.float(), noise if noise is None else noise.float()
     dtype = mean.dtype
     if (dtype is torch.float32 or dtype is torch.float64) and native.available(mean.device.type):
         try:
@@ -85,10 +87,12 @@ def _register() -> None:
 
     @torch.library.register_fake("sacfast::squashed_gaussian_key")
     def _(mean, log_std, key):
+        check_one_device("squashed_gaussian", [mean, log_std, key])
         return mean.new_empty(mean.shape), mean.new_empty(mean.shape[:1]), mean.new_empty(mean.shape)
 
     @torch.library.register_fake("sacfast::squashed_gaussian_backward")
     def _(grad_action, grad_log_prob, mean, log_std, noise):
+        check_one_device("squashed_gaussian", [grad_action, grad_log_prob, mean, log_std, noise])
         return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
 
 
