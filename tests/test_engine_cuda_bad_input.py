@@ -161,6 +161,15 @@ def test_divergence_shows_in_the_actions(cuda_place):
             layer.weight[0, 0] = weight
 
 
+def test_a_critic_that_diverged_takes_the_rest_along(cuda_place):
+    agent = cuda_agent(cuda_place)
+    with torch.no_grad():
+        agent.critic.q2.bias.fill_(torch.nan)
+        agent.critic_target.q2.bias.fill_(torch.nan)
+    agent.train(1, 40)
+    assert agent.critic.q1.bias.isnan().all() and agent.state.actor_params.isnan().any()
+
+
 def test_what_cuda_has_not_is_named(cuda_emulation):
     agent = make_agent()
     place = {"device": "cpu", "library": cuda_emulation}
