@@ -57,7 +57,10 @@ class Engine final : public SacUpdate {
   // Work in flight on any stream uses the engine's memory.
   ~Engine() override {
     const OnDevice on(owned_.device);
-    cudaDeviceSynchronize();
+    if (cudaDeviceSynchronize() != 0) {  // not while another thread captures a graph
+      cudaGetLastError();
+      cudaEventSynchronize(owned_.done);
+    }
     forget_graphs();
   }
 

@@ -179,7 +179,7 @@ class CudaEngine(NativeEngine):
 
         with on_device(device):
             handle = library.sacfast_cuda_update_new(ctypes.byref(spec), precision)
-            if not handle and self._made_room():
+            if not handle and self._may_work_now():
                 handle = library.sacfast_cuda_update_new(ctypes.byref(spec), precision)
         return handle, delete
 
@@ -189,7 +189,7 @@ class CudaEngine(NativeEngine):
             where = (workspace.data_ptr(), current_stream(self.device))
             if not self._profiling:
                 result = self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
-                if result < 0 and self._made_room():
+                if result < 0 and self._may_work_now():
                     result = self._library.sacfast_cuda_update_run(handle, ctypes.byref(call), *where)
                 return result
             phases = self._library.sacfast_cuda_update_phases(handle)
@@ -200,12 +200,15 @@ class CudaEngine(NativeEngine):
                 handle, ctypes.byref(call), *where, ms.ctypes.data
             )
 
-    def _made_room(self) -> bool:
-        """Whether it is worth trying again, now that PyTorch has returned the memory that it keeps for later."""
-        if b"out of memory" not in self._library.sacfast_error():
-            return False
-        torch.cuda.empty_cache()
-        return True
+    def _may_work_now(self) -> bool:
+        """Whether what failed is worth another try: PyTorch has returned the memory that it keeps for later, or
+        another thread, by waiting for the whole GPU, has broken a graph that was being captured.
+        """
+        error = self._library.sacfast_error()
+        if b"out of memory" in error:
+            torch.cuda.empty_cache()
+            return True
+        return b"captur" in error
 
     def _stale(self, state: SACState) -> bool:
         return False  # nothing is packed
