@@ -201,6 +201,43 @@ class Table:
         assert result[:, stride - 16 :].isnan().all(), "written beyond the columns rounded up to 16"
         return result[:, :outputs]
 
+    def value(self, x: Matrix, w: torch.Tensor, b: float, begin: int = 0) -> torch.Tensor:
+        count = x.rows - begin
+        weights, q = Floats(w), Floats.empty(count)
+        for at, some in self.chunks(count):
+            self.functions.value(x.operand, begin + at, some, weights.address, b, q.address + 4 * at)
+        return q.tensor()
+
+    def value_gradient(
+        self, dq: torch.Tensor, w: torch.Tensor, h: Matrix, begin: int, rows: torch.Tensor | None, to: int
+    ) -> Matrix:
+        """From row `to` on, by the rows of h from `begin` on, or by its `rows` (int32)."""
+        count, chosen = len(dq), None if rows is None else rows.data_ptr()
+        dy, factors, weights = self.gradient(to + count + self.row_unit, h.columns), Floats(dq), Floats(w)
+        self.functions.value_gradient(
+            factors.address, weights.address, h.operand, begin, chosen, dy.operand, to, count
+        )
+        dy.check()
+        return dy
+
+    def hidden_gradient(
+        self,
+        dy: Matrix,
+        dy_begin: int,
+        w: torch.Tensor,
+        h: Matrix,
+        begin: int,
+        rows: torch.Tensor | None,
+        to: int,
+    ) -> Matrix:
+        count, chosen = dy.rows - dy_begin, None if rows is None else rows.data_ptr()
+        dx, packed = self.gradient(to + count + self.row_unit, h.columns), self.pack(w, "backward")
+        self.functions.hidden_gradient(
+            dy.operand, dy_begin, packed.address, h.operand, begin, chosen, dx.operand, to, count
+        )
+        dx.check()
+        return dx
+
     def input_gradient(self, dy: Matrix, w: torch.Tensor, begin: int = 0, count: int = -1) -> torch.Tensor:
         inputs = w.shape[1]
         count = dy.rows - begin if count < 0 else count
@@ -227,6 +264,14 @@ class Table:
         scratch.check()
         return torch.cat([dw for dw, _ in parts]), torch.cat([db for _, db in parts])
 
+    def value_weight_gradient(self, dq: torch.Tensor, h: Matrix, width: int) -> torch.Tensor:
+        """In calls of `width` columns."""
+        factors, dw = Floats(dq), Floats.empty(h.columns)
+        for begin in range(0, h.columns, width):
+            end = min(begin + width, h.columns)
+            self.functions.value_weight_gradient(factors.address, h.operand, begin, end, dw.address)
+        return dw.tensor()
+
 
 def load(library: ctypes.CDLL, path: str, precision: str) -> Table | None:
     library.sacfast_arithmetic.restype = POINTER(Functions)
@@ -241,3 +286,18 @@ def names(library: ctypes.CDLL) -> list[str]:
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def hidden_layer(rows: int, columns: int) -> torch.Tensor:
+    """Half of the units are off, some of them with a zero of each sign."""
+    h = random(rows, columns).relu()
+    h[:, ::5] = -0.0
+    return h
+
+
+def chosen_rows(compact: bool, rows: int, begin: int, count: int) -> torch.Tensor:
+    """`count` of `rows` rows: those from `begin` on, or, `compact`, any."""
+    if not compact:
+        return torch.arange(begin, begin + count, dtype=torch.int32)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
+    return order[:count].sort().values.to(torch.int32)

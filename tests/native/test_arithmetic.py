@@ -7,7 +7,7 @@ import ctypes
 
 import pytest
 import torch
-from native_arithmetic import CHUNK, AdamStep, Floats, Table, load, names, random
+from native_arithmetic import CHUNK, AdamStep, Floats, Table, chosen_rows, hidden_layer, load, names, random
 from tolerances import EPSILON, assert_as_accurate
 
 PATHS = ["avx512", "avx2", "portable"]
@@ -84,45 +84,17 @@ def test_output(table, outputs, inputs):
 @pytest.mark.parametrize("inputs", [*SIZES, 256, 1024])
 def test_value(table, inputs):
     x, w, begin = random(rows_for(table, 72), inputs), random(inputs, seed=1), table.row_unit
-    count = len(x) - begin
-    q, weights, matrix = Floats.empty(count), Floats(w), table.store(x)
-    for at, some in table.chunks(count):
-        table.functions.value(matrix.operand, begin + at, some, weights.address, 0.5, q.address + 4 * at)
-    compare(q.tensor(), lambda x, w: x @ w + 0.5, x[begin:], w)
-
-
-def mask_of(h: torch.Tensor) -> torch.Tensor:
-    """Half of the units are off, some of them with a zero of each sign."""
-    h = h.relu()
-    h[:, ::5] = -0.0
-    return h
-
-
-def compacted(table: Table, rows: int, kept: int) -> torch.Tensor:
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
-    return order[:kept].sort().values.to(torch.int32)
+    compare(table.value(table.store(x), w, 0.5, begin), lambda x, w: x @ w + 0.5, x[begin:], w)
 
 
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("columns", [*SIZES, 256])
 def test_value_gradient(table, columns, compact):
     rows, count = rows_for(table, 264), rows_for(table, 48)
-    h, w, dq = mask_of(random(rows, columns)), random(columns, seed=1), random(count, seed=2)
+    h, w, dq = hidden_layer(rows, columns), random(columns, seed=1), random(count, seed=2)
     begin, to = table.row_unit, 2 * table.row_unit
-    chosen = compacted(table, rows, count) if compact else torch.arange(begin, begin + count)
-    matrix, dy = table.store(h), table.gradient(to + count + table.row_unit, columns)
-    weights, dqs = Floats(w), Floats(dq)
-    table.functions.value_gradient(
-        dqs.address,
-        weights.address,
-        matrix.operand,
-        begin,
-        chosen.data_ptr() if compact else None,
-        dy.operand,
-        to,
-        count,
-    )
-    dy.check()
+    chosen = chosen_rows(compact, rows, begin, count)
+    dy = table.value_gradient(dq, w, table.store(h), begin, chosen if compact else None, to)
     result = table.read(dy, "gradient")
     compare(result[to : to + count], lambda w, q, h: q[:, None] * w * (h > 0), w, dq, h[chosen.long()])
     assert (result[:to] == 0).all() and (result[to + count :] == 0).all()
@@ -132,23 +104,11 @@ def test_value_gradient(table, columns, compact):
 @pytest.mark.parametrize("outputs, inputs", PAIRS)
 def test_hidden_gradient(table, outputs, inputs, compact):
     rows, count = rows_for(table, 136), rows_for(table, 56)
-    h, w, dy = mask_of(random(rows, inputs)), random(outputs, inputs, seed=1), random(count + 64, outputs)
+    h, w, dy = hidden_layer(rows, inputs), random(outputs, inputs, seed=1), random(count + 64, outputs)
     begin, to = table.row_unit, 2 * table.row_unit
-    chosen = compacted(table, rows, count) if compact else torch.arange(begin, begin + count)
-    matrix, gradient = table.store(h), table.store(dy, kind="gradient")
-    dx, packed = table.gradient(to + count + table.row_unit, inputs), table.pack(w, "backward")
-    table.functions.hidden_gradient(
-        gradient.operand,
-        64,
-        packed.address,
-        matrix.operand,
-        begin,
-        chosen.data_ptr() if compact else None,
-        dx.operand,
-        to,
-        count,
-    )
-    dx.check()
+    chosen = chosen_rows(compact, rows, begin, count)
+    gradient = table.store(dy, kind="gradient")
+    dx = table.hidden_gradient(gradient, 64, w, table.store(h), begin, chosen if compact else None, to)
     result = table.read(dx, "gradient")
     compare(result[to : to + count], lambda d, w, h: d @ w * (h > 0), dy[64:], w, h[chosen.long()])
     assert (result[:to] == 0).all() and (result[to + count :] == 0).all()
@@ -175,11 +135,7 @@ def test_weight_gradient(table, outputs, inputs, rows):
 @pytest.mark.parametrize("rows", [8, 64, 264])
 def test_value_weight_gradient(table, columns, rows):
     h, dq = random(rows_for(table, rows), columns), random(rows_for(table, rows), seed=1)
-    matrix, dqs, dw = table.store(h), Floats(dq), Floats.empty(columns)
-    for begin in range(0, columns, 64):
-        end = min(begin + 64, columns)
-        table.functions.value_weight_gradient(dqs.address, matrix.operand, begin, end, dw.address)
-    compare(dw.tensor(), lambda h, q: q @ h, h, dq)
+    compare(table.value_weight_gradient(dq, table.store(h), 64), lambda h, q: q @ h, h, dq)
 
 
 def adam_formula(p, m, v, g, target, step: AdamStep, tau):
