@@ -71,8 +71,9 @@ def test_a_deep_copy_trains_on_its_own():
     assert same_state(agent, twin)
 
 
-def test_a_deep_copy_has_an_engine_and_a_policy_of_its_own():
-    agent = make_agent(engine="reference", threads=1, actor_update_period=3)
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_a_deep_copy_has_an_engine_and_a_policy_of_its_own(engine):
+    agent = make_agent(engine=engine, threads=1, actor_update_period=3)
     obs = np.ones(5)
     before = agent.select_action(obs, evaluate=True)
     twin = copy.deepcopy(agent)

@@ -1,4 +1,4 @@
-"""The engines: every term of the update against a separate computation, and one engine against the other."""
+"""The engines: every term of the update against a separate computation, and what each must do alike."""
 
 import copy
 import dataclasses
@@ -222,16 +222,6 @@ def test_same_seed_same_bytes(engine):
         second.train(1, 32)
     for (name, a), (_, b) in zip(first.state.named_tensors(), second.state.named_tensors(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_the_engines_agree_over_ten_updates_and_swap_in_the_middle():
-    reference, auto = make_agent("reference"), make_agent("auto")
-    for step in range(10):
-        if step == 5:
-            auto.engine, reference.engine = reference.engine, auto.engine
-        a, b = reference.train(1, 64).tensor, auto.train(1, 64).tensor
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(reference.state.actor_params, auto.state.actor_params, rtol=1e-3, atol=1e-4)
 
 
 def test_noise_belongs_to_the_step():

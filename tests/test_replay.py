@@ -1,7 +1,5 @@
 """ReplayBuffer as its user sees it; how it lies in memory is in test_replay_ring.py."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -215,16 +213,6 @@ def test_more_memory_than_there_is():
 def test_bad_dimensions(dims):
     with pytest.raises(SACError, match="_dim must be a whole number"):
         ReplayBuffer(10, obs_dim=dims[0], action_dim=dims[1])
-
-
-def test_a_deep_copy_has_records_of_its_own():
-    buffer = ReplayBuffer(10)
-    buffer.push(*transition(1))
-    twin = copy.deepcopy(buffer)
-    twin.push(*transition(2))
-    assert rewards_held(buffer) == [1.0] and rewards_held(twin) == [1.0, 2.0]
-    assert set(twin.sample_batch(2, KEY).reward.tolist()) <= {1.0, 2.0}
-    assert buffer.sample_batch(1, KEY).reward.item() == 1.0
 
 
 def test_tensors_may_be_pushed():

@@ -38,13 +38,6 @@ def test_native_is_as_accurate_as_the_reference(dtype, tau):
 
 
 @pytest.mark.native
-def test_more_tensors_than_one_cuda_launch_takes():
-    targets, sources = ([torch.full((n % 7,), value + n) for n in range(130)] for value in (0.0, 1.0))
-    polyak_update_(targets, sources, 0.25)
-    assert all((target == n + 0.25).all() for n, target in enumerate(targets))
-
-
-@pytest.mark.native
 def test_bfloat16_rounds_once_to_nearest_even():
     """Ties: 1 + (1/256 of a difference) lies half-way between bfloat16 numbers, and goes to the even one."""
     target = torch.tensor([1.0, 1.0078125, float("nan"), -3e38], dtype=torch.bfloat16)
