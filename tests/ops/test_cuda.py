@@ -5,6 +5,7 @@ What the operators mean is tested with the CPU's kernels, in the other files of 
 
 import pytest
 import torch
+from operator_checks import replay_storage, values_and_gradients
 from tolerances import EPSILON, FLOAT64_RELATIVE, NORMAL_ULPS, assert_as_accurate
 
 from sacfast import native
@@ -58,21 +59,6 @@ def _inputs(shape, dtype):
     return [x.to(dtype) for x in (5.0 * mean, log_std - 2.0, noise)]
 
 
-def _storage(N):
-    """Fields of every word size that the kernel copies, and of several dtypes."""
-    return [
-        torch.arange(N, dtype=torch.float32),
-        torch.arange(N * 23, dtype=torch.float32).reshape(N, 23),
-        torch.arange(N * 8, dtype=torch.float32).reshape(N, 8),
-        torch.arange(N * 7, dtype=torch.float64).reshape(N, 7),
-        (torch.arange(N) % 2).bool(),
-        (torch.arange(N * 3) % 251).to(torch.uint8).reshape(N, 3),
-        torch.arange(N * 6, dtype=torch.int32).reshape(N, 2, 3),
-        torch.arange(N * 5).to(torch.bfloat16).reshape(N, 5),
-        torch.zeros(N, 0),
-    ]
-
-
 def _same(ours, theirs):
     """Equal to the bit, wherever they lie."""
     return all(
@@ -94,16 +80,6 @@ def test_normals_match_the_reference_as_the_cpus_do(dtype, shape):
         assert ((drawn.double() - expected).abs() <= bars * relative * exact.abs().clamp_min(1.0)).all()
 
 
-def _values_and_gradients(function, mean, log_std, **drawn):
-    """action, log_prob, and the gradients of a weighted sum of both, on the CPU."""
-    mean, log_std = (x.clone().requires_grad_() for x in (mean, log_std))
-    action, log_prob = function(mean, log_std, **drawn)
-    weights = torch.linspace(-1, 2, action.numel(), dtype=action.dtype).reshape(action.shape)
-    row_weights = torch.linspace(1, 2, len(log_prob), dtype=action.dtype)
-    loss = (weights.to(mean.device) * action).sum() + (row_weights.to(mean.device) * log_prob).sum()
-    return [x.detach().cpu() for x in (action, log_prob, *torch.autograd.grad(loss, (mean, log_std)))]
-
-
 @DTYPES
 @pytest.mark.parametrize("shape", [(0, 7), (1, 1), (1, 7), (5, 1), (3, 17), (37, 7), (256, 7), (2, 300)])
 @pytest.mark.parametrize("given", ["noise", "key"])
@@ -113,9 +89,9 @@ def test_squashed_gaussian_and_its_gradients(dtype, shape, given):
     if given == "key":
         drawn = {"key": random_key(5, 2, 9, DEVICE)}
         noise = normal(shape, drawn["key"], dtype).cpu()
-    ours = _values_and_gradients(squashed_gaussian, _aligned(mean), _shifted(log_std), **drawn)
-    theirs = _values_and_gradients(squashed_gaussian_reference, mean, log_std, noise=noise)
-    exact = _values_and_gradients(
+    ours = values_and_gradients(squashed_gaussian, _aligned(mean), _shifted(log_std), **drawn)
+    theirs = values_and_gradients(squashed_gaussian_reference, mean, log_std, noise=noise)
+    exact = values_and_gradients(
         squashed_gaussian_reference, mean.double(), log_std.double(), noise=noise.double()
     )
     names = ("action", "log_prob", "grad_mean", "grad_log_std")
@@ -165,7 +141,7 @@ def test_strided_targets_are_updated_in_place():
 @PLACES
 @pytest.mark.parametrize("B", [0, 1, 2, 63, 257, 1000])
 def test_samples_equal_the_references(place, B):
-    storage, key = _storage(1000), random_key(-5, 0, 2**50 + B)
+    storage, key = replay_storage(1000), random_key(-5, 0, 2**50 + B)
     expected, indices = replay_sample_reference(storage, 900, B, key)
     placed = [place(field) for field in storage]
     for size in (900, torch.tensor(900, device=DEVICE)):
@@ -185,7 +161,7 @@ def test_indices_of_huge_storages_and_sizes_out_of_range():
 @PLACES
 @pytest.mark.parametrize("n, position", [(0, 3), (1, 9), (4, 8), (10, 0), (10, 3), (13, 7), (37, 9)])
 def test_insertion_goes_round_and_keeps_the_last(place, n, position):
-    storage, rows = _storage(10), [field[13 : 13 + n] for field in _storage(50)]
+    storage, rows = replay_storage(10), [field[13 : 13 + n] for field in replay_storage(50)]
     ours = [place(field) for field in storage]
     replay_insert_(ours, [_aligned(row) for row in rows], position)
     replay_insert_reference_(storage, rows, position)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operator_checks import on_each_thread_count
 from tolerances import EPSILON, assert_as_accurate
 from torch import nn
 
@@ -75,16 +76,14 @@ def test_strided_and_transposed_tensors():
 
 @pytest.mark.native
 def test_the_number_of_threads_changes_no_byte():
-    threads, results = torch.get_num_threads(), []
     source = torch.randn(1_000_003)
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            targets = [torch.linspace(-1, 1, 1_000_003), torch.ones(777)]
-            polyak_update_(targets, [source, source[:777]], 0.005)
-            results.append(torch.cat(targets))
-    finally:
-        torch.set_num_threads(threads)
+
+    def run():
+        targets = [torch.linspace(-1, 1, 1_000_003), torch.ones(777)]
+        polyak_update_(targets, [source, source[:777]], 0.005)
+        return torch.cat(targets)
+
+    results = on_each_thread_count(run)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operator_checks import on_each_thread_count
 
 from sacfast import native
 from sacfast.errors import SACError
@@ -76,14 +77,8 @@ def test_every_number_of_16_bits(dtype):
 
 @pytest.mark.native
 def test_any_number_of_threads_gives_the_same_bytes():
-    fields, key, threads = memory(5000), random_key(1, 0, 2), torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(replay_batch(*fields, 5000, 9001, key))
-    finally:
-        torch.set_num_threads(threads)
+    fields, key = memory(5000), random_key(1, 0, 2)
+    results = on_each_thread_count(lambda: replay_batch(*fields, 5000, 9001, key))
     for batch in results:
         assert all(torch.equal(a, b) for a, b in zip(batch, results[0], strict=True))
 

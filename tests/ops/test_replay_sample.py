@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operator_checks import on_each_thread_count, replay_storage
 
 from sacfast.errors import SACError
 from sacfast.ops import (
@@ -23,22 +24,6 @@ def path(monkeypatch, request):
         monkeypatch.setattr("sacfast.native.available", lambda device_type="cpu": False)
 
 
-def _storage(N=1000):
-    """Fields of every size of row that the kernel treats differently, and of several dtypes."""
-    fields = [
-        torch.arange(N, dtype=torch.float32),
-        torch.arange(N * 23, dtype=torch.float32).reshape(N, 23),
-        torch.arange(N * 7, dtype=torch.float64).reshape(N, 7),
-        (torch.arange(N) % 2).bool(),
-        (torch.arange(N * 3) % 251).to(torch.uint8).reshape(N, 3),
-        torch.arange(N * 6, dtype=torch.int32).reshape(N, 2, 3),
-        torch.arange(N * 100, dtype=torch.float32).reshape(N, 4, 25),
-        torch.arange(N * 5).to(torch.bfloat16).reshape(N, 5),
-        torch.zeros(N, 0),
-    ]
-    return fields
-
-
 def test_reference_by_hand():
     """Key (0, 0, 0): the first two indices from the generator's known answer."""
     words = 0x6627E8D5 << 32 | 0xE169C58D, 0xBC57AC4C << 32 | 0x9B00DBD8
@@ -50,7 +35,7 @@ def test_reference_by_hand():
 @pytest.mark.native
 @pytest.mark.parametrize("B", [0, 1, 2, 3, 63, 64, 65, 255, 256, 257, 1000])
 def test_native_equals_the_reference(B):
-    storage, key = _storage(), random_key(-5, 0, 2**50 + B)
+    storage, key = replay_storage(1000), random_key(-5, 0, 2**50 + B)
     rows, indices = replay_sample(storage, 900, B, key)
     expected, expected_indices = replay_sample_reference(storage, 900, B, key)
     assert torch.equal(indices, expected_indices)
@@ -80,7 +65,7 @@ def test_operators_themselves_refuse_missing_lists():
 
 @pytest.mark.native
 def test_size_may_be_a_tensor_and_key_a_tuple():
-    storage = _storage()
+    storage = replay_storage(1000)
     by_int = replay_sample(storage, 77, 64, random_key(1, 2, 3))
     by_tensor = replay_sample(storage, torch.tensor(77), 64, (1, 2, 3))
     assert torch.equal(by_int[1], by_tensor[1]) and by_int[1].max() < 77
@@ -90,13 +75,7 @@ def test_size_may_be_a_tensor_and_key_a_tuple():
 @pytest.mark.native
 def test_the_number_of_threads_changes_no_byte():
     storage, key = [torch.randn(5000, 23), torch.randn(5000)], random_key(7, 0, 0)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(replay_sample(storage, 5000, 20001, key))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_each_thread_count(lambda: replay_sample(storage, 5000, 20001, key))
     assert torch.equal(results[0][1], indices_reference(key, 20001, 5000))
     for rows, indices in results:
         assert torch.equal(indices, results[0][1])
@@ -118,7 +97,7 @@ def test_native_indices_are_uniform():
 )
 def test_insertion_goes_round_and_keeps_the_last(path, native_path, n, position):
     """Against the definition: one row after the other."""
-    storage = _storage(10)
+    storage = replay_storage(10)
     rows = [field.clone()[:1].expand(n, *field.shape[1:]).clone() for field in storage]
     for row in rows:
         row.copy_((torch.arange(row.numel()) % 97).reshape(row.shape) if row.numel() else row)
@@ -168,7 +147,7 @@ def test_rows_need_not_be_contiguous():
 
 @pytest.mark.native
 def test_opcheck():
-    storage, key = _storage(20), random_key(1, 2, 3)
+    storage, key = replay_storage(20), random_key(1, 2, 3)
     ops = torch.ops.sacfast
     torch.library.opcheck(ops.replay_sample.default, (storage, torch.tensor(20), 6, key))
     torch.library.opcheck(ops.replay_sample.int, (storage, 20, 6, key))

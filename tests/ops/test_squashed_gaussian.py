@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from operator_checks import on_each_thread_count, values_and_gradients
 from tolerances import FLOAT64_RELATIVE, assert_as_accurate
 
 from sacfast.errors import SACError
@@ -22,17 +23,6 @@ def _inputs(shape, dtype=torch.float32, scale=1.0, seed=0):
     log_std = torch.empty(shape, dtype=torch.float64).uniform_(-5, 1, generator=generator)
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     return [x.to(torch.float32).to(dtype) for x in (mean, log_std, noise)]
-
-
-def _values_and_gradients(function, mean, log_std, noise):
-    """action, log_prob, and the gradients of a weighted sum of both."""
-    mean, log_std = mean.clone().requires_grad_(), log_std.clone().requires_grad_()
-    action, log_prob = function(mean, log_std, noise=noise)
-    weights = torch.linspace(-1, 2, action.numel(), dtype=action.dtype).reshape(action.shape)
-    loss = (weights * action).sum() + (
-        torch.linspace(1, 2, len(log_prob), dtype=action.dtype) * log_prob
-    ).sum()
-    return action.detach(), log_prob.detach(), *torch.autograd.grad(loss, (mean, log_std))
 
 
 def test_reference_by_hand():
@@ -56,9 +46,9 @@ def test_density_integrates_to_one():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_native_is_as_accurate_as_the_reference(shape, scale):
     inputs = _inputs(shape, scale=scale)
-    exact = _values_and_gradients(squashed_gaussian_reference, *(x.double() for x in inputs))
-    reference = _values_and_gradients(squashed_gaussian_reference, *inputs)
-    native = _values_and_gradients(squashed_gaussian, *inputs)
+    exact = values_and_gradients(squashed_gaussian_reference, *(x.double() for x in inputs))
+    reference = values_and_gradients(squashed_gaussian_reference, *inputs)
+    native = values_and_gradients(squashed_gaussian, *inputs)
     names = ("action", "log_prob", "grad_mean", "grad_log_std")
     for name, ours, theirs, truth in zip(names, native, reference, exact, strict=True):
         assert_as_accurate(ours, theirs, truth, name)
@@ -68,8 +58,8 @@ def test_native_is_as_accurate_as_the_reference(shape, scale):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_native_float64_matches_the_reference(shape):
     inputs = _inputs(shape, torch.float64, scale=3.0)
-    native = _values_and_gradients(squashed_gaussian, *inputs)
-    reference = _values_and_gradients(squashed_gaussian_reference, *inputs)
+    native = values_and_gradients(squashed_gaussian, *inputs)
+    reference = values_and_gradients(squashed_gaussian_reference, *inputs)
     for ours, theirs in zip(native, reference, strict=True):
         assert torch.allclose(ours, theirs, rtol=FLOAT64_RELATIVE, atol=FLOAT64_RELATIVE)
 
@@ -118,16 +108,14 @@ def test_a_key_matches_the_reference_on_any_path():
 @pytest.mark.native
 def test_the_number_of_threads_changes_no_byte():
     mean, log_std, noise = _inputs((30001, 7))
-    key, threads = random_key(1, 1, 1), torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            drawn = torch.ops.sacfast.squashed_gaussian_key(mean, log_std, key)
-            back = torch.ops.sacfast.squashed_gaussian_backward(mean, mean[:, 0], mean, log_std, noise)
-            results.append((*drawn, *back, torch.ops.sacfast.normal([30001, 7], key, torch.float32)))
-    finally:
-        torch.set_num_threads(threads)
+    key = random_key(1, 1, 1)
+
+    def run():
+        drawn = torch.ops.sacfast.squashed_gaussian_key(mean, log_std, key)
+        back = torch.ops.sacfast.squashed_gaussian_backward(mean, mean[:, 0], mean, log_std, noise)
+        return *drawn, *back, torch.ops.sacfast.normal([30001, 7], key, torch.float32)
+
+    results = on_each_thread_count(run)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     alone = torch.ops.sacfast.squashed_gaussian(mean[12345:12346], log_std[12345:12346], noise[12345:12346])
