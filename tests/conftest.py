@@ -1,6 +1,8 @@
 """Says which package and extension are tested, and skips visibly what cannot run here."""
 
 import ctypes
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cuda_emulation as cuda_emulation_module
@@ -47,6 +49,17 @@ def cuda_emulation(tmp_path_factory) -> ctypes.CDLL:
     if DISABLED:
         pytest.skip("SACFAST_DISABLE_NATIVE is set")
     return cuda_emulation_module.load(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[Path]:
+    """The folder benchmarks/, whose modules find one another as when one of them is run."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    if not folder.exists():
+        pytest.skip("benchmarks/ is not beside tests/")
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.cuda)])

@@ -8,14 +8,11 @@ from pathlib import Path
 from sacfast.native import toolchain
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
-FORWARD, BACKWARD, SHUFFLED = (
-    0,
-    1,
-    2,
-)  # orders of blocks and threads; every number from 2 on is another shuffle
+# Orders of blocks and threads; every number from 2 on is another shuffle.
+FORWARD, BACKWARD, SHUFFLED = 0, 1, 2
 
 
-def compile_emulation(directory: Path) -> Path:
+def load(directory: Path) -> ctypes.CDLL:
     """The library: csrc/cuda with the C interface of its engine, the operators' launchers, and the emulator."""
     root = toolchain.source_root()
     compiler = toolchain.find_compiler()
@@ -44,8 +41,4 @@ def compile_emulation(directory: Path) -> Path:
     library = directory / "emulated.so"
     linking = [*compiler, "-shared", *map(str, objects), "-o", str(library)]
     subprocess.run(linking, check=True, capture_output=True)
-    return library
-
-
-def load(directory: Path) -> ctypes.CDLL:
-    return ctypes.CDLL(str(compile_emulation(directory)))
+    return ctypes.CDLL(str(library))

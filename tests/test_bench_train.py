@@ -1,21 +1,13 @@
 """benchmarks/bench_train.py: what it makes of its rounds, which --benchmark-disable does not reach."""
 
 import importlib
-import sys
-from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="benchmarks/ is not beside tests/")
-
 
 @pytest.fixture(scope="module")
-def bench_train():
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("bench_train")
-    sys.path.remove(str(FOLDER))
+def bench_train(benchmarks):
+    return importlib.import_module("bench_train")
 
 
 def loop(env: float, update: float, more: float) -> dict:

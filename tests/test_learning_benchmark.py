@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import signal
-import sys
 import threading
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,9 +19,7 @@ from matplotlib.figure import Figure
 from sacfast import SACConfig
 from sacfast.engines import ReferenceEngine
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="benchmarks/ is not beside tests/")
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 TINY = {
     "sacfast": {"utd": 0.1, "hidden_dim": 8, "batch_size": 8, "learning_starts": 50},
@@ -31,10 +28,8 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def learning():
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("learning")
-    sys.path.remove(str(FOLDER))
+def learning(benchmarks):
+    return importlib.import_module("learning")
 
 
 MACHINE = {"cpu": "Test CPU", "date": "2025-11-22", "side_by_side": 2}
@@ -313,11 +308,11 @@ def test_published_scores_are_drawn_up_to_the_last_step(learning, tmp_path, monk
     assert published == {"SAC of SimbaV2's authors, published": [[100, 1103], [300, 2160]]}
 
 
-@pytest.mark.skipif(not (FOLDER / "results" / "learning.json").exists(), reason="no run is recorded")
+@pytest.mark.skipif(not (RESULTS / "learning.json").exists(), reason="no run is recorded")
 def test_the_recorded_csv_is_the_recorded_json(learning, tmp_path):
     results = importlib.import_module("learning_results")
-    results.write(learning.read_results(FOLDER / "results" / "learning.json"), tmp_path)
-    recorded = (FOLDER / "results" / "learning.csv").read_bytes()
+    results.write(learning.read_results(RESULTS / "learning.json"), tmp_path)
+    recorded = (RESULTS / "learning.csv").read_bytes()
     assert (tmp_path / "learning.csv").read_bytes() == recorded
 
 

@@ -3,24 +3,18 @@
 import importlib
 import json
 import runpy
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from recorded_runs import ACCURACY, GPU, LEARNING, MACHINE, RUN, TRAIN, learning_entry
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "render.py"
-
-pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks/ is not beside tests/")
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[dict]:
-    sys.path.insert(0, str(SCRIPT.parent))
-    yield runpy.run_path(str(SCRIPT))
-    sys.path.remove(str(SCRIPT.parent))
+def script(benchmarks) -> dict:
+    return runpy.run_path(str(benchmarks / "render.py"))
 
 
 def readme_for(tables: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from training_runs import (
     quick_and_clean,  # noqa: F401 (a fixture)
     small,
     start,
+    wait_until_training,
 )
 
 from sacfast.config import SCHEDULES
@@ -196,9 +197,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path):
 def test_two_processes_on_one_run(tmp_path, capsys):
     flags = ["--env", "Pendulum-v1", "--steps", "1000000", "--learning-starts", "50", "--no-tensorboard"]
     first = start(*FLAGS, *flags, "--out", str(tmp_path))
-    for line in first.stdout:
-        if "updates/s" in line:
-            break
+    wait_until_training(first)
     (run,) = (tmp_path / "Pendulum-v1").iterdir()
     before = {path: path.read_bytes() for path in run.glob("*.json")}
     assert main(["--resume", str(run)]) == 2

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -25,6 +24,7 @@ from training_runs import (
     quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
+    start,
 )
 
 from sacfast import checkpoint, judge, trainer
@@ -183,12 +183,7 @@ def test_a_best_policy_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch,
 def test_a_reader_that_goes_away_costs_nothing(tmp_path):
     """As in `python -m sacfast.train | head`."""
     flags = ["--env", "Pendulum-v1", "--steps", "300", "--learning-starts", "50", "--log-every", "10", *FLAGS]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sacfast.train", *flags, "--out", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(*flags, "--out", str(tmp_path))
     assert process.stdout is not None and "Pendulum-v1" in process.stdout.readline()
     process.stdout.close()
     assert process.wait(120) == 0, process.stderr.read()

@@ -19,6 +19,7 @@ from training_runs import (
     replay_of,
     small,
     start,
+    wait_until_training,
 )
 
 from sacfast import trainer
@@ -150,15 +151,11 @@ def test_ctrl_c_while_setting_up_says_what_can_be_resumed(tmp_path, monkeypatch,
 
 def stop(process, *signals):
     """Send the signals once training is under way. Returns status, output and errors."""
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "updates/s" in line and "alpha" in line:
-            break
+    seen = wait_until_training(process)
     for signum in signals:
         process.send_signal(signum)
     output, errors = process.communicate(timeout=120)
-    return process.returncode, "".join(seen) + output, errors
+    return process.returncode, seen + output, errors
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -27,6 +27,7 @@ from training_runs import (
     replay_of,
     small,
     start,
+    wait_until_training,
 )
 
 from sacfast import vector
@@ -162,9 +163,7 @@ def test_a_signal_that_reaches_the_workers_too_lets_the_run_save(tmp_path, signu
         process = start(*FLAGS, *flags, start_new_session=True)
     finally:
         signal.signal(signal.SIGHUP, before)
-    for line in process.stdout:
-        if "alpha" in line and "updates/s" in line:
-            break
+    wait_until_training(process)
     os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (128 + signum, "")

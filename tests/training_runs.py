@@ -185,3 +185,13 @@ def start(*flags, **options):
         text=True,
         **options,
     )
+
+
+def wait_until_training(process) -> str:
+    """What a process that `start` gave has printed once it has updates to tell of."""
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if "updates/s" in line and "alpha" in line:
+            break
+    return seen
