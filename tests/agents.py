@@ -25,6 +25,12 @@ def make_agent(shape=SMALL, *, rows=1000, seed=1, **kwargs) -> SACAgent:
     return agent
 
 
+def small_agent(rows=200, seed=0, hidden_dim=16, **kwargs) -> SACAgent:
+    """Of the fastest engine, with room for more transitions."""
+    options = {"engine": "auto", "buffer_capacity": 500, **kwargs}
+    return make_agent((5, 3, hidden_dim, 32), rows=rows, seed=seed, **options)
+
+
 def draw(agent: SACAgent, state: SACState, size: int) -> tuple[Batch, Noise]:
     batch = agent.replay_buffer.sample_batch(size, state.key(Stream.BATCH))
     return batch, Noise.draw(state, size)
@@ -46,3 +52,7 @@ def gradients(state: SACState) -> dict[str, torch.Tensor]:
 
 def state_bytes(state: SACState) -> dict[str, bytes]:
     return {name: tensor.cpu().numpy().tobytes() for name, tensor in state.named_tensors()}
+
+
+def same_state(a: SACAgent, b: SACAgent) -> bool:
+    return state_bytes(a.state) == state_bytes(b.state) and a.state.counters() == b.state.counters()

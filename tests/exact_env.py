@@ -1,10 +1,12 @@
-"""An environment of which every transition is known, and a torch front of a vector of them."""
+"""An environment of which every transition is known, a torch front of a vector of them, and what they yield."""
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorWrapper
+
+from sacfast.collector import episode_seed
 
 
 def length(index, episode):
@@ -91,3 +93,23 @@ class Torch(VectorWrapper):
 
 
 MODES = list(AutoresetMode)
+
+STEPS, COUNT = 40, 3  # what `collect` takes, of so many environments
+
+
+def seeds(env, episode):
+    return episode_seed(0, episode, env)
+
+
+def collect(collector, steps=STEPS):
+    """Everything that `steps` steps yield, with actions that tell the steps and environments apart."""
+    rows, ended = [], []
+    for step in range(steps):
+        action = np.array([[step / 10 + 0.01 * i] for i in range(collector.num_envs)], np.float32)
+        if isinstance(collector.obs, torch.Tensor):
+            action = torch.from_numpy(action)
+        new, episodes = collector.step(action, len(rows))
+        columns = (new.obs[:, 0], new.obs, new.action, new.reward, new.next_obs, new.terminated)
+        rows += list(zip(*(np.asarray(column).tolist() for column in columns), strict=True))
+        ended += episodes
+    return rows, ended

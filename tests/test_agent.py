@@ -1,4 +1,4 @@
-"""SACAgent: acting, bounds, saving everything, and refusing what does not fit."""
+"""SACAgent: acting, bounds, copies, engines, and refusing what does not fit; its files are in test_agent_files.py."""
 
 import copy
 import dataclasses
@@ -9,57 +9,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from agents import same_state
+from agents import small_agent as make_agent
 
-from sacfast import CheckpointError, SACAgent, SACError, checkpoint, make_engine
+from sacfast import SACAgent, SACError, make_engine
 from sacfast.config import SACConfig
 from sacfast.cores import physical_cores
-
-
-def make_agent(rows: int = 200, seed: int = 0, hidden_dim=16, **kwargs) -> SACAgent:
-    agent = SACAgent(5, 3, hidden_dim, seed=seed, buffer_capacity=500, **kwargs)
-    rng = np.random.default_rng(4)
-    for _ in range(rows):
-        agent.replay_buffer.push(
-            rng.normal(size=5), rng.uniform(-1, 1, 3), rng.normal(), rng.normal(size=5), False
-        )
-    return agent
-
-
-def same_state(a: SACAgent, b: SACAgent) -> bool:
-    pairs = zip(a.state.named_tensors(), b.state.named_tensors(), strict=True)
-    return all(torch.equal(x, y) for (_, x), (_, y) in pairs) and a.state.counters() == b.state.counters()
-
-
-def test_save_load_continue_equals_never_having_stopped(tmp_path):
-    whole = make_agent()
-    whole.train(4, 32)
-    whole.select_action(np.zeros(5))
-    whole.save(tmp_path / "a.safetensors", extra={"episode": 9})
-    resumed = make_agent(rows=0, seed=99)
-    assert resumed.load(tmp_path / "a.safetensors") == {"episode": 9}
-    assert same_state(whole, resumed) and len(resumed.replay_buffer) == 200
-    for agent in (whole, resumed):
-        agent.train(6, 32)
-    assert same_state(whole, resumed)
-    obs = np.linspace(-1, 1, 5)
-    assert np.array_equal(whole.select_action(obs), resumed.select_action(obs))
-
-
-def test_without_the_buffer_the_agents_own_stays(tmp_path):
-    make_agent().save(tmp_path / "small", replay_buffer=False)
-    agent = make_agent(rows=7)
-    agent.load(tmp_path / "small")
-    assert len(agent.replay_buffer) == 7
-
-
-def test_an_agent_from_its_checkpoint_alone(tmp_path):
-    agent = make_agent(action_low=-2 * np.ones(3), action_high=5 * np.ones(3), gamma=0.9)
-    agent.train(2, 32)
-    agent.save(tmp_path / "a")
-    copy_ = SACAgent.from_checkpoint(tmp_path / "a")
-    assert same_state(agent, copy_) and copy_.gamma == 0.9
-    obs = np.ones(5)
-    assert np.array_equal(agent.select_action(obs, evaluate=True), copy_.select_action(obs, evaluate=True))
 
 
 def test_a_deep_copy_trains_on_its_own():
@@ -169,36 +124,6 @@ def test_threads_above_the_cores_are_warned_about_and_bad_ones_refused():
         make_agent(threads=10_000)
 
 
-@pytest.mark.parametrize("hidden_dim", [(24,), (16, 8), (12, 8, 4), (9, 7, 5, 3)])
-def test_any_hidden_layers_survive_saving_and_copying(tmp_path, hidden_dim):
-    agent = make_agent(hidden_dim=hidden_dim)
-    agent.train(2, 32)
-    agent.save(tmp_path / "a")
-    for twin in (SACAgent.from_checkpoint(tmp_path / "a"), copy.deepcopy(agent)):
-        assert same_state(agent, twin)
-        for one in (agent, twin):
-            assert np.isfinite(one.select_action(np.ones((2, 5)))).all()
-            one.train(2, 32)
-        assert same_state(agent, twin)
-        agent.load(tmp_path / "a")
-
-
-def test_a_checkpoint_carries_the_settings_and_leaves_the_machine_out(tmp_path):
-    agent = make_agent(actor_update_period=2, threads=1, engine="reference", hidden_dim=(16, 8))
-    agent.save(tmp_path / "a")
-    meta = checkpoint.read_meta(tmp_path / "a")
-    assert not {"threads", "engine", "device"} & {*meta, *meta["config"]}
-    twin = SACAgent.from_checkpoint(tmp_path / "a")
-    assert twin.config == agent.config and twin.engine.threads == physical_cores()
-
-    tensors, meta = checkpoint.read(tmp_path / "a")
-    checkpoint.write(tmp_path / "bf16", tensors, {**meta, "config": {**meta["config"], "precision": "bf16"}})
-    with pytest.raises(SACError, match="precision='bf16' needs engine='native'"):
-        SACAgent.from_checkpoint(tmp_path / "bf16", engine="reference")
-    anywhere = SACAgent.from_checkpoint(tmp_path / "bf16", engine="reference", precision="float32")
-    assert same_state(agent, anywhere)
-
-
 def test_the_seed_decides_everything():
     before = torch.get_rng_state()
     first = make_agent(seed=3)
@@ -214,8 +139,10 @@ def test_the_seed_decides_everything():
 def test_torchs_default_device_changes_nothing(engine, normalize_obs, tmp_path):
     """ "meta" has no numbers: whatever is made there by mistake cannot be used."""
     settings = {"engine": engine, "normalize_obs": normalize_obs}
+    transition = np.ones(5), np.zeros(3), 1.0, np.zeros(5), False
     with torch.device("meta"):
         agent = make_agent(**settings)
+        agent.replay_buffer.push(*transition)
         agent.train(3, 32)
         agent.select_action(np.zeros(5))
         agent.save(tmp_path / "agent.safetensors")
@@ -224,6 +151,7 @@ def test_torchs_default_device_changes_nothing(engine, normalize_obs, tmp_path):
         agent.train(1, 32)
         assert len(agent.replay_buffer.sample(4)[0]) == 4
     usual = make_agent(**settings)
+    usual.replay_buffer.push(*transition)
     usual.train(3, 32)
     usual.select_action(np.zeros(5))
     assert same_state(loaded, usual)
@@ -352,102 +280,8 @@ def test_bad_arguments_are_named(change, name):
         SACAgent(**{"state_dim": 5, "action_dim": 3, **change})
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"state_dim": 6},
-        {"action_dim": 2},
-        {"hidden_dim": 8},
-        {"hidden_dim": (16,)},
-        {"hidden_dim": (16, 16, 16)},
-        {"action_low": -2 * np.ones(3), "action_high": 2 * np.ones(3)},
-        {"log_std_min": -5.0, "log_std_bound": "tanh"},
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, other):
-    make_agent().save(tmp_path / "a")
-    agent = SACAgent(**{"state_dim": 5, "action_dim": 3, "hidden_dim": 16, **other}, seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match="saved with"):
-        agent.load(tmp_path / "a")
-    assert same_state(agent, before)
-
-
-def test_a_truncated_checkpoint_changes_nothing(tmp_path):
-    path = tmp_path / "a"
-    make_agent().save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    agent = make_agent(seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match="damaged"):
-        agent.load(path)
-    assert same_state(agent, before)
-
-
-@pytest.mark.parametrize("name", ["obs", "action", "reward", "link", "side"])
-@pytest.mark.parametrize("damage", ["missing", "shape"])
-def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
-    source = make_agent()
-    source.save(tmp_path / "a")
-    tensors, meta = checkpoint.read(tmp_path / "a")
-    if damage == "missing":
-        del tensors[f"replay.{name}"]
-    else:
-        tensors[f"replay.{name}"] = tensors[f"replay.{name}"][..., :2]
-    checkpoint.write(tmp_path / "a", tensors, meta)
-    agent = make_agent(seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match=f"replay.{name}"):
-        agent.load(tmp_path / "a")
-    assert same_state(agent, before)
-
-
-def test_observations_that_do_not_fit_change_nothing(tmp_path):
-    source = make_agent()
-    source.replay_buffer.push(np.full(5, 1e5), np.zeros(3), 0.0, np.zeros(5), False)
-    source.save(tmp_path / "a")
-    tensors, meta = checkpoint.read(tmp_path / "a")
-    tensors["replay.link"][7] = 402
-    checkpoint.write(tmp_path / "b", tensors, meta)
-    agent = make_agent(rows=3, seed=7, obs_dtype="float16")
-    before = copy.deepcopy(agent)
-    for name, message in (("a", "obs holds 100000, which float16 cannot"), ("b", "lies outside it")):
-        with pytest.raises(CheckpointError, match=message):
-            agent.load(tmp_path / name)
-        assert same_state(agent, before) and len(agent.replay_buffer) == 3
-
-
-@pytest.mark.parametrize("obs_dtype", ["float16", "bfloat16"])
-def test_observations_in_16_bits_are_saved_as_such(tmp_path, obs_dtype):
-    agent = make_agent(obs_dtype=obs_dtype)
-    agent.train(2, 32)
-    agent.save(tmp_path / "a")
-    assert str(checkpoint.read(tmp_path / "a")[0]["replay.obs"].dtype) == f"torch.{obs_dtype}"
-    twin, wider = SACAgent.from_checkpoint(tmp_path / "a"), make_agent(rows=0)
-    assert twin.config.obs_dtype == obs_dtype
-    wider.load(tmp_path / "a")
-    for other in (twin, wider):
-        other.train(3, 32)
-    agent.train(3, 32)
-    assert same_state(agent, twin) and same_state(agent, wider)
-
-
 def test_storage_on_the_host_learns_the_same():
     first, second = make_agent(), make_agent(storage="host")
     for agent in (first, second):
         agent.train(3, 32)
     assert same_state(first, second)
-
-
-def test_an_empty_replay_buffer_is_saved_too(tmp_path):
-    make_agent(rows=0).save(tmp_path / "a")
-    agent = make_agent(rows=9)
-    agent.load(tmp_path / "a")
-    assert len(agent.replay_buffer) == 0
-
-
-def test_a_fixed_temperature_survives_loading(tmp_path):
-    make_agent().save(tmp_path / "a")
-    agent = make_agent(automatic_entropy_tuning=False, alpha=0.3)
-    agent.load(tmp_path / "a")
-    assert agent.alpha.item() == pytest.approx(0.3)
