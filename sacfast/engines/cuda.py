@@ -104,9 +104,7 @@ class CudaEngine(NativeEngine):
         def finish() -> Metrics:
             wait()
             if stream is not None and (here := torch.cuda.current_stream(self.device)) != stream:
-                metrics.tensor.record_stream(
-                    here
-                )  # its memory is free again only when this stream has read it
+                metrics.tensor.record_stream(here)  # or its memory might be given away before it is read here
             return metrics
 
         return finish
