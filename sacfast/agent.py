@@ -49,14 +49,14 @@ class SACAgent:
     actor_update_period    updates per update of the actor and the temperature
     precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
     obs_dtype       how the replay buffer stores observations: "float32", "float16" or "bfloat16"
-    storage         where it does: "device", or "host", memory of the host, pinned for a GPU
+    storage         where the replay buffer lies: "device", or "host", pinned for a GPU
     normalize_obs   let the networks see normalised observations; the statistics (`normalizer`) follow what is pushed
                     into replay_buffer, which holds raw ones. Saved with the policy; select_action applies them
     obs_epsilon     they are divided by sqrt(variance + obs_epsilon)
     reward_scale    factor on rewards for learning; replay_buffer takes and gives unscaled ones
 
-    Raises SACError for an argument out of range, naming it, and NativeUnavailable for engine="native" where
-    native code cannot run.
+    Raises SACError for an argument out of range, naming it, and NativeUnavailable where native code cannot run, for
+    engine="native" or a precision other than float32.
     """
 
     def __init__(
@@ -166,8 +166,8 @@ class SACAgent:
         precision: str | None = None,
         storage: str = "device",
     ) -> "SACAgent":
-        """The agent that `save` wrote to `path`, dimensions and settings included, save for a `precision` given here
-        (acting is float32 in all of them). Raises CheckpointError.
+        """The agent that `save` wrote to `path`, with its dimensions and settings; a `precision` given here replaces
+        its own (acting is float32 in all of them). Raises CheckpointError, or what the constructor raises.
         """
         if notebook_file.recognised(path):
             raise CheckpointError(
@@ -320,7 +320,7 @@ class SACAgent:
         return TorchPolicy(self.state, self.bounds).act(obs, evaluate)
 
     def update(self, batch_size: int) -> dict[str, float]:
-        """One gradient update on a batch from the replay buffer; the notebook's seven metrics as numbers."""
+        """One gradient update on a batch from the replay buffer; its Metrics as numbers (waits for a GPU)."""
         return self.train(1, batch_size).as_dict()
 
     def train(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Metrics:
@@ -331,10 +331,10 @@ class SACAgent:
         return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
 
     def start(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Callable[[], Metrics]:
-        """Begin `train`, and return a function that waits for its end and returns what `train` would.
+        """Begin `train`, and return a function that ends it, to be called once; it returns what `train` would.
 
         In between an environment may be stepped, but the agent must be left alone, its replay buffer included. The
-        native engine works meanwhile; where none can, all is done when the function is called.
+        native engine works meanwhile, with two threads or more or on CUDA; others do it all in that call.
         """
         return self.engine.start(self.state, self.replay_buffer, batch_size, updates)
 
@@ -342,7 +342,7 @@ class SACAgent:
         self, filepath: str | os.PathLike, *, replay_buffer: bool = True, extra: dict[str, Any] | None = None
     ) -> None:
         """Write everything to one safetensors file, atomically: weights, targets, Adam moments, log_alpha, counters,
-        and the replay buffer unless told otherwise. `extra` is any JSON-able dictionary; `load` returns it.
+        and the replay buffer unless told otherwise. `load` returns `extra`, a dictionary that JSON can hold.
 
         Raises CheckpointError if it cannot be written; an earlier file at `filepath` is then untouched.
         """

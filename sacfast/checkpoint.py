@@ -103,6 +103,8 @@ def read_meta(path: str | os.PathLike) -> dict[str, Any]:
 def _opened(path: str | os.PathLike):
     if not os.path.exists(path):
         raise CheckpointError(f"there is no checkpoint at {path}")
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path} is a folder; sacfast.runs.load_agent reads that of a run")
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
@@ -114,7 +116,9 @@ def _opened(path: str | os.PathLike):
 def _meta(path: str | os.PathLike, file) -> dict[str, Any]:
     header = file.metadata() or {}
     if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but no sacfast checkpoint")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but no sacfast checkpoint (one of sacfast.export holds the policy alone)"
+        )
     try:
         version = int(header["version"])
         if version <= VERSION:

@@ -7,6 +7,7 @@ after what differs. matplotlib is imported when something is drawn.
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,13 +72,14 @@ class Curve:
     note: str
 
 
-def read_curves(runs: Sequence[Path]) -> list[Curve]:
+def read_curves(folders: Sequence[str | os.PathLike]) -> list[Curve]:
     """The curves of run folders, in the order of their first runs.
 
     Runs of one curve are compared over the steps that all of them cover, interpolated linearly where they were not
     evaluated at the same steps. Raises SACError, naming the folder, for one that is no run, is given twice, has no
     evaluations, or shares no steps with the others of its curve.
     """
+    runs = [Path(folder) for folder in folders]
     repeated = {run for run in runs if [other.resolve() for other in runs].count(run.resolve()) > 1}
     if repeated:
         raise SACError(f"{min(repeated)} is given more than once; a run counts once.")
@@ -162,7 +164,7 @@ def bootstrap_band(returns: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def plot_comparison(
-    runs: Sequence[Path], folder: Path, name: str = "comparison"
+    runs: Sequence[str | os.PathLike], folder: str | os.PathLike, name: str = "comparison"
 ) -> tuple[list[Path], list[str]]:
     """Draw NAME.png and NAME.svg in `folder`: a panel per environment. Returns the files, and the notes
     of curves that were cut to a common range, which the picture says too.

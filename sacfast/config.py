@@ -65,8 +65,8 @@ class LearningRates(NamedTuple):
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Hyper-parameters of soft actor-critic; the defaults are those that learned best (benchmarks/learning.py), by the
-    minute. `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
+    """Hyper-parameters of soft actor-critic; the defaults learned best per minute of training (benchmarks/learning.py).
+    `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
     """
 
     hidden_dim: int | tuple[int, ...] = 256
@@ -74,7 +74,7 @@ class SACConfig:
     (400 300, say; a single hidden layer can be had from Python only, as hidden_dim=(256,))."""
 
     lr: float = 3e-4
-    """Learning rate of Adam, for the actor and whatever has none of its own."""
+    """Learning rate of the actor (Adam), and of critics and temperature where theirs is None."""
 
     critic_lr: float | None = 1e-3
     """Learning rate of the critics; None means lr."""
@@ -118,14 +118,14 @@ class SACConfig:
     """Upper bound of the policy's log standard deviation."""
 
     log_std_bound: str = "clamp"
-    """How it is kept within its bounds: clamp, beyond which there is no gradient, or tanh, rescaled to them."""
+    """How the policy's log standard deviation is bounded: clamp (no gradient outside), or tanh, rescaled."""
 
     initialization: str = "orthogonal"
     """First weights of the networks: orthogonal (zero biases, and a small last layer of the policy), or pytorch
     (nn.Linear's own, uniform in plus or minus one over the root of the inputs)."""
 
     actor_update_period: int = 2
-    """Updates per update of the actor and the temperature; critics and targets are updated every time. CleanRL's
+    """The actor and the temperature are updated once in so many updates, critics and targets every time. CleanRL's
     policy_frequency, without its repetition of the skipped updates."""
 
     precision: str = "float32"
@@ -137,15 +137,15 @@ class SACConfig:
     bfloat16 (8 bits)."""
 
     normalize_obs: bool = True
-    """Let the networks see observations minus their running mean, over their running standard deviation."""
+    """Let the networks see (observation - running mean) / sqrt(variance + obs_epsilon), clipped to -10 and 10."""
 
     obs_epsilon: float = 0.1
-    """A normalised observation is divided by sqrt(variance + obs_epsilon), as by VecNormalize's epsilon: what varies
+    """What is added to the variance of an observation that is normalised, as VecNormalize's epsilon: what varies
     little, contact forces say, is not magnified to the scale of what moves. Lower it where all observations vary by
     much less than its root, positions in metres say."""
 
     reward_scale: float = 1.0
-    """Factor by which rewards are multiplied for learning; what is logged is not. It weighs returns against
+    """Factor on rewards for learning: logged losses and Q means have it, returns do not. It weighs returns against
     entropy where the temperature is fixed, and sets the scale of the critics' errors where it is learned."""
 
     def __post_init__(self) -> None:
@@ -251,7 +251,7 @@ class TrainConfig:
     '{"max_episode_steps": 500}' for a time limit."""
 
     num_envs: int = 1
-    """Environments stepped together; steps, updates and random actions are counted per environment step."""
+    """Environments stepped together. All counts are of single environments: one step of 8 together counts as 8."""
 
     vector: str = "sync"
     """How several environments are stepped: sync (in turn), async (a process each) or envpool (its C++ threads)."""
@@ -278,7 +278,7 @@ class TrainConfig:
     """Folder of a run to continue; its settings are taken over."""
 
     learning_starts: int = 5_000
-    """Steps of uniformly random actions before the first update."""
+    """Steps of uniformly random actions; updates begin after them, or once there are batch_size transitions."""
 
     utd: float = 1.0
     """Updates per environment step once learning has started; 0.5 is an update on every second step, 4 is four
@@ -301,7 +301,7 @@ class TrainConfig:
     """Newest checkpoints that are kept, beside the best policy; 0 keeps all of them."""
 
     log_every: int = 500
-    """Steps between rows of progress.csv; metrics leave the device only then."""
+    """Steps between rows of progress.csv; losses leave the device only then, and at checkpoints."""
 
     threads: int = 0
     """CPU threads, of PyTorch and of the native engine; 0 means one per physical core."""

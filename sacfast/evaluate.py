@@ -48,7 +48,7 @@ Policy = Callable[[Array], Array]  # observation [O], or those of a vector [N, O
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns and lengths of whole episodes, with the mean and population standard deviation."""
+    """Undiscounted returns and lengths of episodes, with the returns' mean and population standard deviation."""
 
     mean: float
     std: float
@@ -80,11 +80,11 @@ def evaluate(
     seed: int = REPORT_SEED,
     **make_kwargs: Any,
 ) -> Evaluation:
-    """Run `episodes` whole episodes and return their statistics.
+    """Run `episodes` episodes, from reset(seed=seed + i), each cut at 10,000 steps, and return their statistics.
 
     agent_or_policy: an agent, which then acts by the mean of its policy, or a function from observation [O]
         to action [A] in the environment's units.
-    env_id: an environment id, with `make_kwargs` for its constructor; or an environment, or a vector of them (a
+    env_id: an environment id, with `make_kwargs` for gymnasium.make; or an environment, or a vector of them (a
         policy then gets [N, O]), which is left open. A vector contributes the first episode of each environment
         after a reset, as often as it takes: counting whichever end first would favour short ones.
 
@@ -93,6 +93,10 @@ def evaluate(
     for name, value, minimum in (("episodes", episodes, 1), ("seed", seed, 0)):
         if not is_whole(value) or value < minimum:
             raise SACError(f"{name}={value!r} must be a whole number of at least {minimum}.")
+    if make_kwargs and not isinstance(env_id, str):
+        raise SACError(
+            f"{', '.join(make_kwargs)}: for an environment that is made by its name; this one is made already"
+        )
     policy = _as_policy(agent_or_policy)
     if is_vector(env_id):
         return _vector_rollouts(policy, env_id, episodes, int(seed))  # type: ignore[arg-type]
@@ -202,7 +206,7 @@ def baseline_policies(env: gymnasium.Env | VectorEnv, seed: int) -> dict[str, Po
 
 
 def baselines(env: gymnasium.Env | VectorEnv, episodes: int, seed: int) -> dict[str, Evaluation]:
-    """Their evaluations, from the same starts as `evaluate` with this seed."""
+    """Evaluations of "random" and "zero" actions, from the same starts as `evaluate` with this seed."""
     policies = baseline_policies(env, seed)
     return {name: evaluate(policy, env, episodes, seed) for name, policy in policies.items()}
 
@@ -242,7 +246,7 @@ def record_video(
 ) -> None:
     """Write one deterministic episode as a video (the file's suffix chooses the format, .mp4 or .gif).
 
-    env_id: an environment id, with `make_kwargs` for its constructor; or an environment whose render_mode is
+    env_id: an environment id, with `make_kwargs` for gymnasium.make; or an environment whose render_mode is
         "rgb_array", which is left open.
 
     Raises SACError, in one sentence, when the environment cannot be rendered or the file cannot be written.

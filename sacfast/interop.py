@@ -48,8 +48,9 @@ def from_sb3(
     """The agent that Stable-Baselines3's `SAC.save` wrote to `path`, or to `path`.zip: it acts as the original does.
 
     Taken over: weights of policy, critics and targets, temperature, Adam's moments, updates done, action bounds,
-    learning rate, gamma, tau, target entropy, buffer size and seed. The replay buffer is not in such a file, nor are
-    the statistics of a VecNormalize. `device` and the others are SACAgent's.
+    learning rate, gamma, tau, target entropy, buffer size and seed. Not taken over: the replay buffer and the
+    statistics of a VecNormalize, which such a file has not, and batch_size, which `train` is told. `device` and the
+    others are SACAgent's.
 
     Fits: 1-D observations; ReLU, 1 to 4 hidden layers of the same widths in policy and critics; two critics; no
     gSDE. Raises SACError for what does not, naming it, and CheckpointError for a file that is damaged or of
@@ -136,7 +137,7 @@ class _Archive:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(name)
         except FileNotFoundError:
-            raise CheckpointError(f"there is no file {self.path}") from None
+            raise CheckpointError(f"there is no file {self.path}; name one that SAC.save wrote") from None
         except KeyError:
             raise CheckpointError(
                 f"{self.path} holds no {name}; it was not saved by a SAC of Stable-Baselines3"

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sacfast.config import hidden_widths
+from sacfast.config import INITIALIZATIONS, LOG_STD_BOUNDS, hidden_widths
+from sacfast.errors import SACError
+from sacfast.ops.philox import Key
 from sacfast.ops.squashed_gaussian import squashed_gaussian
 
 
@@ -20,6 +22,11 @@ def initialize_weights(layer: nn.Module, gain: float = 1.0) -> None:
     if isinstance(layer, nn.Linear):
         nn.init.orthogonal_(layer.weight, gain=gain)
         nn.init.constant_(layer.bias, 0.0)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")
 
 
 def _add_hidden(network: nn.Module, inputs: int, widths: Sequence[int], first: int = 1) -> list[str]:
@@ -54,6 +61,8 @@ class ActorNetwork(nn.Module):
         log_std_bound: str = "clamp",
     ):
         super().__init__()
+        _check_choice("initialization", initialization, INITIALIZATIONS)
+        _check_choice("log_std_bound", log_std_bound, LOG_STD_BOUNDS)
         self.state_dim, self.action_dim = state_dim, action_dim
         self.log_std_min = log_std_min
         self.log_std_max = log_std_max
@@ -77,12 +86,13 @@ class ActorNetwork(nn.Module):
         return self.mean(x), torch.clamp(log_std, low, high)
 
     def sample(
-        self, state: Tensor, *, noise: Tensor | None = None, key: Tensor | None = None
+        self, state: Tensor, *, noise: Tensor | None = None, key: Key | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Reparameterised action a = tanh(mean + std * noise), arXiv:1812.05905, eq. 8.
+        """Reparameterised action a = tanh(mean + std * noise) (arXiv:1812.05905, eq. 8), and its log-density
+        (arXiv:1801.01290, eq. 21).
 
         state [B, O]; `noise` [B, A] standard normal, or a `key` to draw it from (sacfast.ops.random_key);
-        with neither, torch's global generator is used. Returns action [B, A] in (-1, 1),
+        with neither, torch's global generator is used. Returns action [B, A] in [-1, 1],
         log_prob [B, 1] in nats, and tanh(mean) [B, A].
         """
         mean, log_std = self(state)
@@ -107,6 +117,7 @@ class CriticNetwork(nn.Module):
         initialization: str = "orthogonal",
     ):
         super().__init__()
+        _check_choice("initialization", initialization, INITIALIZATIONS)
         self.state_dim, self.action_dim = state_dim, action_dim
         widths = hidden_widths(hidden_dim)
         self._hidden_names_1 = _add_hidden(self, state_dim + action_dim, widths)

@@ -128,7 +128,7 @@ def plot_learning_curve(
 
 
 def plot_run(
-    run: str | os.PathLike, folder: Path | None = None, formats: Sequence[str] = ("png",)
+    run: str | os.PathLike, folder: str | os.PathLike | None = None, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
     """Draw training_metrics, episode_rewards and learning_curve of a run from its logs, in each of `formats`.
 
@@ -159,8 +159,9 @@ def plot_run(
     return written
 
 
-def pictures_folder(folder: Path) -> Path:
-    """`folder`, made where it was not there. Raises SACError where it cannot be."""
+def pictures_folder(path: str | os.PathLike) -> Path:
+    """The folder `path`, made where it was not there. Raises SACError where it cannot be."""
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -38,7 +38,7 @@ def given_environments(run: str | os.PathLike) -> tuple[str, ...]:
 
 
 def read_config(run: str | os.PathLike) -> TrainConfig:
-    """The settings of a run folder. Raises SACError when it is none."""
+    """The settings of a run folder. Raises SACError for another folder."""
     run = Path(run)
     values = _values(run)
     values.pop(GIVEN, None)
@@ -70,7 +70,8 @@ def load_agent(
     run: str | os.PathLike, checkpoint: str = "best", *, device: str = "cpu", engine: str = "auto"
 ) -> tuple[SACAgent, TrainConfig, dict[str, Any]]:
     """Agent, settings and the trainer's counters from a run folder; checkpoint is "best" or "last". The agent has no
-    transitions. `engine` as SACAgent has it: "reference" compiles nothing, but acts more slowly.
+    transitions, and precision float32. `engine` as SACAgent has it: with "reference" the deterministic policy compiles
+    nothing, but acts more slowly.
 
     Raises SACError when the folder is not a run's, CheckpointError when the file is missing or damaged.
     """
@@ -92,7 +93,7 @@ def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
             raise SACError(
                 f"{_flag(name)} {_typed(value)} contradicts the run being resumed, which has "
                 f"{_typed(before[name])}; leave "
-                f"{_flag(name)} out (in Python begin with sacfast.runs.read_config), or start a new run without "
+                f"{_flag(name)} out (in Python: train(parse(['--resume', RUN]))), or start a new run without "
                 "--resume."
             )
     if wanted.steps < saved.steps:

@@ -48,9 +48,9 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
     To resume a run in Python, take its settings over: train(parse(["--resume", RUN])), with the same `env` and
     `eval_env`; without those that it was given before it is refused.
 
-    Raises SACError for anything the user can put right, TrainingInterrupted after SIGINT or SIGTERM. What was learned
-    has been saved then, unless saving is what failed, or the policy's numbers are no longer finite. A third SIGINT ends
-    even an environment that hangs.
+    Raises SACError for anything the user can put right, TrainingInterrupted (a KeyboardInterrupt) after SIGINT, SIGTERM
+    or SIGHUP. What was learned has been saved then, unless saving is what failed, or the policy's numbers are no longer
+    finite. A third SIGINT ends even an environment that hangs.
     """
     config = config or TrainConfig()
     given = tuple(name for name, source in (("env", env), ("eval_env", eval_env)) if source is not None)
@@ -270,9 +270,10 @@ class _TrainFlags(TrainConfig):
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
-    """Settings from command-line arguments; with --resume, those not given come from the run.
+    """Settings from command-line arguments (None: this program's); with --resume, those not given come from the run.
 
-    Raises SACError for values out of range, for a run that cannot be read, and for several seeds.
+    Raises SACError for values out of range, for a run that cannot be read, and for several seeds; SystemExit for an
+    unknown flag.
     """
     config, *more = _parse_each(arguments)
     if more:

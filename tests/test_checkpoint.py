@@ -21,6 +21,11 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a folder; sacfast\.runs\.load_agent reads that of a run"):
+        checkpoint.read(tmp_path)
+
+
 def test_a_view_costs_only_its_own_bytes(tmp_path):
     big = torch.zeros(1_000_000)
     checkpoint.write(tmp_path / "x", {"small": big[:10], "other": big[10:20]}, {})

@@ -121,6 +121,12 @@ def test_bad_numbers_are_refused(name, value):
         evaluate(lambda _: np.zeros(2), Sum(), **{name: value})
 
 
+def test_arguments_for_an_environment_that_is_made_already_are_refused():
+    env = gymnasium.make("Pendulum-v1")
+    with pytest.raises(SACError, match="episode: for an environment that is made by its name"):
+        evaluate(lambda obs: np.zeros(1), env, episode=20)
+
+
 def test_bad_numbers_on_the_command_line_are_one_sentence(run, capsys):
     for flags in (["--seed", "-1"], ["--episodes", "0"]):
         assert main([str(run), *flags]) == 2

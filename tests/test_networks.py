@@ -104,3 +104,11 @@ def test_an_agents_initialisation_is_its_setting():
         assert not getattr(first, network).fc1.bias.any()
         assert getattr(second, network).fc1.bias.any()
     assert torch.equal(second.critic.q2.bias, second.critic_target.q2.bias)
+
+
+def test_words_that_no_initialisation_or_bound_has_are_refused():
+    for make in (lambda: ActorNetwork(3, 1, initialization="orthogonl"), lambda: CriticNetwork(3, 1, 8, "Pytorch")):
+        with pytest.raises(SACError, match=r"initialization='\w+' must be one of orthogonal, pytorch"):
+            make()
+    with pytest.raises(SACError, match="log_std_bound='Tanh' must be one of clamp, tanh"):
+        ActorNetwork(3, 1, log_std_bound="Tanh")

@@ -1,5 +1,5 @@
 // target <- target + tau (source - target), over a list of tensors in one pass
-// (SAC, arXiv:1801.01290, algorithm 1)
+// (SAC, arXiv:1812.05905, algorithm 1)
 //
 // Parallel over the concatenation of all tensors: a range may begin and end inside a tensor. bfloat16 is
 // computed in float32 and rounded to nearest, ties to even.

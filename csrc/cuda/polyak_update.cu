@@ -1,5 +1,5 @@
 // target <- target + tau (source - target), over a list of tensors
-// (SAC, arXiv:1801.01290, algorithm 1)
+// (SAC, arXiv:1812.05905, algorithm 1)
 //
 // Up to 64 tensors per launch, their addresses by value in the kernel's parameters. Row y of the grid works
 // on tensor y, one thread per 16 bytes where both addresses allow it, else one per element; the tail goes

@@ -33,10 +33,10 @@ def make_engine(
     "reference": PyTorch autograd, every formula spelled out; float32 alone.
     "native": the whole update in one native call, on the CPU or on CUDA. Raises NativeUnavailable where native code
     cannot run and SACError where it does not serve `device` or `config.precision`; it never falls back.
-    "auto": native where it runs, else autograd with what native operators there are. It falls back from float32
-    alone: another precision is never replaced by itself.
+    "auto": native where it runs, else autograd with what native operators there are. It falls back in float32
+    only; for another precision it raises as "native" does.
 
-    threads: of the native engine on the CPU; None or 0 for one per physical core.
+    config: with a target_entropy. threads: of the native engine on the CPU; None or 0 for one per physical core.
     """
     device = torch.device(device)
     if name == "native" or (name == "auto" and _serves(device, config)):

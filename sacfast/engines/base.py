@@ -45,7 +45,9 @@ class Noise:
 class Metrics(Mapping[str, Tensor]):
     """The seven numbers of one update, by name, in one float32 tensor [7] that stays on the device.
 
-    `metrics["alpha"]` is a 0-d tensor; `as_dict()` makes Python numbers of all, with a single synchronisation.
+    critic_loss is the sum of both critics' mean squared errors, alpha the temperature after the update, log_prob_mean
+    in nats. actor_loss, alpha_loss and log_prob_mean are of the actor's last turn, NaN before one. `metrics["alpha"]`
+    is a 0-d tensor; `as_dict()` makes Python numbers of all, for which it waits for the device once.
     """
 
     tensor: Tensor
@@ -88,7 +90,9 @@ class Engine(ABC):
 
     def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
-            raise SACError("an engine needs target_entropy as a number; SACAgent makes it one")
+            raise SACError(
+                "target_entropy=None: an engine needs a number, in nats; -0.5 per action is SACAgent's"
+            )
         self.config = config
         self.target_entropy = config.target_entropy
         self.threads = thread_count(threads)

@@ -87,8 +87,8 @@ class NativeEngine(Engine):
     """SAC as one call per `train`, without autograd and without the interpreter lock.
 
     threads: None or 0 for the physical cores. path: an arithmetic path by name ("avx512", "avx2", ...), "" for the
-    fastest at `config.precision`. Raises NativeUnavailable without native code, SACError for a precision or path
-    that this CPU lacks.
+    fastest at `config.precision`, None for what SACFAST_CPU_PATH names. Raises NativeUnavailable without native code,
+    SACError for a precision or path that this CPU lacks.
     """
 
     # The records and the side table that batches were last drawn from, and how native code finds them.

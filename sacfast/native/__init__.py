@@ -113,7 +113,8 @@ def load() -> bool:
 
 
 def available(device_type: str = "cpu") -> bool:
-    """Whether native kernels run on tensors of this device type. Loads, and builds, at the first call.
+    """Whether native kernels run on tensors of this device type. The first call loads, and builds (some
+    20 s). Raises NativeUnavailable under SACFAST_REQUIRE_NATIVE where they do not run on the CPU.
 
     For "cuda" they must have been compiled for every GPU that torch shows; if not, one line says so.
     torch.compile takes the answer as a constant: a graph contains either the operator or the reference.

@@ -96,7 +96,7 @@ def philox4x32_reference(key: Key, blocks: Tensor) -> Tensor:
     return torch.stack([c0, c1, c2, c3], dim=1)
 
 
-def normal_reference(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def normal_reference(shape: Sequence[int], key: Key, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normals of `shape` on the key's device, computed in float64 and rounded to `dtype`.
 
     Element i in row-major order is lane i % 4 of block i // 4. Two words (a, b) make two normals (Box and
@@ -108,7 +108,7 @@ def normal_reference(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.
         raise SACError(f"cannot draw standard normals as {dtype}; expected a floating dtype")
     key = as_key(key, torch.device("cpu"))
     if key.device.type == "mps":  # which has no float64
-        return normal_reference(key.cpu(), shape, dtype).to(key.device)
+        return normal_reference(shape, key.cpu(), dtype).to(key.device)
     numel = math.prod(shape)
     check_draw(key, numel)
     blocks = torch.arange((numel + 3) // 4, device=key.device)
@@ -131,8 +131,8 @@ def normal(shape: Sequence[int], key: Key, dtype: torch.dtype = torch.float32) -
     """Standard normals of `shape` on the key's device (see normal_reference, from which float32 differs by a
     few ulp).
 
-    float32 and float64 are native; other floating dtypes take the reference. Raises SACError for dtypes that are
-    not, and a malformed key.
+    float32 and float64 are native; other floating dtypes take the reference. Raises SACError for an integer
+    dtype and for a malformed key.
     """
     key = as_key(key, torch.device("cpu"))
     if (dtype is torch.float32 or dtype is torch.float64) and native.available(key.device.type):
@@ -140,7 +140,7 @@ def normal(shape: Sequence[int], key: Key, dtype: torch.dtype = torch.float32) -
             return torch.ops.sacfast.normal.default(shape, key, dtype)
         except (ValueError, NotImplementedError) as error:
             raise refusal(error) from None
-    return normal_reference(key, shape, dtype)
+    return normal_reference(shape, key, dtype)
 
 
 def indices_reference(key: Key, n: int, size: int | Tensor) -> Tensor:

@@ -72,7 +72,8 @@ def replay_batch(
     or ~link[i] (then link[i] < 0) where the transition terminated.
 
     Returns (obs [B, O], action [B, A], reward [B], next_obs [B, O], terminated [B]), float32. The indices are
-    replay_sample's. Links are not checked. Raises SACError as replay_sample does.
+    replay_sample's. Links are not checked: one beyond N + S reads foreign memory. Raises SACError as replay_sample
+    does.
     """
     if obs.device.type != "cpu":
         _check(obs, action, reward, link, side)

@@ -52,7 +52,7 @@ def squashed_gaussian(
 
     mean, log_std [B, A]; exactly one of `noise` [B, A], standard normal, and `key`, from which it is drawn:
     an int64 tensor [3] as random_key makes it, or three integers (seed, stream, step). Returns action [B, A],
-    log_prob [B]. Gradients flow to mean and log_std, not to noise, and not twice: double backward raises.
+    log_prob [B]. Gradients flow to mean and log_std, not to noise, and natively not twice: double backward raises.
 
     float32 and float64 are native; other dtypes take the reference. Under autocast all are taken as float32. Raises
     SACError for shapes, dtypes or devices that do not fit together.
@@ -75,7 +75,7 @@ def squashed_gaussian(
     if noise is None:
         assert key is not None
         check_draw(key, mean.numel(), mean.device)
-        noise = normal_reference(key, mean.shape, dtype)
+        noise = normal_reference(mean.shape, key, dtype)
     return squashed_gaussian_reference(mean, log_std, noise.detach())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sacfast import native
@@ -26,7 +27,9 @@ PIECE = 8192  # transitions that are written at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """B transitions, float32: obs, next_obs [B, O], action [B, A] in [-1, 1], reward, terminated (0 or 1) [B]."""
+    """B transitions, float32: obs, next_obs [B, O], action [B, A] (in [-1, 1] where bounds are known), reward [B]
+    (times reward_scale), terminated [B] (0 or 1).
+    """
 
     obs: Tensor
     action: Tensor
@@ -42,10 +45,10 @@ class ReplayBuffer:
     any number of environments (up to 16384) whose transitions may be pushed in any order. What is sampled is what was
     pushed: an episode may terminate, be truncated or just stop.
 
-    Dimensions are taken from the first push when not given, memory always. With `action_low`/`action_high` [A],
-    actions are pushed and sampled in the environment's units and stored in [-1, 1]; without them they are stored as
-    given.
-    Rewards likewise are stored times `reward_scale`. `on_push` is called with the observations [n, O] of every push.
+    The first push gives the dimensions that are missing, and takes the memory (unless `allocate` did). With
+    `action_low`/`action_high` [A], `push` and `sample` have actions in the environment's units, storage and
+    `sample_batch` in [-1, 1]; without them all have them as given. Rewards likewise: storage and `sample_batch` have
+    them times `reward_scale`. `on_push` is called with the observations [n, O] of every push.
     `seed` keys `sample`; None takes one from torch's global generator.
 
     obs_dtype    how observations are stored: "float32", "float16" or "bfloat16"; they are sampled in float32
@@ -133,7 +136,14 @@ class ReplayBuffer:
         """Memory of the tensors, in bytes."""
         return 0 if self._ring is None else sum(tensor.nbytes for tensor in self._ring.tensors())
 
-    def push(self, state, action, reward, next_state, done) -> None:
+    def push(
+        self,
+        state: ArrayLike | Tensor,
+        action: ArrayLike | Tensor,
+        reward: float,
+        next_state: ArrayLike | Tensor,
+        done: bool,
+    ) -> None:
         """Add one transition: state [O], action [A], reward, next_state [O], done.
 
         `done` means terminated: the episode's end is a state without future. A time limit (truncated) is not:
@@ -175,15 +185,22 @@ class ReplayBuffer:
         """For copies and pickles: without what knows this buffer's own memory."""
         return self.__dict__ | {"_writer": None}
 
-    def push_batch(self, state, action, reward, next_state, done) -> None:
+    def push_batch(
+        self,
+        state: ArrayLike | Tensor,
+        action: ArrayLike | Tensor,
+        reward: ArrayLike | Tensor,
+        next_state: ArrayLike | Tensor,
+        done: ArrayLike | Tensor,
+    ) -> None:
         """Add n transitions at once, oldest first: state, next_state [n, O], action [n, A], reward, done [n].
 
         Tensors that are all on a GPU that holds this buffer stay there, and nothing waits for it (but once in many
-        calls, to make room for last observations): no value is then checked, an update refuses a batch that is not
-        finite, and a transition is seen to continue only the one before it or the one in its place in the
-        previous call of as many, which is how environments that are stepped together push.
+        calls, to make room for last observations): no value is then checked (the native engine refuses a batch that
+        is not finite, others do not), and a transition is seen to continue only the one before it or the one in its
+        place in the previous call of as many, which is how environments that are stepped together push.
         """
-        values = (state, action, reward, next_state, done)
+        values: tuple[Any, ...] = (state, action, reward, next_state, done)
         single = all(type(value) is np.ndarray and value.shape[:1] == (1,) for value in values)
         if single and self._push_plainly(*(value[0] for value in values)):
             return
@@ -277,7 +294,7 @@ class ReplayBuffer:
                     f"this buffer needs {list(shape[1:])} in {rows}"
                 )
 
-    def sample(self, batch_size: int):
+    def sample(self, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Draw (states [B, O], actions [B, A], rewards [B, 1], next_states [B, O], dones [B, 1]), NumPy float32.
 
         Uniform, with replacement. Raises SACError if batch_size exceeds the transitions held.

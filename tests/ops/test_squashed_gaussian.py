@@ -101,7 +101,7 @@ def test_a_key_draws_the_noise_of_normal(dtype):
 def test_a_key_matches_the_reference_on_any_path():
     mean, log_std, _ = _inputs((64, 3))
     action, log_prob = squashed_gaussian(mean, log_std, key=(1, 2, 3))
-    expected = squashed_gaussian_reference(mean, log_std, normal_reference((1, 2, 3), (64, 3)))
+    expected = squashed_gaussian_reference(mean, log_std, normal_reference((64, 3), (1, 2, 3)))
     assert torch.allclose(action, expected[0], atol=1e-5) and torch.allclose(log_prob, expected[1], atol=1e-4)
 
 
