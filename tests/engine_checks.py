@@ -1,6 +1,8 @@
 """What every native engine is held to, on CPU and CUDA: the reference's numbers, in float32 and in float64."""
 
 import copy
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -157,3 +159,37 @@ def check_same(ours: SACAgent, theirs: SACAgent) -> None:
         torch.testing.assert_close(gradients(ours.state)[name], expected, rtol=1e-4, atol=1e-6, msg=name)
     for obs in np.random.default_rng(0).normal(size=(20, 5)):
         np.testing.assert_allclose(ours.select_action(obs), theirs.select_action(obs), rtol=1e-4, atol=1e-5)
+
+
+def check_action_bounds(make) -> None:
+    """Saturated actions, where centre and half width are not float32's and may leave the bounds by a digit."""
+    for low, high in ((-0.1, 0.7), (-2.0, 0.9)):
+        agent = make(action_low=np.full(3, low), action_high=np.full(3, high))
+        for bias in (-100.0, 100.0):
+            with torch.no_grad():
+                agent.actor.mean.bias.fill_(bias)
+            action = agent.select_action(np.zeros(5), evaluate=True)
+            assert (agent.bounds.low <= action).all() and (action <= agent.bounds.high).all()
+
+
+def check_threads(agent: SACAgent, calls: int) -> None:
+    """Threads that act at the same time get the actions for their own observations."""
+    observations = np.random.default_rng(0).normal(size=(4, 5))
+    expected = [agent.select_action(obs, evaluate=True).tobytes() for obs in observations]
+    found: list[set[bytes]] = [set() for _ in observations]
+
+    def act(index: int) -> None:
+        for _ in range(calls):
+            found[index].add(agent.select_action(observations[index], evaluate=True).tobytes())
+
+    threads = [threading.Thread(target=act, args=(index,)) for index in range(len(observations))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [{action} for action in expected]

@@ -14,12 +14,14 @@ from agents import SMALL, make_agent, state_bytes
 from cuda_agents import GPU, cuda_agent, engine_for
 from cuda_emulation import BACKWARD, FORWARD, SHUFFLED
 from engine_checks import (
+    check_action_bounds,
     check_actions,
     check_actor_period,
     check_gradients,
     check_log_std_bounds,
     check_normalizer,
     check_settings,
+    check_threads,
     check_trajectory,
     check_whole_gradients,
     update_all,
@@ -41,6 +43,8 @@ SHAPES = [
     (17, 6, (64, 48, 40), 100),
     (5, 17, (20, 31, 7, 65), 33),
     (30, 2, (16, 130), 257),
+    (70, 40, (8,), 5),  # more observations and actions than a warp has lanes
+    (3, 100, (64,), 5),  # weights of actions that shared memory has no room for
 ]
 
 
@@ -73,17 +77,31 @@ def test_ten_updates_follow_float64(cuda_place, precision):
         (2, (9, 4, (140, 130), 150)),  # several of them, none of them full
         (132, (5, 3, (16, 8), 1100)),  # gradients in parts, over small tiles
         (6, (5, 3, (24,), 1100)),  # and over large ones
+        (6, (5, 3, (100, 100), 1100)),  # with more weights than Adam's step has threads
+        (132, (5, 3, (8,), 2049)),  # several rows of the policy to a warp
     ],
-    ids=["large", "large-odd", "split", "large-split"],
+    ids=["large", "large-odd", "split", "large-split", "many-weights", "many-rows"],
 )
 def test_every_division_of_the_work(cuda_emulation, precision, multiprocessors, shape):
     cuda_emulation.emulator_set_multiprocessors(multiprocessors)
-    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, shape, precision, rows=2000)
+    agent = cuda_agent({"device": "cpu", "library": cuda_emulation}, shape, precision, rows=2100)
     states, _ = update_all(agent, shape[3])
     error = PRECISION_ERROR[precision]
     for network, bar in (("actor_adam", error.actor), ("critic_adam", error.critic)):
         ours, theirs, exact = (getattr(state, network).exp_avg for state in states)
         assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact) + bar
+
+
+def test_gradients_in_parts_are_learned_from_as_from_whole_ones(cuda_emulation):
+    cuda_emulation.emulator_set_multiprocessors(132)
+    place = {"device": "cpu", "library": cuda_emulation}
+    options = {"shape": (5, 3, (16, 8), 1100), "rows": 2000, "lr": 1e-4, "critic_lr": 2e-3}
+    agent, twin = (cuda_agent(place, **options) for _ in range(2))
+    agent.train(3, 1100)
+    for _ in range(3):
+        twin.train(1, 1100)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+    check_trajectory(cuda_agent(place, **options), 1100, "float32")
 
 
 def run_for_bytes(place: dict, precision: str, calls: tuple[int, ...], shape=SMALL) -> tuple:
@@ -148,11 +166,14 @@ def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, p
 # ---- the update in an agent's life
 
 
+@pytest.mark.parametrize("capacity", [1000, 5000])
 @pytest.mark.parametrize("storage", ["device", "host"])
 @pytest.mark.parametrize("obs_dtype", ["float32", "float16", "bfloat16"])
-def test_draws_the_batch_and_noise_of_the_reference(cuda_place, obs_dtype, storage):
-    """From a ring that has gone round, in which half of the next observations are the following row's."""
-    options = {"obs_dtype": obs_dtype, "storage": storage}
+def test_draws_the_batch_and_noise_of_the_reference(cuda_place, obs_dtype, storage, capacity):
+    """From a ring that has gone round, or is not full, in which half of the next observations are the following
+    row's.
+    """
+    options = {"obs_dtype": obs_dtype, "storage": storage, "buffer_capacity": capacity}
     agent, twin = cuda_agent(cuda_place, **options), make_agent(device=cuda_place["device"], **options)
     for one in (agent, twin):
         obs = (
@@ -248,9 +269,17 @@ def test_one_engine_serves_several_states_and_batch_sizes(cuda_place):
         assert state_bytes(agent.state) == state_bytes(expected.state)
 
 
-@pytest.mark.parametrize("shape", [SMALL, SHAPES[1], SHAPES[3], SHAPES[4]], ids=str)
+@pytest.mark.parametrize("shape", [SMALL, SHAPES[1], SHAPES[3], SHAPES[4], (600, 40, (8,), 5)], ids=str)
 def test_actions_are_those_of_the_reference(cuda_place, shape):
     check_actions(shape, *makers(cuda_place))
+
+
+def test_actions_stay_within_bounds_that_float32_has_not(cuda_place):
+    check_action_bounds(functools.partial(cuda_agent, cuda_place))
+
+
+def test_threads_get_actions_for_their_own_observations(cuda_place):
+    check_threads(cuda_agent(cuda_place), calls=200)
 
 
 def test_profile_measures_every_phase_and_changes_nothing(cuda_place):

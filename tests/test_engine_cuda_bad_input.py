@@ -12,16 +12,21 @@ from sacfast import SACAgent, SACError
 from sacfast.engines import make_engine
 from sacfast.engines.base import TorchPolicy
 from sacfast.errors import NativeUnavailable
+from sacfast.ops import Stream
 
 pytestmark = pytest.mark.native
 
 
-@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs", "terminated"])
-def test_a_batch_that_is_not_finite_is_not_applied(cuda_place, field):
-    agent, twin = cuda_agent(cuda_place), cuda_agent(cuda_place)
+@pytest.mark.parametrize(
+    ("field", "size"),
+    [("obs", 40), ("action", 40), ("reward", 40), ("next_obs", 40), ("terminated", 40), ("reward", 1100)],
+)
+def test_a_batch_that_is_not_finite_is_not_applied(cuda_place, field, size):
+    """Of 1,100, the gradients come in parts."""
+    agent, twin = (cuda_agent(cuda_place, rows=1200) for _ in range(2))
     for one in (agent, twin):
         one.train(2, 40)
-    batch, noise = draw(agent, agent.state, 40)
+    batch, noise = draw(agent, agent.state, size)
     getattr(batch, field).view(-1)[-1] = float("nan")
     agent.engine.update(agent.state, batch, noise)
     with pytest.raises(SACError, match="update 2 holds a NaN or an infinity, so neither that update nor"):
@@ -32,6 +37,20 @@ def test_a_batch_that_is_not_finite_is_not_applied(cuda_place, field):
     for one in (agent, twin):
         one.train(2, 40)
     assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+def test_updates_before_a_bad_batch_in_the_same_graph_count(cuda_place):
+    agent, twin = (cuda_agent(cuda_place, rows=60) for _ in range(2))
+    agent.replay_buffer.ring_to_sample(1).reward[7] = float("nan")
+    while not agent.replay_buffer.sample_batch(5, twin.state.key(Stream.BATCH)).reward.isnan().any():
+        twin.train(1, 5)
+    applied = twin.training_steps
+    assert 0 < applied < 60 and applied != 32  # a graph has 32
+    with pytest.raises(SACError, match=f"update {applied} holds a NaN"):
+        agent.train(60, 5)
+        agent.engine.settle(agent.state)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+    assert agent.state.counters() == twin.state.counters()
 
 
 def test_the_next_call_reports_it_too(cuda_emulation):

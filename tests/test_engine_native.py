@@ -7,26 +7,26 @@ float32 reference; the precisions with fewer bits have theirs in tolerances.py.
 import copy
 import dataclasses
 import functools
-import sys
-import threading
 
 import numpy as np
 import pytest
 import torch
 from agents import SMALL, draw, make_agent, state_bytes
 from engine_checks import (
+    check_action_bounds,
     check_actions,
     check_actor_period,
     check_gradients,
     check_log_std_bounds,
     check_normalizer,
     check_settings,
+    check_threads,
     check_trajectory,
     check_whole_gradients,
 )
 from float64 import relative_error
 
-from sacfast import Batch, NativeEngine, SACAgent, make_engine
+from sacfast import Batch, NativeEngine, Noise, SACAgent, make_engine
 from sacfast.engines.native import available
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops import Stream
@@ -212,7 +212,8 @@ def test_a_batch_in_any_layout():
         batch.terminated,
     )
     assert strided.action.stride() == (1, 40) and strided.reward.stride() == (2,)
-    ours.engine.update(ours.state, strided, noise)
+    turned = Noise(noise.next_action.T.contiguous().T, noise.action.T.contiguous().T)
+    ours.engine.update(ours.state, strided, turned)
     twin.engine.update(twin.state, batch, noise)
     assert state_bytes(ours.state) == state_bytes(twin.state)
 
@@ -325,23 +326,8 @@ def test_a_policy_acts_by_the_normalizer_of_today():
 
 
 def test_threads_get_actions_for_their_own_observations():
-    agent = make_agent(engine="native")
-    observations = np.random.default_rng(0).normal(size=(4, 5))
-    expected = [agent.select_action(obs, evaluate=True).tobytes() for obs in observations]
-    found: list[set[bytes]] = [set() for _ in observations]
+    check_threads(make_agent(engine="native"), calls=3000)
 
-    def act(index: int) -> None:
-        for _ in range(3000):
-            found[index].add(agent.select_action(observations[index], evaluate=True).tobytes())
 
-    threads = [threading.Thread(target=act, args=(index,)) for index in range(len(observations))]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert found == [{action} for action in expected]
+def test_actions_stay_within_bounds_that_float32_has_not():
+    check_action_bounds(functools.partial(make_agent, engine="native"))

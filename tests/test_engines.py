@@ -281,3 +281,16 @@ def test_a_critic_that_diverged_takes_the_rest_along(engine, critic):
     assert all(np.isnan(metrics[name]) for name in ("critic_loss", "actor_loss", f"{critic}_mean"))
     assert agent.state.actor_params.isnan().any()
     assert agent.critic.q1.bias.isnan().all() and agent.critic.q2.bias.isnan().all()
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+def test_noise_that_does_not_fit_is_refused(engine):
+    agent = make_agent(engine=engine)
+    batch, noise = draw(agent, agent.state, 16)
+    for short, name in (
+        (Noise(noise.next_action, noise.action[:3]), "noise.action has shape"),
+        (Noise(noise.next_action[:3], noise.action), "noise.next_action has shape"),
+        (Noise(noise.next_action.double(), noise.action), "noise.next_action is torch.float64"),
+    ):
+        with pytest.raises(SACError, match=name):
+            agent.engine.update(agent.state, batch, short)

@@ -107,7 +107,10 @@ def test_an_agents_initialisation_is_its_setting():
 
 
 def test_words_that_no_initialisation_or_bound_has_are_refused():
-    for make in (lambda: ActorNetwork(3, 1, initialization="orthogonl"), lambda: CriticNetwork(3, 1, 8, "Pytorch")):
+    for make in (
+        lambda: ActorNetwork(3, 1, initialization="orthogonl"),
+        lambda: CriticNetwork(3, 1, 8, "Pytorch"),
+    ):
         with pytest.raises(SACError, match=r"initialization='\w+' must be one of orthogonal, pytorch"):
             make()
     with pytest.raises(SACError, match="log_std_bound='Tanh' must be one of clamp, tanh"):

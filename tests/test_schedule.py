@@ -275,3 +275,13 @@ def test_a_row_of_the_log_says_where_the_time_went_and_how_learning_is(tmp_path)
         assert row["actor_grad_norm"] > 0
     for name in ("critic_grad_norm", "actor_grad_norm"):
         assert len({row[name] for row in rows[1:]}) == len(rows) - 1  # measured anew for each row
+
+
+@pytest.mark.native
+@pytest.mark.timeout(60)
+def test_a_start_that_is_refused_leaves_the_engine_free():
+    agent = make_agent(engine="native")
+    agent.actor.double()
+    for use in (agent.start, agent.train):
+        with pytest.raises(SACError, match="no longer the float32 numbers"):
+            use(1, 40)

@@ -37,8 +37,9 @@ def test_second_build_uses_the_cache(builder, capfd):
 def test_key_depends_on_all_that_the_code_depends_on(builder, monkeypatch):
     keys = {builder.key()}
     compiler = toolchain.find_compiler()
-    (builder.root / "new.h").write_text("// a header")
-    keys.add(builder.key())
+    for suffix in (".h", ".cpp", ".cu", ".cuh"):
+        (builder.root / f"new{suffix}").write_text("// nothing")
+        keys.add(builder.key())
     with monkeypatch.context() as patch:
         patch.setattr(toolchain, "cpu_features", lambda: ["another-cpu"])
         keys.add(builder.key())
@@ -64,7 +65,7 @@ def test_key_depends_on_all_that_the_code_depends_on(builder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(toolchain.PATH_FLAGS, builder.paths[0], ("-O1",))
         keys.add(builder.key())
-    assert len(keys) == 13
+    assert len(keys) == 16
     assert replace(builder, cache=builder.root).key() in keys
 
 

@@ -226,3 +226,10 @@ def test_insert_reference_by_hand():
     storage = torch.zeros(4)
     replay_insert_reference_([storage], [torch.tensor([1.0, 2.0, 3.0])], 2)
     assert storage.tolist() == [3.0, 0.0, 1.0, 2.0]
+
+
+@pytest.mark.native
+def test_a_key_that_is_a_column_is_refused():
+    keys = torch.tensor([[1, 0], [2, 0], [3, 0]])
+    with pytest.raises(SACError, match="contiguous int64"):
+        replay_sample([torch.arange(9.0)], 9, 4, keys[:, 0])
