@@ -91,7 +91,7 @@ class Engine(ABC):
     def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
             raise SACError(
-                "target_entropy=None: an engine needs a number, in nats; -0.5 per action is SACAgent's"
+                "target_entropy=None: an engine needs a number, in nats; SACAgent's is -1 per action"
             )
         self.config = config
         self.target_entropy = config.target_entropy
