@@ -61,7 +61,7 @@ def squashed_gaussian(
         raise SACError("squashed_gaussian: pass exactly one of key and noise")
     if key is not None and not isinstance(key, Tensor):
         key = as_key(key, mean.device)
-    if torch.is_autocast_enabled(mean.device.type):
+    if mean.device.type != "meta" and torch.is_autocast_enabled(mean.device.type):
         mean, log_std, noise = mean.float(), log_std.float(), noise if noise is None else noise.float()
     dtype = mean.dtype
     if (dtype is torch.float32 or dtype is torch.float64) and native.available(mean.device.type):

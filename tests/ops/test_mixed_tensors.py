@@ -36,6 +36,12 @@ def test_a_tensor_without_memory_among_others_is_refused(call):
         call()
 
 
+def test_tensors_without_memory_have_shapes():
+    action, log_prob = squashed_gaussian(on_meta(4, 2), on_meta(4, 2), noise=on_meta(4, 2))
+    assert (action.shape, log_prob.shape, action.device.type) == ((4, 2), (4,), "meta")
+    polyak_update_(on_meta(3), on_meta(3), 0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_fake_tensors_do_not_overlap(dtype):
     with FakeTensorMode():
