@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacfast.config import INITIALIZATIONS, LOG_STD_BOUNDS, hidden_widths
-from sacfast.errors import SACError
 from sacfast.ops.philox import Key
 from sacfast.ops.squashed_gaussian import squashed_gaussian
+from sacfast.requirements import check_choice
 
 
 def initialize_weights(layer: nn.Module, gain: float = 1.0) -> None:
@@ -22,11 +22,6 @@ def initialize_weights(layer: nn.Module, gain: float = 1.0) -> None:
     if isinstance(layer, nn.Linear):
         nn.init.orthogonal_(layer.weight, gain=gain)
         nn.init.constant_(layer.bias, 0.0)
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")
 
 
 def _add_hidden(network: nn.Module, inputs: int, widths: Sequence[int], first: int = 1) -> list[str]:
@@ -61,8 +56,8 @@ class ActorNetwork(nn.Module):
         log_std_bound: str = "clamp",
     ):
         super().__init__()
-        _check_choice("initialization", initialization, INITIALIZATIONS)
-        _check_choice("log_std_bound", log_std_bound, LOG_STD_BOUNDS)
+        check_choice("initialization", initialization, INITIALIZATIONS)
+        check_choice("log_std_bound", log_std_bound, LOG_STD_BOUNDS)
         self.state_dim, self.action_dim = state_dim, action_dim
         self.log_std_min = log_std_min
         self.log_std_max = log_std_max
@@ -117,7 +112,7 @@ class CriticNetwork(nn.Module):
         initialization: str = "orthogonal",
     ):
         super().__init__()
-        _check_choice("initialization", initialization, INITIALIZATIONS)
+        check_choice("initialization", initialization, INITIALIZATIONS)
         self.state_dim, self.action_dim = state_dim, action_dim
         widths = hidden_widths(hidden_dim)
         self._hidden_names_1 = _add_hidden(self, state_dim + action_dim, widths)

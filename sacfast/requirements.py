@@ -96,7 +96,10 @@ def require_text(config: Any, name: str) -> None:
 
 
 def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    value = getattr(config, name)
+    check_choice(name, getattr(config, name), choices)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise SACError(f"{name}={value!r} must be one of {', '.join(choices)}.")
 

@@ -40,6 +40,7 @@ from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.errors import CheckpointError, SACError
 from sacfast.replay import ReplayBuffer
+from sacfast.requirements import check_choice
 
 VERSION = 1
 NAME = re.compile(r"\d+(\.\d+)?")  # of a checkpoint's folder
@@ -283,8 +284,7 @@ def policy_file(run: Path, which: str) -> Path:
     """The file of the policy that is "best" or "last". Raises SACError for another word, CheckpointError if there is
     none.
     """
-    if which not in ("best", "last"):
-        raise SACError(f"checkpoint={which!r} must be one of best, last")
+    check_choice("checkpoint", which, ("best", "last"))
     best = run / "best.safetensors"  # stays when the checkpoints of a finished run are deleted
     if which == "best" and best.exists():
         return best

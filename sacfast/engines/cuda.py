@@ -24,7 +24,6 @@ from sacfast.engines.structs import (
     obs_statistics,
     policy_call,
     policy_spec,
-    shape_of,
     state_pointers,
     take_counters,
 )
@@ -133,7 +132,7 @@ class CudaEngine(NativeEngine):
             self._report(result, last, counters)
 
     def _prepare(self, state: SACState, *args: Any) -> tuple[int, abi.UpdateCall]:
-        if self._last is None or self._last() is not state or self._shape != shape_of(state):
+        if self._last is None or self._last() is not state:
             self._settle_last()
         self._last = weakref.ref(state)
         if self.device.type == "cuda":

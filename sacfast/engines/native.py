@@ -30,7 +30,6 @@ from sacfast.engines.structs import (
     layer_specs,
     log_std_bounds,
     obs_statistics,
-    shape_of,
     state_pointers,
     take_counters,
     transitions_of,
@@ -199,6 +198,9 @@ class NativeEngine(Engine):
         with self._lock:
             pass
 
+    def _settle_last(self) -> None:
+        """Raise SACError for what the native object has yet to report; all of it has been reported here."""
+
     def _drawn(
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int
     ) -> tuple[abi.Transitions, Sequence[Tensor]]:
@@ -339,7 +341,7 @@ class NativeEngine(Engine):
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
-        shape = shape_of(state)
+        shape = (state.actor_layers, state.critic_layers, log_std_bounds(state))
         if self._update is None or self._shape != shape:
             nets = (state.actor_layers[:-2], state.critic_layers[0][:-1])
             actor, critic = ([layer.outputs for layer in net] for net in nets)
@@ -349,6 +351,7 @@ class NativeEngine(Engine):
                     "needs the same, engine='reference' does not"
                 )
             if self._free:
+                self._settle_last()
                 self._free()
                 self._update = None
             handle, delete = self._new(self._spec(state))

@@ -19,11 +19,6 @@ def log_std_bounds(state: SACState) -> tuple[float, float, bool]:
     return actor.log_std_min, actor.log_std_max, actor.log_std_bound == "tanh"
 
 
-def shape_of(state: SACState) -> tuple:
-    """What a native object is made for."""
-    return state.actor_layers, state.critic_layers, log_std_bounds(state)
-
-
 def state_pointers(state: SACState) -> abi.StatePointers:
     tensors = (
         state.actor_params,
