@@ -1,7 +1,7 @@
 """What PyTorch users write instead of our operators and engines: the usual way, and as fast as it goes.
 
-The usual form is that of the notebook, CleanRL and Stable-Baselines3. The `_eager` forms are the fastest that
-we know how to write by hand; torch.compile is applied to those.
+The usual form is that of the notebook and CleanRL, and of Stable-Baselines3 but for the Polyak update, which that does
+in place. The `_eager` forms are the fastest that we know how to write by hand; torch.compile is applied to those.
 """
 
 import math

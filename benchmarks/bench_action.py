@@ -9,12 +9,12 @@ import numpy as np
 import peers
 import pytest
 import torch
-from baselines import ACTION_DIM, OBS_DIM, actor_forward
-from bench_update import Shape, hand_written, make_transitions, notebook_agent, our_agent
-from race import OURS, Case, not_installed, race
+from baselines import ACTION_DIM, actor_forward
+from bench_update import PUSHER, Shape, hand_written, make_transitions, notebook_agent, our_agent
+from race import OURS, Case, race
 
 BATCH = 256
-SHAPE = Shape("Pusher-v5", OBS_DIM, ACTION_DIM, BATCH, 256, 2, ())
+SHAPE = Shape(*PUSHER, BATCH, 256, 2, ())
 
 
 def eager_action(params, obs: np.ndarray) -> np.ndarray:
@@ -44,8 +44,6 @@ def test_action(benchmark, when):
     if peers.installed("sb3"):
         model = peers.make("sb3", transitions, SHAPE.hidden)
         contestants["sb3"] = (lambda: model.predict(obs)[0], peers.updater(model, BATCH))
-    else:
-        not_installed.add("sb3")
     _check_same_action(ours, reference, obs)
     race(
         benchmark,

@@ -1,6 +1,8 @@
 """squashed_gaussian with the noise drawn inside, forward and with its backward; and normal by itself."""
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +16,17 @@ BATCHES = [256, 8192]
 
 def keys():
     return itertools.cycle([random_key(0, Stream.ACTION, step) for step in range(64)])
+
+
+def forms(mean: torch.Tensor, log_std: torch.Tensor) -> dict[str, Callable]:
+    """By role: one sample and its log-density, each with its own noise."""
+    key, compiled = keys(), torch.compile(squashed_gaussian_eager, fullgraph=True, dynamic=False)
+    return {
+        OURS: lambda: squashed_gaussian(mean, log_std, key=next(key)),
+        "usual": lambda: squashed_gaussian_usual(mean, log_std),
+        "eager": lambda: squashed_gaussian_eager(mean, log_std),
+        COMPILED: lambda: compiled(mean, log_std),
+    }
 
 
 def check_standard_normal(noise: torch.Tensor) -> None:
@@ -41,8 +54,6 @@ def head():
 @pytest.mark.parametrize("batch", BATCHES)
 def test_forward(benchmark, head, batch):
     mean, log_std = head(batch, requires_grad=False)
-    key = keys()
-    compiled = torch.compile(squashed_gaussian_eager, fullgraph=True, dynamic=False)
 
     def check(call) -> None:
         action, log_prob = call()
@@ -54,12 +65,7 @@ def test_forward(benchmark, head, batch):
     race(
         benchmark,
         Case("operators", "squashed_gaussian, forward", f"[{batch}, {ACTION_DIM}]"),
-        {
-            OURS: lambda: squashed_gaussian(mean, log_std, key=next(key)),
-            "usual": lambda: squashed_gaussian_usual(mean, log_std),
-            "eager": lambda: squashed_gaussian_eager(mean, log_std),
-            COMPILED: lambda: compiled(mean, log_std),
-        },
+        forms(mean, log_std),
         check,
     )
 
@@ -68,8 +74,6 @@ def test_forward(benchmark, head, batch):
 def test_forward_and_backward(benchmark, head, batch):
     mean, log_std = head(batch, requires_grad=True)
     weights = torch.randn(batch, ACTION_DIM), torch.randn(batch)
-    key = keys()
-    compiled = torch.compile(squashed_gaussian_eager, fullgraph=True, dynamic=False)
 
     def with_gradients(sample):
         action, log_prob = sample()
@@ -87,12 +91,7 @@ def test_forward_and_backward(benchmark, head, batch):
     race(
         benchmark,
         Case("operators", "squashed_gaussian, forward and backward", f"[{batch}, {ACTION_DIM}]"),
-        {
-            OURS: lambda: with_gradients(lambda: squashed_gaussian(mean, log_std, key=next(key))),
-            "usual": lambda: with_gradients(lambda: squashed_gaussian_usual(mean, log_std)),
-            "eager": lambda: with_gradients(lambda: squashed_gaussian_eager(mean, log_std)),
-            COMPILED: lambda: with_gradients(lambda: compiled(mean, log_std)),
-        },
+        {role: partial(with_gradients, form) for role, form in forms(mean, log_std).items()},
         check,
     )
 

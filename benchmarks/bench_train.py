@@ -15,7 +15,7 @@ from pathlib import Path
 import loops
 import peers
 import pytest
-from race import child_environment, describe_machine, finished, not_installed, quartiles
+from race import child_environment, describe_machine, finished, quartiles
 
 from sacfast.diagnostics import STAGES
 
@@ -71,8 +71,6 @@ def test_training_loop(benchmark, env):
     for role in peers.PACKAGES:
         if peers.installed(role):
             roles += [role, ON_ONE_THREAD] if role == "sb3" else [role]
-        else:
-            not_installed.add(role)
     if benchmark.disabled:
         if env != ENVS[0]:
             pytest.skip("one environment is enough to see that it runs")

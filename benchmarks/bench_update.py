@@ -14,9 +14,9 @@ import numpy as np
 import peers
 import pytest
 import torch
-from baselines import HandWrittenSAC, notebook_classes
+from baselines import ACTION_DIM, OBS_DIM, HandWrittenSAC, notebook_classes
 from peak import peak_gflops
-from race import COMPILED, OURS, Case, not_installed, race
+from race import COMPILED, OURS, Case, race
 
 from sacfast import Noise, SACAgent, native
 from sacfast.engines.native import NativeEngine, available
@@ -46,7 +46,7 @@ class Shape:
         return f"{self.env}, batch {self.batch}, 2 x {self.hidden}, {self.threads} thread{plural}"
 
 
-PUSHER, CHEETAH = ("Pusher-v5", 23, 7), ("HalfCheetah-v5", 17, 6)
+PUSHER, CHEETAH = ("Pusher-v5", OBS_DIM, ACTION_DIM), ("HalfCheetah-v5", 17, 6)
 PYTORCH = ("eager", COMPILED)
 ALL = ("reference", "notebook", *PYTORCH, "sb3", "sbx")
 # Every rival at the main job's shape; elsewhere the strongest ones, and one thing varied at a time: the whole cross
@@ -129,7 +129,7 @@ def notebook_agent(shape: Shape, transitions):
 
 
 def hand_written(agent: SACAgent, transitions, *, compiled: bool = False) -> HandWrittenSAC:
-    storage = [torch.as_tensor(field, dtype=torch.float32) for field in transitions]
+    storage = [torch.as_tensor(field, dtype=torch.float32, device=agent.device) for field in transitions]
     return HandWrittenSAC(agent.state, agent.config, storage, compiled=compiled)
 
 
@@ -170,9 +170,7 @@ def rivals_of(shape: Shape, transitions, reference: SACAgent, *, compiling: bool
             if role != COMPILED or compiling:
                 check_losses(reference, rival, shape.batch)
             calls[role] = partial(rival.train, shape.batch)
-        elif not peers.installed(role):
-            not_installed.add(role)
-        elif role != "sbx" or shape.threads > 1:  # XLA takes every core
+        elif peers.installed(role) and (role != "sbx" or shape.threads > 1):  # XLA takes every core
             calls[role] = peers.updater(peers.make(role, transitions, shape.hidden), shape.batch)
     return calls
 

@@ -8,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import baselines` and `import race`
 
+import peers
 import race
 
 from sacfast import native
@@ -53,8 +54,8 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(
             f"torch.compile baselines left out under --benchmark-disable: {', '.join(race.not_compiled)}"
         )
-    if race.not_installed:
-        missing = ", ".join(sorted(race.not_installed))
+    if peers.missing:
+        missing = ", ".join(sorted(peers.missing))
         terminalreporter.write_line(f"left out because they are not installed: {missing}")
     for result in race.finished:
         terminalreporter.write_line(f"\n{result['group']}")

@@ -1,4 +1,4 @@
-"""README's first table: the first line of each of the others, for who reads no further."""
+"""README's first table: a line of each of the others, for who reads no further."""
 
 import math
 
@@ -6,24 +6,14 @@ from learning_tables import beside_peers, minutes_to_match
 from tables import NONE, OURS, ROLES, Entry, number
 
 SB3 = "sb3"
-# Ours in other forms, and Stable-Baselines3, which has a column of its own.
-NO_OTHERS = (
-    OURS,
-    "avx512",
-    "bf16x3",
-    "tf32",
-    "bf16",
-    "reference",
-    "strict",
-    "overlap",
-    "default settings",
-    SB3,
-)
-RACES = (
-    ("update", "ms per update on the CPU", 1e-3),
-    ("gpu_update", "µs per update on the GPU", 1.0),
-    ("action", "µs per action", 1.0),
-)
+OTHERS = ("notebook", "eager", "compiled", "graph", "sbx")
+# By table: its line's name, what a microsecond is of its unit, and the shape to show: where that has a choice, the
+# batch that Stable-Baselines3 has by default, and what a training loop sees of an action.
+RACES = {
+    "update": ("ms per update on the CPU", 1e-3, "batch 256"),
+    "gpu_update": ("µs per update on the GPU, many to a call", 1.0, "batch 256"),
+    "action": ("µs per action", 1.0, "straight after an update"),
+}
 
 
 def at_a_glance(entries: list[Entry]) -> list[Entry]:
@@ -32,7 +22,7 @@ def at_a_glance(entries: list[Entry]) -> list[Entry]:
     env = next((entry["env"] for entry in learned if entry["implementation"] == SB3), None)
     return [
         *(entry for entry in learned if entry["env"] == env and entry["variant"] == "default"),
-        *(first for name in ("loop", *(race[0] for race in RACES)) if (first := _first(entries, name))),
+        *(first for name in ("loop", *RACES) if (first := _first(entries, name))),
     ]
 
 
@@ -55,7 +45,7 @@ def glance_table(entries: list[Entry]) -> list[str]:
         }
         name = f"environment steps per second in training, {loop['shape']}"
         lines.append(_line(name, {OURS: paces["default settings"]} | paces, 1.0))
-    for table, name, scale in RACES:
+    for table, (name, scale, _) in RACES.items():
         if race := _first(entries, table):
             times = {
                 role: (each["us"][1], each.get("ratio", (1, 1))[1])
@@ -66,12 +56,14 @@ def glance_table(entries: list[Entry]) -> list[str]:
 
 
 def _first(entries: list[Entry], table: str) -> Entry | None:
-    return next((entry for entry in entries if entry.get("table") == table), None)
+    """The first entry of the table that is of the shape to show."""
+    shape = RACES[table][2] if table in RACES else ""
+    return next((entry for entry in entries if entry.get("table") == table and shape in entry["shape"]), None)
 
 
 def _line(name: str, results: dict[str, tuple[float, float]], scale: float) -> str:
     """`results`: by role, what was measured, and how many times slower than ours that is."""
-    others = {role: result for role, result in results.items() if role not in NO_OTHERS}
+    others = {role: result for role, result in results.items() if role in OTHERS}
     cells = [f"**{number(results[OURS][0] * scale)}**", NONE, NONE]
     if SB3 in results:
         cells[1] = _cell(*results[SB3], scale)

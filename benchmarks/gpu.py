@@ -3,9 +3,10 @@
     python benchmarks/gpu.py            # on the GPU machine
     python benchmarks/render.py
 
-Contestants take turns in rounds, as in race.py; a round of ours is one call of `train` with 32 updates, of the others
-as many calls of one, and the GPU is awaited inside what is timed. Every contestant is checked against the reference
-engine first. The million updates of `--endurance` are run twice, and must give the same bytes and not need more memory.
+Contestants take turns in rounds, as in race.py; a round of ours is one call of `train` with 32 updates, of the others,
+and of ours as "single", as many calls of one, and the GPU is awaited inside what is timed. Every contestant is checked
+against the reference engine first. The million updates of `--endurance` are run twice, and must give the same bytes and
+not need more memory.
 """
 
 import argparse
@@ -21,11 +22,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import ACTION_DIM, GraphedSAC, HandWrittenSAC
-from bench_update import PUSHER, Shape, check_losses, flop_per_update, make_transitions, our_agent
-from race import describe_machine, quartiles, read_results, write_results
+from baselines import ACTION_DIM, GraphedSAC
+from bench_update import (
+    PUSHER,
+    Shape,
+    check_losses,
+    flop_per_update,
+    hand_written,
+    make_transitions,
+    our_agent,
+)
+from race import OURS, describe_machine, quartiles, read_results, summary, write_results
 
-from sacfast import SACAgent, native
+from sacfast import native
 from sacfast.engines import cuda
 from sacfast.ops import normal, polyak_update_, random_key, replay_sample, squashed_gaussian
 
@@ -59,58 +68,37 @@ def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
     return run
 
 
-def contestants(shape: Shape, transitions) -> tuple[dict[str, Callable[[], Any]], SACAgent]:
-    """By role: UPDATES updates, what they compute checked; and the float32 agent."""
+def contestants(shape: Shape, transitions) -> dict[str, Callable[[], Any]]:
+    """By role: UPDATES updates, what they compute checked."""
     reference = gpu_agent(shape, transitions, "reference")
     calls: dict[str, Callable[[], Any]] = {}
     for precision in cuda.PRECISIONS:
         agent = gpu_agent(shape, transitions, "native", precision)
         check_losses(reference, agent, shape.batch)
-        calls["sacfast" if precision == "float32" else precision] = partial(agent.train, UPDATES, shape.batch)
+        calls[OURS if precision == "float32" else precision] = partial(agent.train, UPDATES, shape.batch)
         if precision == "float32":
-            ours = agent
-    storage = [torch.as_tensor(field, dtype=torch.float32, device="cuda") for field in transitions]
-    for role, compiled in (("eager", False), ("compiled", True)):
+            calls["single"] = repeated(partial(agent.train, 1, shape.batch), UPDATES)
+    for compiled in (False, True):
         torch._dynamo.reset()
-        rival = HandWrittenSAC(reference.state, reference.config, storage, compiled=compiled)
+        rival = hand_written(reference, transitions, compiled=compiled)
         check_losses(reference, rival, shape.batch)
         if compiled:
             calls["graph"] = repeated(GraphedSAC(rival, shape.batch).train, UPDATES)
         else:
-            calls[role] = repeated(partial(rival.train, shape.batch), UPDATES)
+            calls["eager"] = repeated(partial(rival.train, shape.batch), UPDATES)
     calls["reference"] = repeated(partial(reference.train, 1, shape.batch), UPDATES)
-    return calls, ours
+    return calls
 
 
-def race(calls: dict[str, Callable[[], Any]], each: int) -> dict[str, Any]:
-    """Microseconds per update (or call) by role, and how many times ours the others take."""
+def take_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What race.summary says of each, by role."""
     for call in calls.values():
         seconds(call)
     samples: dict[str, list[float]] = {role: [] for role in calls}
     for _ in range(ROUNDS):
         for role, call in calls.items():
-            samples[role].append(seconds(call) / each)
-    ours = samples["sacfast"]
-    return {
-        role: {
-            "us": quartiles([t * 1e6 for t in data]),
-            **(
-                {}
-                if role == "sacfast"
-                else {"ratio": quartiles([a / b for a, b in zip(data, ours, strict=True)])}
-            ),
-        }
-        for role, data in samples.items()
-    }
-
-
-def phases(agent: SACAgent, batch: int) -> dict[str, float]:
-    """Microseconds per update in each phase, launched one by one: the sum is more than the graph takes."""
-    agent.engine.profile(True)
-    agent.train(10, batch)
-    agent.engine.profile(True)
-    agent.train(100, batch)
-    return {name: s * 1e4 for name, s in agent.engine.profile(False).items()}
+            samples[role].append(seconds(call) / UPDATES)
+    return {role: summary(role, samples) for role in samples}
 
 
 def operators() -> dict[str, dict[str, Any]]:
@@ -161,15 +149,6 @@ def endurance(updates: int) -> dict[str, Any]:
     return {"updates": updates, "same_bytes": digests[0] == digests[1], "memory_grown_bytes": max(memory)}
 
 
-def describe_gpu() -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(0)
-    return describe_machine() | {
-        "gpu": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "cuda": torch.version.cuda,
-    }
-
-
 class Results:
     """gpu.json, written after each entry: what comes next may fail, or need more time than there is."""
 
@@ -198,20 +177,18 @@ def main() -> int:
     if not native.available("cuda"):
         print(f"no CUDA kernels: {native.status().cuda_reason}", file=sys.stderr)
         return 1
-    machine = describe_gpu()
+    machine = describe_machine() | {"gpu": torch.cuda.get_device_name(0)}
     results = Results(read_results(RESULTS) if arguments.only.pattern else [])
     results.add(table="gpu_operators", machine=machine, operators=operators())
     for shape in SHAPES:
         name = f"{shape.env}, batch {shape.batch}, 2 x {shape.hidden}"
         if arguments.only.search(name):
-            calls, ours = contestants(shape, make_transitions(shape))
             results.add(
                 table="gpu_update",
                 shape=name,
                 machine=machine,
                 flop=flop_per_update(shape),
-                contestants=race(calls, UPDATES),
-                phases_us=phases(ours, shape.batch),
+                contestants=take_turns(contestants(shape, make_transitions(shape))),
             )
     if arguments.endurance:
         results.add(table="gpu_endurance", machine=machine, **endurance(arguments.endurance))

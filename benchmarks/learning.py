@@ -66,19 +66,15 @@ DEPARTURES: dict[str, dict[str, Any]] = {
     "1,000 random steps": {"learning_starts": 1_000},
     "10,000 random steps": {"learning_starts": 10_000},
     "PyTorch's initialisation": {"initialization": "pytorch"},
-    "log_std from -5": {"log_std_min": -5.0},
     "log_std from -5, by tanh": {"log_std_min": -5.0, "log_std_bound": "tanh"},
     "target entropy -2A": {"target_entropy_per_dim": -2.0},
-    "actor's learning rate 1e-4": {"lr": 1e-4},
     **FASTER,
     "critics' learning rate 3e-4": {"critic_lr": 3e-4},
     "temperature's learning rate 3e-4": {"alpha_lr": 3e-4},
     "temperature from 0.1": {"initial_alpha": 0.1},
-    **BATCHES,
-    "tau 0.01": {"tau": 0.01},
+    **SMALL_BATCHES,
     "actor at every update": {"actor_update_period": 1},
     "actor at every update, temperature's learning rate 3e-4": {"actor_update_period": 1, "alpha_lr": 3e-4},
-    "critics and actor in one step": {"shared_step": True},
 }
 
 
@@ -98,9 +94,12 @@ CANDIDATES = {
 # The default of before the former, beside which two things were tried that were not tried again.
 LONG_BEFORE = formerly(SMALL_EPSILON)
 TRIED_LONG_BEFORE = {
-    f"{name}, {tried}": settings | DEPARTURES[tried]
+    f"{name}, {tried}": settings | change
     for name, settings in LONG_BEFORE.items()
-    for tried in ("log_std from -5", "critics and actor in one step")
+    for tried, change in {
+        "log_std from -5": {"log_std_min": -5.0},
+        "critics and actor in one step": {"shared_step": True},
+    }.items()
 }
 
 

@@ -11,10 +11,14 @@ import gymnasium
 import numpy as np
 
 PACKAGES = {"sb3": "stable_baselines3", "sbx": "sbx"}
+missing: set[str] = set()  # asked for, and not installed
 
 
 def installed(role: str) -> bool:
-    return importlib.util.find_spec(PACKAGES[role]) is not None
+    found = importlib.util.find_spec(PACKAGES[role]) is not None
+    if not found:
+        missing.add(role)
+    return found
 
 
 class Spaces(gymnasium.Env):

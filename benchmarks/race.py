@@ -36,7 +36,6 @@ SETTLE_SECONDS = 3e-3  # after which the threads of the contestant before have g
 
 finished: list[dict[str, Any]] = []  # what the terminal summary prints
 not_compiled: list[str] = []
-not_installed: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def race(
         operation=case.operation,
         shape=case.shape,
         threads=torch.get_num_threads(),
-        contestants={role: _summary(role, samples, case) for role in samples},
+        contestants={role: summary(role, samples, case.moved_bytes, case.flop) for role in samples},
         machine=describe_machine(),
         **details(),
     )
@@ -150,17 +149,21 @@ def _time(call: Callable, iterations: int) -> float:
     return (time.perf_counter() - start) / iterations
 
 
-def _summary(role: str, samples: dict[str, list[float]], case: Case) -> dict[str, Any]:
-    summary: dict[str, Any] = {"us": quartiles([t * 1e6 for t in samples[role]])}
-    moved_bytes = 3 * 4 * STREAM_NUMEL if role == STREAM else case.moved_bytes  # reads two, writes one
-    if role not in (OURS, STREAM):
+def summary(
+    role: str, samples: dict[str, list[float]], moved_bytes: int | None = None, flop: int | None = None
+) -> dict[str, Any]:
+    """Of seconds per call in each round: microseconds, how many times ours that is, and rates, of `role`."""
+    found: dict[str, Any] = {"us": quartiles([t * 1e6 for t in samples[role]])}
+    if role == STREAM:
+        moved_bytes = 3 * 4 * STREAM_NUMEL  # reads two, writes one
+    elif role != OURS:
         ratios = [theirs / ours for theirs, ours in zip(samples[role], samples[OURS], strict=True)]
-        summary["ratio"] = quartiles(ratios)
-    if case.flop is not None:
-        summary["gflop_per_s"] = case.flop / statistics.median(samples[role]) / 1e9
+        found["ratio"] = quartiles(ratios)
+    if flop is not None:
+        found["gflop_per_s"] = flop / statistics.median(samples[role]) / 1e9
     if moved_bytes is not None:
-        summary["gb_per_s"] = moved_bytes / statistics.median(samples[role]) / 1e9
-    return summary
+        found["gb_per_s"] = moved_bytes / statistics.median(samples[role]) / 1e9
+    return found
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -15,10 +15,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glance import at_a_glance, glance_table
 from learning_tables import (
@@ -53,143 +54,202 @@ class RenderError(Exception):
     """The JSON or the README is not what it should be; the message says what to do."""
 
 
-TABLES: dict[str, Callable[[list[Entry]], list[str]]] = {
-    "glance": glance_table,
-    "operators": operators_table,
-    "update": update_table,
-    "phases": phases_table,
-    "action": action_table,
-    "loop": loop_table,
-    "checkpoint": checkpoint_table,
-    "precision": precision_table,
-    "gpu_update": gpu_update_table,
-    "gpu_operators": gpu_operators_table,
-    "learning": learning_table,
-    "learning_minutes": minutes_table,
-    "ablation": ablation_table,
-    "gpu_ablation": ablation_table,
-    "fresh_ablation": ablation_table,
-}
-ABLATIONS = ("ablation", "gpu_ablation", "fresh_ablation")
 SOURCES = ("cpu.json", "train.json", "accuracy.json", "gpu.json", "learning.json")
-# A table of what another table's runs have measured besides; None: of all.
-RUNS_OF = {"glance": None, "phases": "update"} | dict.fromkeys(("learning_minutes", *ABLATIONS), "learning")
-# A table of some of the runs only.
-CHOSEN: dict[str, Callable[[list[Entry]], list[Entry]]] = {
-    "glance": at_a_glance,
-    "learning": shown,
-    "learning_minutes": beside_peers,
-    "ablation": partial(ablated, device="cpu"),
-    "gpu_ablation": partial(ablated, device="cuda"),
-    "fresh_ablation": partial(ablated, device="cpu", fresh=True),
-}
-
 FORMERLY = "The former default had a target entropy of -A instead of -A/2; A is the dimension of the actions."
 INTERLEAVED = "Interleaved, ratios taken within a round."
-LEGENDS = {
-    "glance": (
-        "The first lines of the tables below, which say more; in brackets, how many times slower. The return is what "
-        "Stable-Baselines3 has after {steps:,} steps, in runs on one core each; all else on a CPU is on two. In the "
-        "first two lines both have their own default settings, in the others all do the same work."
+
+
+class Table(NamedTuple):
+    """How README's table of this name is made.
+
+    lines: of Markdown, from the entries. legend: what stands below it, with `values` in its braces. runs: the table
+    whose entries these are, the own one if "", all if None. choose: those of them that are shown.
+    """
+
+    lines: Callable[[list[Entry]], list[str]]
+    legend: str
+    runs: str | None = ""
+    choose: Callable[[list[Entry]], list[Entry]] = list
+    values: Callable[[list[Entry]], Mapping[str, Any]] = itemgetter(0)
+
+
+def _of_glance(entries: list[Entry]) -> dict[str, Any]:
+    return {"steps": last_step(next(entry for entry in entries if entry.get("implementation") == "sb3"))}
+
+
+def _threads(entries: list[Entry]) -> dict[str, Any]:
+    return {"threads": max(entry["threads"] for entry in entries)}
+
+
+def _of_learning(entries: list[Entry]) -> dict[str, Any]:
+    return entries[0] | {"side_by_side": side_by_side(entries), "published": _sources(entries)}
+
+
+def _of_minutes(entries: list[Entry]) -> dict[str, Any]:
+    evaluated = [step for step, *_ in mean_curve(entries[0])]
+    return {"side_by_side": side_by_side(entries), "every": evaluated[-1] / len(evaluated)}
+
+
+def _of_seeds(entries: list[Entry]) -> dict[str, Any]:
+    counts = sorted({len(entry["runs"]) for entry in entries})
+    return {"side_by_side": side_by_side(entries), "seeds": " or ".join(map(str, counts))}
+
+
+TABLES = {
+    "glance": Table(
+        glance_table,
+        (
+            "A line of each of the tables below, in whose other lines ratios are smaller too; in brackets, how many "
+            "times slower; -: not measured. The return is what Stable-Baselines3 has after {steps:,} steps, in runs "
+            "on one core each; all else on a CPU is on two. In the first two lines both have their own default "
+            "settings, in the others all do the same work."
+        ),
+        runs=None,
+        choose=at_a_glance,
+        values=_of_glance,
     ),
-    "operators": (
-        "Median (first to third quartile); for others, how many times longer than sacfast's a call takes. "
-        "Usual eager: torch.distributions.Normal, a loop over the parameters, NumPy fancy indexing. "
-        "Fastest eager: the formula by hand, torch._foreach_lerp_, torch.randint and index_select; "
-        "torch.compile is of the same. {threads} threads where the shape names none. GB/s counts what the "
-        "memory must move, for rows the cache lines that they touch; stream is add_ of 64 MiB in place."
-        f" {INTERLEAVED}"
+    "operators": Table(
+        operators_table,
+        (
+            "Median (first to third quartile); for others, how many times longer than sacfast's a call takes. Usual "
+            "eager: torch.distributions.Normal, a loop over the parameters that makes new tensors as CleanRL's does, "
+            "NumPy fancy indexing. Fastest eager: the formula by hand, torch._foreach_lerp_, torch.randint and "
+            "index_select; torch.compile is of the same. {threads} threads where the shape names none. GB/s counts "
+            "what the memory must move, for rows the cache lines that they touch; stream is add_ of 64 MiB in place."
+            f" {INTERLEAVED}"
+        ),
+        values=_threads,
     ),
-    "update": (
-        "A batch drawn from 100,000 transitions, then one update of critics, policy, temperature and targets: "
-        "two hidden layers of the width named. Median (first to third quartile); for others, how many times longer "
-        "than sacfast's in float32 an update takes. GFLOP/s counts 2 B in out per product and layer, forward and "
-        "for either gradient, the same for all; sacfast leaves out the 7 to 9 % that nobody needs, and is that much "
-        "farther from the peak: of float32 multiply-adds in registers, by as many threads. By hand: "
-        "batched twin critics, fused Adam, tensor replay, torch.compile for the compiled one. reference: "
-        "sacfast's own in PyTorch. SB3, SBX: train(gradient_steps=1) of Stable-Baselines3 and of its JAX sibling."
-        f" {INTERLEAVED}"
+    "update": Table(
+        update_table,
+        (
+            "A batch drawn from 100,000 transitions, then one update of critics, policy, temperature and targets: two "
+            "hidden layers of the width named. Median (first to third quartile); for others, how many times longer "
+            "than sacfast's in float32 an update takes. GFLOP/s counts 2 B in out per product and layer, forward and "
+            "for either gradient, the same for all; sacfast leaves out the 7 to 9 % that nobody needs, and is that "
+            "much farther from the peak: of float32 multiply-adds in registers, by as many threads. By hand: batched "
+            "twin critics, fused Adam, tensor replay, torch.compile for the compiled one. reference: sacfast's own in "
+            "PyTorch. SB3, SBX: train(gradient_steps=1) of Stable-Baselines3 and of its JAX sibling."
+            f" {INTERLEAVED}"
+        ),
+        values=_threads,
     ),
-    "phases": (
-        "The native update in float32, timed inside: microseconds in each phase summed over the threads, and "
-        "its share of the sum."
+    "phases": Table(
+        phases_table,
+        (
+            "The native update in float32, timed inside: microseconds in each phase summed over the threads, and its "
+            "share of the sum."
+        ),
+        runs="update",
     ),
-    "action": (
-        "select_action of one Pusher-v5 observation, sampled, NumPy in and out; two hidden layers of 256. Median "
-        "(first to third quartile); for others, how many times longer than sacfast's it takes."
-        f" {INTERLEAVED}"
+    "action": Table(
+        action_table,
+        (
+            "select_action of one Pusher-v5 observation, sampled, NumPy in and out; two hidden layers of 256. Median "
+            "(first to third quartile); for others, how many times longer than sacfast's it takes."
+            f" {INTERLEAVED}"
+        ),
     ),
-    "loop": (
-        "Whole training loops, one update per step, two hidden layers of 256, {threads} threads, each in a process of "
-        "its own, {steps:,} steps of it timed; {rounds} rounds. Batches of 256 but for the default settings, which are "
-        "those of `python -m sacfast.train`: batches of 128, the actor updated every second time. The ideal takes as "
-        "long as the longer of environment step and update, as they are in the strict loop of the same round (with the "
-        "default settings, in their own); `overlap is` and `default is` so many times as fast as the loop named. "
-        "Shares of the wall clock; overlapped, `update` is what is left to wait for. SB3: Stable-Baselines3, SBX its "
-        "JAX sibling, as they come."
-        f" {INTERLEAVED}"
+    "loop": Table(
+        loop_table,
+        (
+            "Whole training loops, one update per step from step 1,000 on, two hidden layers of 256, {threads} "
+            "threads, each in a process of its own, {steps:,} steps of it timed, without evaluations; {rounds} "
+            "rounds. Batches of 256 but for the default settings, which are those of `python -m sacfast.train`: "
+            "batches of 128, the actor updated every second time. The ideal takes as long as the longer of "
+            "environment step and update, as they are in the strict loop of the same round (with the default "
+            "settings, in their own); `overlap is` and `default is` so many times as fast as the loop named. Shares "
+            "of the wall clock; overlapped, `update` is what is left to wait for. SB3: Stable-Baselines3, SBX its JAX "
+            "sibling, as they come but for that."
+            f" {INTERLEAVED}"
+        ),
     ),
-    "checkpoint": (
-        "A run folder's checkpoint, which appends what is new, against `SACAgent.save`, which writes the buffer whole; "
-        "median (first to third quartile), and how many times longer the latter takes."
-        f" {INTERLEAVED}"
+    "checkpoint": Table(
+        checkpoint_table,
+        (
+            "A run folder's checkpoint, which appends what is new, against `SACAgent.save`, which writes the buffer "
+            "whole; median (first to third quartile), and how many times longer the latter takes."
+            f" {INTERLEAVED}"
+        ),
     ),
-    "precision": (
-        "Root mean square against float64, relative to the gradient's own, at Pusher-v5's dimensions, batch 256, after "
-        "{updates:,} updates on random transitions. PyTorch is the reference engine. An emulated path computes what "
-        "the instructions would, on a CPU without them."
+    "precision": Table(
+        precision_table,
+        (
+            "Root mean square against float64, relative to the gradient's own, at Pusher-v5's dimensions, batch 256, "
+            "after {updates:,} updates on random transitions. PyTorch is the reference engine. An emulated path "
+            "computes what the instructions would, on a CPU without them."
+        ),
     ),
-    "gpu_update": (
-        "A batch drawn from 100,000 transitions on the GPU, then one update with everything in it, 32 of them per call "
-        "of sacfast's; median (first to third quartile); for others, how many times longer than sacfast's in float32 "
-        "an update takes. By hand: batched twin critics, fused Adam, replay on the GPU, torch.compile, and then a CUDA "
-        "graph of the whole update, sampling included."
-        f" {INTERLEAVED}"
+    "gpu_update": Table(
+        gpu_update_table,
+        (
+            "A batch drawn from 100,000 transitions on the GPU, then one update with everything in it, 32 of them per "
+            "call of sacfast's; median (first to third quartile); for others, how many times longer than sacfast's in "
+            "float32 an update takes. By hand: batched twin critics, fused Adam, replay on the GPU, torch.compile, "
+            "and then a CUDA graph of the whole update, sampling included. TFLOP/s counts as the CPU's table does. "
+            "Stable-Baselines3 and SBX were not run on a GPU."
+            f" {INTERLEAVED}"
+        ),
     ),
-    "gpu_operators": "Median (first to third quartile), and the bytes that must move over the median.",
-    "learning": (
-        "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: mean ± "
-        "standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median over seeds, "
-        f"on a thread each, with so many runs side by side: {{side_by_side}}. {FORMERLY} "
-        "Others' scores are as published: {published}."
+    "gpu_operators": Table(
+        gpu_operators_table,
+        "Median (first to third quartile), and the bytes that must move over the median.",
     ),
-    "learning_minutes": (
-        "When the mean over seeds first was as high, by evaluations every {every:,.0f} steps, and how many times "
-        "longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. -: not in the steps "
-        "that were run."
+    "learning": Table(
+        learning_table,
+        (
+            "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: "
+            "mean ± standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median "
+            "over seeds, "
+            f"on a thread each, with so many runs side by side: {{side_by_side}}. {FORMERLY} "
+            "Others' scores are as published: {published}."
+        ),
+        choose=shown,
+        values=_of_learning,
     ),
-    "ablation": (
-        "sacfast with the settings changed that are named, from the default or the former one; the notebook's with "
-        "5,000 random steps, unless named: mean ± standard deviation over three seeds or more, of the deterministic "
-        f"policy over {{episodes}} episodes. {FORMERLY} Rows of fewer seeds are in results/learning.csv."
+    "learning_minutes": Table(
+        minutes_table,
+        (
+            "When the mean over seeds first was as high, by evaluations every {every:,.0f} steps, and how many times "
+            "longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. -: not in the "
+            "steps that were run."
+        ),
+        runs="learning",
+        choose=beside_peers,
+        values=_of_minutes,
     ),
-    "gpu_ablation": "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
-    "fresh_ablation": "As above, of {seeds} seeds that the first of these tables has not.",
+    "ablation": Table(
+        ablation_table,
+        (
+            "sacfast with the settings changed that are named, from the default or the former one; the notebook's "
+            "with 5,000 random steps, unless named: mean ± standard deviation over three seeds or more, of the "
+            "deterministic "
+            f"policy over {{episodes}} episodes. {FORMERLY} Rows of fewer seeds are in results/learning.csv."
+        ),
+        runs="learning",
+        choose=partial(ablated, device="cpu"),
+    ),
+    "gpu_ablation": Table(
+        ablation_table,
+        "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
+        runs="learning",
+        choose=partial(ablated, device="cuda"),
+        values=_of_seeds,
+    ),
+    "fresh_ablation": Table(
+        ablation_table,
+        "As above, of {seeds} seeds that the first of these tables has not.",
+        runs="learning",
+        choose=partial(ablated, device="cpu", fresh=True),
+        values=_of_seeds,
+    ),
 }
-
-
-def _legend_values(name: str, entries: list[Entry]) -> dict[str, Any]:
-    """What stands in the braces of a legend."""
-    first = entries[0]
-    if name == "glance":
-        theirs = next(entry for entry in entries if entry.get("implementation") == "sb3")
-        return {"steps": last_step(theirs)}
-    if name in ("operators", "update"):
-        return {"threads": max(entry["threads"] for entry in entries)}
-    if name == "learning":
-        return first | {"side_by_side": side_by_side(entries), "published": _sources(entries)}
-    if name == "learning_minutes":
-        evaluated = [step for step, *_ in mean_curve(first)]
-        return {"side_by_side": side_by_side(entries), "every": evaluated[-1] / len(evaluated)}
-    if name in ("gpu_ablation", "fresh_ablation"):
-        counts = sorted({len(entry["runs"]) for entry in entries})
-        return {"side_by_side": side_by_side(entries), "seeds": " or ".join(map(str, counts))}
-    return first
 
 
 def caption(name: str, entries: list[Entry]) -> str:
     """How to read the table, and the hardware and versions that it was measured with."""
-    legend = LEGENDS[name].format(**_legend_values(name, entries))
+    table = TABLES[name]
+    legend = table.legend.format(**table.values(entries))
     measured: dict[str, set[str]] = {}
     for entry in entries:
         for each in _machines(entry):
@@ -239,10 +299,9 @@ def load(path: Path) -> list[Entry]:
 def render(readme: str, entries: list[Entry]) -> str:
     """`readme` with the TABLES replaced. Raises RenderError if a marker or a table's runs are missing."""
     for name, table in TABLES.items():
-        runs = RUNS_OF.get(name, name)
-        chosen = [entry for entry in entries if runs in (None, entry.get("table"))]
+        runs = name if table.runs == "" else table.runs
         try:
-            chosen = CHOSEN.get(name, list)(chosen)
+            chosen = table.choose([entry for entry in entries if runs in (None, entry.get("table"))])
         except ValueError as error:
             raise RenderError(f"table {name} cannot be made: {error}") from None
         if not chosen:
@@ -254,7 +313,7 @@ def render(readme: str, entries: list[Entry]) -> str:
                 f"README needs the lines {begin} and {end}, once and in this order, around table {name}"
             )
         try:
-            text = "\n".join([begin, *table(chosen), "", caption(name, chosen), end])
+            text = "\n".join([begin, *table.lines(chosen), "", caption(name, chosen), end])
         except KeyError as error:
             raise RenderError(f"the JSON lacks {error} for table {name}: measure it again") from None
         readme = pattern.sub(lambda _, text=text: text, readme)

@@ -52,6 +52,7 @@ def _bandwidth(results: dict[str, Any]) -> str:
 
 ROLES = {
     OURS: "**sacfast**",
+    "single": "sacfast, an update per call",
     "avx512": "sacfast, AVX-512",
     "bf16x3": "sacfast, bf16x3",
     "tf32": "sacfast, tf32",
