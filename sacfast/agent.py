@@ -1,8 +1,9 @@
 """SACAgent: the notebook's agent, with action bounds, any engine behind it, and checkpoints that hold everything."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,20 @@ from sacfast.requirements import is_whole
 from sacfast.state import SACState
 
 BATCH_SIZE = SACConfig.batch_size
+
+_drawing = (
+    threading.Lock()
+)  # torch's generator and its default dtype are the process's: agents are made in turn
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class SACAgent:
@@ -221,10 +236,11 @@ class SACAgent:
     def _new_state(self, seed: int | None) -> SACState:
         """Fresh networks, from torch's global generator or, with a seed, leaving that generator as it was."""
         if seed is None:
-            return self._draw_state(int(torch.randint(2**31, (), device="cpu").item()))
+            with _drawing:
+                return self._draw_state(int(torch.randint(2**31, (), device="cpu").item()))
         if not is_whole(seed) or not 0 <= seed < 2**63:
             raise SACError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}")
-        with torch.random.fork_rng(devices=[]):
+        with _drawing, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
             return self._draw_state(int(seed))
 
@@ -232,7 +248,7 @@ class SACAgent:
         config = self.config
         dims = self.state_dim, self.action_dim, config.widths
         log_std = config.log_std_min, config.log_std_max
-        with torch.device("cpu"):  # the same weights for a seed whatever the default device is
+        with torch.device("cpu"), _float32():  # the same weights for a seed whatever torch's defaults are
             actor = ActorNetwork(*dims, *log_std, config.initialization, config.log_std_bound)
             critic = CriticNetwork(*dims, config.initialization)
             log_alpha = torch.tensor(

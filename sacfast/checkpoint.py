@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,15 +60,12 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
     """A file to write, which takes the name `path` once it is whole and on the disk; not at all after an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        os.close(handle)
-        yield Path(name)
+        yield name
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
         sync_folder(path.parent)
     finally:

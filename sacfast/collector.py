@@ -13,7 +13,7 @@ value is not finite, and whether an episode ended; then also which did, with the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,8 +123,8 @@ class Collector:
         if not self._tensors:
             return np.stack([space.sample() for space in self._spaces])
         shape = (self.num_envs, self.bounds.dim)
-        unit = 2 * torch.rand(shape, generator=self._generator, device=self.obs.device) - 1
-        return self.bounds.to_env(unit)
+        unit = torch.empty(shape, dtype=torch.float32, device=self.obs.device)
+        return self.bounds.to_env(unit.uniform_(-1, 1, generator=self._generator))
 
     def step(self, action: Array, at: int = 0) -> tuple[Rows, list[Episode]]:
         """Act [N, A] in the environment's units. Returns the transitions, none of them a reset, and the episodes
@@ -138,6 +138,8 @@ class Collector:
         results = self._call(lambda: self.envs.step(given), at + 1, STEP)
         following, reward, terminated, truncated, info = results
         following = self._own(following, at + 1)
+        if isinstance(reward, Tensor):
+            reward = reward.detach()  # else the returns would keep the graph of every step
         done = _either(terminated, truncated)
         if not all(self._is_column(each) for each in (reward, terminated, done)):
             raise SACError(
@@ -331,10 +333,13 @@ class Collector:
     def _is_column(self, value: Any) -> bool:
         """Whether it is one number per environment, and a tensor where the observations are."""
         if isinstance(value, Tensor) or self._tensors:
-            return isinstance(value, Tensor) and value.shape == (self.num_envs,)
+            return self._tensors and isinstance(value, Tensor) and self._fits(value, (self.num_envs,))
         return (
             isinstance(value, np.ndarray) and value.shape == (self.num_envs,) and value.dtype.kind in "biuf"
         )
+
+    def _fits(self, value: Tensor, shape: Sequence[int]) -> bool:
+        return value.shape == tuple(shape) and value.device == self.obs.device
 
     def _called(self, env: int) -> str:
         return self.name if self.num_envs == 1 else f"{self.name} (environment {env} of {self.num_envs})"
@@ -368,10 +373,10 @@ class Collector:
                 "in the next step (AutoresetMode.NEXT_STEP)."
             )
         if self._tensors:
-            if not isinstance(final, Tensor) or final.shape != following.shape:
+            if not isinstance(final, Tensor) or not self._fits(final, following.shape):
                 raise SACError(
                     f"{self.name} returned at step {step} final_obs {_described(final)}; it must be a tensor of "
-                    f"shape {list(following.shape)}, one row per environment."
+                    f"shape {list(following.shape)} on {following.device}, one row per environment."
                 )
             next_obs = torch.where(done[:, None], final, following)
         else:
@@ -402,7 +407,8 @@ def _either(terminated: Any, truncated: Any) -> Array:
 
 def _described(value: Any) -> str:
     kind, shape = getattr(value, "dtype", type(value).__name__), getattr(value, "shape", None)
-    return f"of type {kind}" if shape is None else f"of type {kind} and shape {list(shape)}"
+    where = f" on {value.device}" if isinstance(value, Tensor) else ""
+    return f"of type {kind}{where}" if shape is None else f"of type {kind} and shape {list(shape)}{where}"
 
 
 def autoreset_mode(envs: VectorEnv, name: str) -> AutoresetMode:

@@ -294,6 +294,9 @@ class TrainConfig:
     eval_episodes: int = 10
     """Episodes per evaluation; their seeds are the same every time."""
 
+    baselines: bool = True
+    """Once training ends, score random and zero actions beside the best policy; a robot may want neither."""
+
     checkpoint_every: int = 10_000
     """Steps between checkpoints, from which the run can go on exactly; 0 writes at the beginning and the end only."""
 

@@ -172,7 +172,7 @@ def usable(env: gymnasium.Env) -> gymnasium.Env:
 
     Raises SACError for spaces that SAC cannot use (`check_spaces`).
     """
-    if isinstance(env.observation_space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+    if isinstance(getattr(env, "observation_space", None), (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
         flat = FlattenObservation(env)
         if isinstance(flat.observation_space, Box):  # else it holds spaces without a fixed size
             env = flat
@@ -188,8 +188,14 @@ def flattened(env: Any) -> str | None:
     if not isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
         return None  # the user's own doing, of a Box say
     items = space.items() if isinstance(space, gymnasium.spaces.Dict) else enumerate(space)
-    parts = ", ".join(f"{name} [{gymnasium.spaces.flatdim(part)}]" for name, part in items)
+    parts = ", ".join(f"{name} [{gymnasium.spaces.flatdim(part)}]{_if_whole(part)}" for name, part in items)
     return f"{type(space).__name__} observations are flattened, in this order: {parts} (FlattenObservation)"
+
+
+def _if_whole(space: gymnasium.Space) -> str:
+    """What flattening makes of the fractions that a Box of integers should not have."""
+    whole = isinstance(space, Box) and np.issubdtype(space.dtype, np.integer)
+    return f" as {space.dtype}, without fractions" if whole else ""
 
 
 def env_name(env: Any) -> str:
@@ -210,9 +216,13 @@ def normalising_wrappers(env: Any) -> list[str]:
 
 
 def same_environment(one: Any, other: Any) -> bool:
-    """Whether two environments, or vectors, are the same beneath their wrappers."""
-    one, other = (getattr(env, "unwrapped", env) for env in (one, other))
-    return one is other
+    """Whether two environments, or vectors, are the same beneath their wrappers, or have one in common."""
+
+    def beneath(env: Any) -> set[int]:
+        bare = getattr(env, "unwrapped", env)
+        return {id(bare), *(id(getattr(each, "unwrapped", each)) for each in getattr(bare, "envs", ()))}
+
+    return not beneath(one).isdisjoint(beneath(other))
 
 
 def _cannot_make(env_id: str, error: Exception) -> str:
@@ -238,8 +248,7 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
         raise SACError(f"{env!r} is a name and no environment; pass gymnasium.make({env!r}).")
     name, vector = env_name(env), hasattr(env, "single_action_space")
     observation, action = (
-        getattr(env, f"single_{which}" if vector else which)
-        for which in ("observation_space", "action_space")
+        _space(env, f"single_{which}" if vector else which) for which in ("observation_space", "action_space")
     )
     wrappers = "gymnasium.wrappers.vector" if vector else "gymnasium.wrappers"
     if not isinstance(observation, Box) or len(observation.shape) != 1:
@@ -269,6 +278,16 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
         raise SACError(
             f"{name}: {str(error).rstrip('.')}, for instance by {wrappers}.TransformAction."
         ) from None
+
+
+def _space(env: Any, which: str) -> gymnasium.Space:
+    space = getattr(env, which, None)
+    if not isinstance(space, gymnasium.Space):
+        held = "lacks it" if space is None else f"has {space!r} there"
+        raise SACError(
+            f"{env_name(env)} needs a gymnasium.Space as its {which}, and {held}; set it in __init__."
+        )
+    return space
 
 
 def observation_size(env: gymnasium.Env | VectorEnv) -> int:

@@ -64,6 +64,7 @@ def capture(env: gymnasium.Env) -> dict[str, Any]:
     """
     layers = _layers(env)
     base = layers[-1]
+    _check_views(layers)
     if _is_open(base):
         state = _taken_all(base)
     elif _has_protocol(base):
@@ -132,6 +133,40 @@ def _is_variable(name: str, value: Any) -> bool:
     return name not in _CONSTANT_NAMES and not isinstance(value, _CONSTANT_TYPES)
 
 
+def _check_views(layers: list[gymnasium.Env]) -> None:
+    """Raise NotCapturable where two arrays show the same memory: each would be put back with memory of its own."""
+    seen: dict[int, list[tuple[str, np.ndarray]]] = {}  # by what owns the memory
+    for layer in layers:
+        if not isinstance(layer, gymnasium.Wrapper) and not _is_open(layer):
+            continue  # its set_state knows
+        for name, value in vars(layer).items():
+            for array in _arrays(value) if _is_variable(name, value) else ():
+                others = seen.setdefault(id(_owner(array)), [])
+                where = f"{_name(layer)}.{name}"
+                for other, its in others:
+                    if its is not array and np.may_share_memory(its, array):
+                        raise NotCapturable(f"{where} shares memory with {other}")
+                others.append((where, array))
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray]:
+    """The arrays in `value` whose memory is NumPy's."""
+    if isinstance(value, np.ndarray):
+        if not _is_foreign(value):
+            yield value
+    elif isinstance(value, (list, tuple, deque, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _arrays(item)
+
+
+def _owner(array: np.ndarray) -> Any:
+    """What an array's memory belongs to."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return owner
+
+
 def _taken_all(layer: gymnasium.Env) -> dict[str, Any]:
     """What changes in one layer, by name; of an array with two names the second has the first."""
     taken: dict[str, Any] = {}
@@ -148,7 +183,7 @@ def _taken_all(layer: gymnasium.Env) -> dict[str, Any]:
 
 def _taken(layer: gymnasium.Env, name: str, value: Any) -> Any:
     if type(value).__name__ == "MjData":
-        return _simulation(vars(layer)["model"], value)
+        return _simulation(_model_of(layer, value), value)
     if type(value).__name__ == "MjModel":
         return _digest(value)
     return _plain(value, f"{_name(layer)}.{name}")
@@ -191,7 +226,7 @@ def _put(target: Any, name: str, value: Any) -> None:
     existing = vars(target).get(name)
     kind = type(existing).__name__
     if kind == "MjData":
-        _put_simulation(vars(target)["model"], existing, value)
+        _put_simulation(_model_of(target, existing), existing, value)
     elif kind == "MjModel":
         if _digest(existing) != value:
             raise NotCapturable(f"the MuJoCo model of {_name(target)} is not the one that was saved")
@@ -217,10 +252,13 @@ def _is_foreign(array: np.ndarray) -> bool:
     """Whether an array shows memory that is not NumPy's, a simulator's say. What a view of a table shows is not the
     environment's to change.
     """
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    return owner is not None
+    return not isinstance(_owner(array), np.ndarray)
+
+
+def _model_of(layer: Any, data: Any) -> Any:
+    """The MjModel of an MjData: an environment may hold several, for inverse kinematics say."""
+    model = getattr(data, "model", None)  # which old versions of MuJoCo do not tell
+    return vars(layer)["model"] if model is None else model
 
 
 def _simulation(model: Any, data: Any) -> dict[str, Any]:

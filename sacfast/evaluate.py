@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, of_actions
 from sacfast.config import TrainConfig
 from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
-from sacfast.errors import SACError, first_line
+from sacfast.errors import SACError, first_line, raised
 from sacfast.requirements import is_whole
 from sacfast.runs import given_environments, load_agent
 from sacfast.vector import EnvironmentFault, begun, is_vector, stepped
@@ -371,8 +372,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint, engine="reference")
         with closing(_environment_of(config, trained)) as env:
-            score = evaluate(agent, env, config.episodes, config.seed)
-            others = baselines(env, config.episodes, config.seed) if config.baselines else {}
+            try:
+                score = evaluate(agent, env, config.episodes, config.seed)
+                others = baselines(env, config.episodes, config.seed) if config.baselines else {}
+            except SACError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise SACError(f"{trained.env} {raised(error)}.") from error
         if config.json:
             print(json.dumps(_as_json(trained.env, config.checkpoint, extra, score, others)))
         else:
@@ -385,6 +391,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -98,7 +98,7 @@ class Judge:
             self.at.best_step = self.agent.load(self._best)["step"]
             which = f"best policy, step {self.at.best_step:,}"
         score = self.score(REPORT_SEED)
-        policies = baseline_policies(self.env, REPORT_SEED)
+        policies = baseline_policies(self.env, REPORT_SEED) if self.config.baselines else {}
         others = {name: self.score(REPORT_SEED, policy) for name, policy in policies.items()}
         summary = {
             "env": self.config.env,
@@ -107,7 +107,8 @@ class Judge:
             "score": dataclasses.asdict(score),
             "baselines": {name: dataclasses.asdict(value) for name, value in others.items()},
         }
+        beside = ", ".join(f"{name} actions {other}" for name, other in others.items())
         return summary, (
-            f"{self.config.env} after {self.at.step:,} steps: {score} over {len(score.returns)} episodes ({which}); "
-            f"random actions {others['random']}, zero actions {others['zero']}"
+            f"{self.config.env} after {self.at.step:,} steps: {score} over {len(score.returns)} episodes ({which})"
+            + (f"; {beside}" if beside else "")
         )

@@ -23,6 +23,7 @@ RESUMABLE_FIELDS = frozenset(
         "threads",
         "checkpoint_every",
         "keep_checkpoints",
+        "baselines",
         "log_every",
         "tensorboard",
         "wandb",

@@ -69,7 +69,8 @@ class TensorPendulum(VectorEnv):
 
     def _start(self) -> tuple[Tensor, Tensor]:
         """Angles in [-pi, pi] and speeds in [-1, 1], uniform."""
-        unit = 2 * torch.rand((2, self.num_envs), generator=self._generator, device=self.device) - 1
+        unit = torch.empty((2, self.num_envs), dtype=torch.float32, device=self.device)
+        unit.uniform_(-1, 1, generator=self._generator)
         return unit[0] * math.pi, unit[1]
 
     def _obs(self) -> Tensor:

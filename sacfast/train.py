@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,8 @@ from sacfast.runs import GIVEN, check_resume, given_environments, read_config
 from sacfast.sources import AnyEnv, EnvSource, check_alike, environments
 from sacfast.trainer import Trainer, TrainingInterrupted
 from sacfast.vector import close_env
+
+_IMPORTED_IN = os.getpid()
 
 
 def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: EnvSource = None) -> Path:
@@ -108,7 +111,9 @@ def _make_trainer(
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(config.threads or physical_cores())
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    # In a forked process PyTorch's other threads do not exist, and it may wait for them for ever.
+    torch.set_num_threads((config.threads or physical_cores()) if os.getpid() == _IMPORTED_IN else 1)
     agent = SACAgent.from_env(
         env,
         device=device,

@@ -10,14 +10,17 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from sacfast import envstate
@@ -98,11 +101,16 @@ class CheckedEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         self.obstacle: str | None = None  # why the state that was put back last could not be
-        self._shape = env.observation_space.shape  # each wrapper below would be asked in turn, at every step
+        space = env.observation_space
+        self._shape, self._dtype = (
+            space.shape,
+            space.dtype,
+        )  # each wrapper below would be asked in turn, at every step
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         try:
-            return *stepped(self.env.step(action), self._shape), {}
+            obs, *others = stepped(self.env.step(action), self._shape)
+            return self._whole(obs), *others, {}  # type: ignore[return-value]
         except (Exception, SystemExit) as error:
             return self._blank(), 0.0, False, False, _report(error)
 
@@ -111,9 +119,18 @@ class CheckedEnv(gymnasium.Wrapper):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         try:
             # {} is what is left of a vector's mask.
-            return begun(self.env.reset(seed=seed, options=options or None), self._shape), {}
+            return self._whole(begun(self.env.reset(seed=seed, options=options or None), self._shape)), {}
         except (Exception, SystemExit) as error:
             return self._blank(), _report(error, " in reset")
+
+    def _whole(self, obs: np.ndarray) -> np.ndarray:
+        """`obs`, unless a vectoriser would cut its fractions off."""
+        if obs.dtype.kind == "f" and self._dtype is not None and self._dtype.kind != "f":
+            raise EnvironmentFault(
+                f"returned an observation of type {obs.dtype}, but announced {self._dtype}, in which fractions are "
+                "lost; declare a Box of float32"
+            )
+        return obs
 
     @property
     def captured(self) -> dict[str, Any] | str:
@@ -278,8 +295,12 @@ def _in_processes(make: Callable[[], gymnasium.Env], num_envs: int) -> AsyncVect
     here = os.getpid()
     names: list[str] = []  # of what this process made: the workers get a copy, which must stay easy to pickle
 
-    def checked() -> gymnasium.Env:
+    def checked(index: int) -> gymnasium.Env:
         if os.getpid() != here:
+            # A forked worker has this process's generators, which an environment that ignores its seed may draw from.
+            own = (int(np.random.randint(2**31)) + index) % 2**31
+            for seed in (np.random.seed, random.seed, torch.manual_seed):
+                seed(own)
             # Ctrl-C, and a terminal's end, reach every process of the terminal, a batch system's SIGTERM every process
             # of the job; whether to stop, and when, is the trainer's to say.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -293,7 +314,8 @@ def _in_processes(make: Callable[[], gymnasium.Env], num_envs: int) -> AsyncVect
 
     envs = AsyncVectorEnv.__new__(AsyncVectorEnv)  # known here before it is complete, to be closed
     try:
-        AsyncVectorEnv.__init__(envs, [checked] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        makers = [partial(checked, index) for index in range(num_envs)]
+        AsyncVectorEnv.__init__(envs, makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
     except (EOFError, ConnectionError) as error:
         if not names:  # the environment that tells the spaces raised it, in this process
             raise

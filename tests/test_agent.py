@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -155,6 +156,43 @@ def test_torchs_default_device_changes_nothing(engine, normalize_obs, tmp_path):
     usual.train(3, 32)
     usual.select_action(np.zeros(5))
     assert same_state(loaded, usual)
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+def test_torchs_default_dtype_changes_nothing(engine, request, tmp_path):
+    """A robot's own module may ask for float64, which native code would read as something else."""
+    transition = np.ones(5), np.zeros(3), 1.0, np.zeros(5), False
+
+    def used():
+        agent = make_agent(engine=engine, normalize_obs=True)
+        agent.replay_buffer.push(*transition)
+        metrics = agent.train(3, 32)
+        agent.save(tmp_path / "agent.safetensors")
+        loaded = SACAgent.from_checkpoint(tmp_path / "agent.safetensors")
+        return (
+            agent,
+            metrics.tensor,
+            [each.select_action(np.ones(5), evaluate=True) for each in (agent, loaded)],
+        )
+
+    usual, metrics, actions = used()
+    request.getfixturevalue("float64_by_default")
+    agent, same_metrics, same_actions = used()
+    assert same_state(agent, usual) and torch.equal(same_metrics, metrics)
+    np.testing.assert_array_equal(same_actions, actions)
+
+
+def test_agents_made_in_threads_have_the_weights_of_their_seeds():
+    with ThreadPoolExecutor(8) as pool:
+        agents = list(pool.map(lambda seed: make_agent(seed=seed), range(40)))
+    assert all(same_state(agent, make_agent(seed=seed)) for seed, agent in enumerate(agents))
 
 
 def test_without_a_seed_torchs_generator_decides():

@@ -1,14 +1,16 @@
 """Whatever an environment or a vector returns that cannot be a transition is told in one sentence."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from exact_env import COUNT, Exact, Torch, collect, makers, seeds
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacfast.collector import Collector
 from sacfast.errors import SACError
-from sacfast.vector import CheckedEnv, close_env
+from sacfast.vector import CheckedEnv, close_env, vectorise
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,16 @@ def test_what_a_vector_of_others_does_wrong_is_one_sentence():
     ):
         collect(collector)
 
+    class Elsewhere(Torch):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs, reward.to("meta"), *rest
+
+    collector = Collector(Elsewhere(SyncVectorEnv(makers(COUNT))), "Elsewhere", seeds)
+    collector.reset()
+    with pytest.raises(SACError, match=r"rewards of type torch.float64 and shape \[3\] on meta, terminated"):
+        collect(collector)
+
     class Silent(Torch):
         metadata = {}  # noqa: RUF012
 
@@ -168,6 +180,41 @@ def test_whatever_a_vector_returns_is_one_sentence(spoiled, words):
         collect(collector)
 
 
+@pytest.mark.parametrize("vector", ["sync", "async"])
+def test_fractions_that_an_announced_type_would_lose_are_told(vector):
+    class Degrees(gymnasium.Env):
+        observation_space, action_space = Box(-180, 180, (2,), np.int64), Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            return np.array([12, 34]), {}
+
+        def step(self, action):
+            return np.array([12.5, 34.5]), 0.0, False, False, {}
+
+    envs = vectorise(Degrees, 2, vector)
+    try:
+        collector = Collector(envs, "Degrees", seeds)
+        collector.reset()
+        with pytest.raises(
+            SACError, match=r"an observation of type float64, but announced int64.* Box of float32"
+        ):
+            collect(collector)
+    finally:
+        close_env(envs)
+
+
+def test_rewards_keep_no_graph():
+    class Differentiable(Torch):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs, reward.requires_grad_(), *rest
+
+    collector = Collector(Differentiable(SyncVectorEnv(makers(COUNT))), "Differentiable", seeds)
+    collector.reset()
+    rows, _ = collector.step(collector.random_action())
+    assert not rows.reward.requires_grad and not collector._returns.requires_grad
+
+
 def test_tensors_beyond_float32_are_located():
     class Double(Torch):
         def step(self, actions):
@@ -202,7 +249,11 @@ def test_a_vector_of_the_old_interface_is_told_at_its_reset():
         ),
         (False, lambda final: [with_none(np.ones(4))] * COUNT, "row 0 of final_obs of type list"),
         (False, lambda final: 5, "row 0 of final_obs of type int"),
-        (True, lambda final: final[:2], r"final_obs of type torch.float32 and shape \[2, 4\]; it must be"),
+        (
+            True,
+            lambda final: final[:2],
+            r"final_obs of type torch.float32 and shape \[2, 4\] on cpu; it must be",
+        ),
         (True, lambda final: final.numpy(), "final_obs of type float32 .*; it must be a tensor"),
     ],
 )

@@ -129,6 +129,22 @@ def test_unusable_spaces_are_named_with_a_remedy(observation, action, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("held", [None, (3,)])
+@pytest.mark.parametrize("which", ["observation_space", "action_space"])
+def test_a_missing_space_is_named(which, held):
+    env = Spaces(VECTOR, ACTION)
+    setattr(env, which, held)
+    with pytest.raises(
+        SACError, match=f"Spaces needs a gymnasium.Space as its {which}, and .*set it in __init__"
+    ):
+        usable(env)
+
+
+def test_integers_of_a_dictionary_are_told():
+    env = usable(Spaces(Dict({"angle": Box(-180, 180, (2,), np.int64), "x": VECTOR}), ACTION))
+    assert "angle [2] as int64, without fractions, x [" in flattened(env)
+
+
 @pytest.mark.parametrize("observation", [Dict({"x": VECTOR}), Box(0, 1, (2, 3)), VECTOR])
 def test_the_remedy_for_a_vector_is_one_of_vectors_and_helps(observation):
     bounded = observation is not VECTOR

@@ -3,11 +3,18 @@
 from collections import deque
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
-from gymnasium.wrappers import FlattenObservation, NormalizeObservation, RecordEpisodeStatistics, TimeLimit
+from gymnasium.wrappers import (
+    FlattenObservation,
+    FrameStackObservation,
+    NormalizeObservation,
+    RecordEpisodeStatistics,
+    TimeLimit,
+)
 from training_runs import Clockwork, WithState
 
 from sacfast import envstate
@@ -117,6 +124,58 @@ def test_variables_come_back_as_what_they_were():
     assert np.array_equal(Variables.ROUTE, table)
     assert second.queue.maxlen == 3 and second.first is second.second
     assert steps(second, 30) == steps(first, 30)
+
+
+class TwoModels(PendulumEnv):
+    """Keeps a second simulation with its own, larger model, for inverse kinematics say."""
+
+    def __init__(self):
+        super().__init__()
+        body = "<body><freejoint/><geom size='1'/></body>"
+        self.model, self.other_model = (
+            mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body * bodies}</worldbody></mujoco>")
+            for bodies in (1, 3)
+        )
+        self.data, self.other = mujoco.MjData(self.model), mujoco.MjData(self.other_model)
+
+
+def test_every_simulation_is_taken_by_its_own_model():
+    first, second = TwoModels(), TwoModels()
+    for env in (first, second):
+        env.reset(seed=0)
+    mujoco.mj_step(first.other_model, first.other, 20)
+    mujoco.mj_step(first.model, first.data, 10)
+    envstate.restore(second, unpack(*pack(envstate.capture(first))))
+    for name in ("data", "other"):
+        ours, theirs = getattr(first, name), getattr(second, name)
+        assert ours.time == theirs.time > 0
+        np.testing.assert_array_equal(ours.qpos, theirs.qpos)
+        np.testing.assert_array_equal(ours.qvel, theirs.qvel)
+
+
+@pytest.mark.parametrize("where", ["a view", "in a list", "in a wrapper"])
+def test_arrays_that_share_memory_are_named_since_they_would_be_torn_apart(where):
+    env = PendulumEnv()
+    env.reset(seed=0)
+    env.whole = np.zeros(4)
+    outermost = TimeLimit(env, 9)
+    if where == "a view":
+        env.part = env.whole[:2]
+    elif where == "in a list":
+        env.parts = [np.zeros(2), {"x": env.whole[2:]}]
+    else:
+        outermost.part = env.whole[1:]
+    with pytest.raises(
+        NotCapturable, match=r"PendulumEnv\.(whole|parts?) shares memory with \w+\.(whole|part)"
+    ):
+        envstate.capture(outermost)
+
+
+def test_frames_that_are_one_array_and_halves_of_another_are_taken():
+    env = FrameStackObservation(PendulumEnv(), 3, padding_type="reset")
+    env.reset(seed=0)
+    env.unwrapped.left, env.unwrapped.right = np.split(np.arange(4.0), 2)
+    envstate.capture(env)
 
 
 def test_what_is_captured_stays_as_it_was():

@@ -11,6 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.spaces import Box, Dict
 from gymnasium.wrappers import TimeLimit
 
@@ -201,6 +202,21 @@ def test_a_reset_that_training_refuses_is_named():
 
     with pytest.raises(SACError, match="Broken returned at step 0 an observation whose entry 0 is -?inf"):
         evaluate(zero_policy(Sum().action_space), Broken(), 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"), [(ValueError, 2, "raised ValueError: cold"), (KeyboardInterrupt, 130, "")]
+)
+def test_what_an_environment_raises_is_one_sentence_on_the_command_line(
+    run, capsys, monkeypatch, error, status, words
+):
+    def fail(*_):
+        raise error("cold")
+
+    monkeypatch.setattr(PendulumEnv, "step", fail)
+    assert main([str(run)]) == status
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == bool(words)
 
 
 def test_baselines_can_be_left_out(run, capsys, monkeypatch):

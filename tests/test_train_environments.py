@@ -1,5 +1,6 @@
 """What users bring along: one robot for everything, episodes without end, wrappers, constructors that fail."""
 
+import json
 import os
 import signal
 
@@ -55,6 +56,29 @@ def test_one_vector_serves_training_and_evaluation(tmp_path, mode):
     np.testing.assert_array_equal(replay["next_obs"][:, :2], replay["obs"][:, :2])  # environment and episode
     np.testing.assert_array_equal(replay["next_obs"][:, 2], replay["obs"][:, 2] + 1)
     assert len(read_csv(run / "evaluation.csv")) == 5
+
+
+def test_a_robot_within_a_vector_is_known_to_be_the_one_of_the_evaluation(tmp_path):
+    robot = Clockwork()
+    envs = SyncVectorEnv([lambda: robot], autoreset_mode=AutoresetMode.DISABLED)
+    run = train(small(tmp_path, steps=100, eval_every=50), env=envs, eval_env=robot)
+    replay, _ = replay_of(run)
+    np.testing.assert_array_equal(replay["next_obs"], replay["obs"] + [1, 0])
+
+
+def test_a_robot_need_not_play_at_random_when_all_is_learned(tmp_path, capsys):
+    played = []
+    for baselines in (True, False):
+        robot = Clockwork()
+        run = train(
+            small(tmp_path, steps=60, eval_every=0, eval_episodes=2, baselines=baselines),
+            env=robot,
+            eval_env=robot,
+        )
+        played.append(robot.episode)
+        assert bool(json.loads((run / "summary.json").read_text())["baselines"]) == baselines
+        assert ("random actions" in capsys.readouterr().out) == baselines
+    assert played[0] == played[1] + 2 * 2
 
 
 class Stopped(WithState):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from exact_env import Exact, Torch, expected_rows, makers
 from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -31,7 +33,7 @@ from sacfast.errors import SACError
 from sacfast.evaluate import evaluate, load_agent, zero_policy
 from sacfast.logger import read_csv
 from sacfast.train import main, parse, train
-from sacfast.vector import EnvPool, SingleEnv, make_vector_env, vectorise
+from sacfast.vector import EnvPool, SingleEnv, close_env, make_vector_env, vectorise
 
 MISSING_ENVPOOL = importlib.util.find_spec("envpool") is None
 
@@ -80,6 +82,26 @@ def test_sync_and_async_are_the_same_run(tmp_path):
     assert_same_run(sync, parallel)
     assert [row["step"] for row in read_csv(sync / "evaluation.csv")] == [102, 192]
     assert [row["step"] for row in read_csv(sync / "episodes.csv")] == [60] * 3 + [120] * 3 + [180] * 3
+
+
+class Careless(gymnasium.Env):
+    """Draws from the process's own generators, whatever its seed is."""
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.array([np.random.uniform(), random.random(), torch.rand(()).item()]), {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the workers are forked")
+def test_workers_draw_numbers_of_their_own():
+    envs = vectorise(Careless, 3, "async")
+    try:
+        drawn = envs.reset()[0]
+    finally:
+        close_env(envs)
+    assert all(len(set(column)) == 3 for column in drawn.T.tolist())
 
 
 def test_a_vector_of_one_is_the_same_run_as_its_environment(tmp_path):

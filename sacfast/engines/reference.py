@@ -41,7 +41,9 @@ class ReferenceEngine(Engine):
         self._squash: Callable = squashed_gaussian if native_operators else squashed_gaussian_reference
         self._polyak_: Callable = polyak_update_ if native_operators else polyak_update_reference_
         # actor_loss, alpha_loss and the mean of log pi, of the last update that computed them
-        self._actor_metrics: tuple[Tensor, ...] = (torch.tensor(torch.nan, device="cpu"),) * 3
+        self._actor_metrics: tuple[Tensor, ...] = (
+            torch.tensor(torch.nan, dtype=torch.float32, device="cpu"),
+        ) * 3
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"native_operators": self._native_operators}
@@ -113,7 +115,7 @@ class ReferenceEngine(Engine):
         and alpha stays positive.
         """
         if not self.config.automatic_entropy_tuning:
-            return torch.zeros((), device=log_prob.device)
+            return log_prob.new_zeros(())
         grad = -(log_prob + self.target_entropy).mean()
         loss = (state.log_alpha * grad).squeeze(0)
         state.alpha_adam.update_(state.log_alpha, grad.view(1), self.config.learning_rates.alpha)
