@@ -97,7 +97,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training in this folder. Raises SACError, saying who does, if one is at it."""
-        lock = filelock.FileLock(self.path / "run.lock", timeout=0)
+        # What filelock falls back to, a file that marks the folder as taken, would outlast a process that is killed.
+        lock = filelock.FileLock(self.path / "run.lock", timeout=0, fallback_to_soft=False)
         holder = self.path / "run.lock.json"
         try:
             lock.acquire()
@@ -106,8 +107,8 @@ class RunFolder:
                 f"{self.path} is being trained by {_holder(holder)}; wait for it to end, or stop it (it saves "
                 "itself); if it is gone, delete run.lock there."
             ) from None
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
                 raise SACError(f"cannot lock {self.path} ({error.strerror}); is it writable?") from error
             warnings.warn(f"{self.path} is on a file system without locks: run it only once", stacklevel=3)
         now = datetime.now().astimezone().isoformat(timespec="seconds")

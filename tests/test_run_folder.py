@@ -1,6 +1,7 @@
 """Checkpoints of a run: what is written, what is kept, and that nothing half-written is ever taken for one."""
 
 import errno
+import fcntl
 import json
 import os
 
@@ -183,12 +184,15 @@ def test_a_folder_without_a_checkpoint(tmp_path):
         RunFolder(tmp_path).load(make_agent())
 
 
-@pytest.mark.parametrize(("code", "known"), [(errno.ENOLCK, True), (errno.EROFS, False)])
+@pytest.mark.parametrize(
+    ("code", "known"),
+    [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)],
+)
 def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, code, known):
-    def refuse(self):
+    def refuse(*_):
         raise OSError(code, "refused")
 
-    monkeypatch.setattr(run_folder.filelock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     told = (
         pytest.warns(UserWarning, match="without locks: run it only once")
         if known

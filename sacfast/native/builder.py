@@ -151,7 +151,7 @@ class Builder:
                 target.mkdir(parents=True, exist_ok=True)
                 waited = stack.enter_context(_exclusively(self.cache / f"{target.name}.lock"))
                 tempfile.TemporaryFile(dir=target).close()
-            except (OSError, NotImplementedError) as error:
+            except OSError as error:
                 return self._build_privately(f"cannot use the cache {self.cache} ({error})")
             if (waited or not force) and (found := self.cached()):
                 return found
@@ -294,7 +294,9 @@ def _exclusively(path: Path) -> Iterator[bool]:
     """Hold an operating-system lock, which ends with the process that holds it. Yields whether we waited."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path)
+    lock = FileLock(
+        path, fallback_to_soft=False
+    )  # a file that marks it as taken would outlast a killed process
     waited = False
     try:
         lock.acquire(timeout=0)
