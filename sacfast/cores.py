@@ -15,8 +15,21 @@ from .requirements import whole
 def physical_cores() -> int:
     """CPU cores that this process may use, hyper-threads counted once where the system tells; at least 1.
 
-    A container's CPU quota (cgroup v2) counts: threads beyond it would only be suspended in turn.
+    At most OMP_NUM_THREADS, with which joblib, Ray and job scripts share out a machine. A CPU quota (a container's,
+    say; cgroup v2) counts too: threads beyond it would only be suspended in turn.
     """
+    return min(_allowed_cores(), _omp_num_threads())
+
+
+def _omp_num_threads() -> int:
+    try:
+        number = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])  # then come those of nested regions
+    except ValueError:
+        return sys.maxsize
+    return number if number > 0 else sys.maxsize
+
+
+def _allowed_cores() -> int:
     return max(1, min(_visible_cores(), _quota()))
 
 
@@ -41,11 +54,11 @@ def _visible_cores() -> int:
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, with None and 0 meaning one per physical core; warns where there are fewer cores than that.
+    """`threads`, with None and 0 meaning `physical_cores()`; warns above the cores that this process may use.
 
     Raises SACError unless it is a whole number of at least 0.
     """
-    cores = physical_cores()
+    cores = _allowed_cores()
     number = 0 if threads is None else whole(threads)
     if number is None or number < 0:
         raise SACError(f"threads={threads!r} must be a whole number of at least 0; 0 means one per core.")
@@ -55,4 +68,4 @@ def thread_count(threads: int | None) -> int:
             "which is usually slower; threads=0 takes as many as there are cores",
             stacklevel=2,
         )
-    return number or cores
+    return number or physical_cores()

@@ -135,7 +135,8 @@ def test_updates_follow_the_steps_without_drift(utd):
         assert config.updates_by(999 + n) == int(n * utd + 1e-9)
 
 
-def test_threads_follow_the_machine(recwarn):
+def test_threads_follow_the_machine(recwarn, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = physical_cores()
     assert 1 <= cores <= (os.cpu_count() or 1)
     assert thread_count(None) == thread_count(0) == cores
@@ -148,15 +149,44 @@ def test_threads_follow_the_machine(recwarn):
             thread_count(bad)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say")
-def test_hyper_threads_count_once_and_a_quota_counts(monkeypatch):
+@pytest.fixture
+def six_processors(monkeypatch):
+    """A machine of six processors, two to a core. Returns its files, by path."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("the system does not say")
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     files = {topology.format(cpu): f"{cpu % 3},{cpu % 3 + 3}\n" for cpu in range(6)}
+
+    def read_text(self, **_):
+        if str(self) not in files:
+            raise FileNotFoundError(self)
+        return files[str(self)]
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setattr(Path, "read_text", lambda self, **_: files[str(self)])
-    for quota, cores in (("max 100000", 3), ("150000 100000", 2), ("900000 100000", 3)):
-        files["/sys/fs/cgroup/cpu.max"] = quota
-        assert physical_cores() == cores
+    monkeypatch.setattr(Path, "read_text", read_text)
+    return files
+
+
+def test_hyper_threads_count_once(six_processors):
+    assert physical_cores() == 3
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 3), ("150000 100000", 2), ("900000 100000", 3)])
+def test_a_quota_counts(six_processors, quota, cores):
+    six_processors["/sys/fs/cgroup/cpu.max"] = quota
+    assert physical_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("value", "cores"), [("1", 1), ("2,4", 2), ("9", 3), ("", 3), ("0", 3), ("-1", 3), ("many", 3)]
+)
+def test_omp_num_threads_limits_what_is_taken_by_default(six_processors, monkeypatch, recwarn, value, cores):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert physical_cores() == thread_count(0) == cores
+    assert thread_count(3) == 3 and not recwarn
+    with pytest.warns(UserWarning, match="threads=4 is above the 3 physical cores"):
+        thread_count(4)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say")
@@ -164,6 +194,7 @@ def test_without_a_topology_the_processors_that_may_be_used_count(monkeypatch):
     def unreadable(*_, **__):
         raise OSError
 
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(Path, "read_text", unreadable)
     for cpus in ({0}, {0, 3, 4}):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: cpus)
