@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import SACError
@@ -16,7 +17,7 @@ def physical_cores() -> int:
     """CPU cores that this process may use, hyper-threads counted once where the system tells; at least 1.
 
     At most OMP_NUM_THREADS, with which joblib, Ray and job scripts share out a machine. A CPU quota (a container's,
-    say; cgroup v2) counts too: threads beyond it would only be suspended in turn.
+    say) counts too: threads beyond it would only be suspended in turn.
     """
     return min(_allowed_cores(), _omp_num_threads())
 
@@ -34,11 +35,28 @@ def _allowed_cores() -> int:
 
 
 def _quota() -> int:
+    """The cores' worth of time that the tightest of the process's cgroups, up to the root, gives; of either version."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # "max" is no limit
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
         return sys.maxsize
+    quotas = [sys.maxsize]
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:  # version 2
+            root, files = "/sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):  # version 1; "cpu" is a link where cpuacct shares the folder
+            root, files = "/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        # In a container the path may be the host's; the folders above it are then the container's own.
+        group = Path(root + path)
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # no such file, or "max", which is no limit
+                texts = [(folder / file).read_text(encoding="ascii") for file in files]
+                quota, period = map(int, " ".join(texts).split())
+                if quota > 0:  # -1 is no limit
+                    quotas.append(math.ceil(quota / period))
+    return min(quotas)
 
 
 def _visible_cores() -> int:

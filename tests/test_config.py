@@ -172,9 +172,25 @@ def test_hyper_threads_count_once(six_processors):
     assert physical_cores() == 3
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 3), ("150000 100000", 2), ("900000 100000", 3)])
-def test_a_quota_counts(six_processors, quota, cores):
-    six_processors["/sys/fs/cgroup/cpu.max"] = quota
+@pytest.mark.parametrize(
+    ("cgroup", "quotas", "cores"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 3),
+        ("0::/", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/", {"cpu.max": "900000 100000"}, 3),
+        ("0::/", {"cpu.max": "nonsense"}, 3),
+        ("0::/job/step", {"job/step/cpu.max": "max 100000", "job/cpu.max": "100000 100000"}, 1),
+        ("0::/job/step", {"job/step/cpu.max": "50000 50000", "job/cpu.max": "200000 100000"}, 1),
+        ("0::/the/host's/path", {"cpu.max": "200000 100000"}, 2),
+        ("2:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 3),
+        ("2:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "200000\n", "cpu/job/cpu.cfs_period_us": "100000\n"}, 2),
+        ("5:a,b:/\n2:cpuacct,cpu:/x", {"cpu/cpu.cfs_quota_us": "9000", "cpu/cpu.cfs_period_us": "10000"}, 1),
+        ("2:cpuset:/", {"cpu/cpu.cfs_quota_us": "9000", "cpu/cpu.cfs_period_us": "10000"}, 3),
+    ],
+)
+def test_a_quota_counts_wherever_it_is_set(six_processors, cgroup, quotas, cores):
+    six_processors["/proc/self/cgroup"] = f"7:memory:/job\n{cgroup}\n"
+    six_processors.update({f"/sys/fs/cgroup/{name}": text for name, text in quotas.items()})
     assert physical_cores() == cores
 
 
