@@ -14,7 +14,6 @@ segments that it names. So what has its final name is whole, and the checkpoint 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -39,12 +38,12 @@ import torch
 from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.errors import CheckpointError, SACError
+from sacfast.native.builder import NO_LOCKS
 from sacfast.replay import ReplayBuffer
 from sacfast.requirements import check_choice
 
 VERSION = 1
 NAME = re.compile(r"\d+(\.\d+)?")  # of a checkpoint's folder
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a file system without locks says
 
 # A segment of fewer transitions is written anew together with what followed, so that frequent checkpoints do not leave
 # thousands of files.

@@ -166,12 +166,12 @@ def profiling() -> bool:
 def build() -> Path:
     """Build the extension ahead of its first use, unless the cache has it, and return its path.
 
-    Raises NativeUnavailable with the reason.
+    Raises NativeUnavailable with the reason, also where nothing can be put into the cache.
     """
     try:
         builder = Builder(progress=True, verbose=environment_flag("VERBOSE"))
         cached = builder.cached()
-        directory, _ = builder.obtain(force=cached is not None and cached[1].cuda_missing != "")
+        directory, _ = builder.obtain_in_cache(force=cached is not None and cached[1].cuda_missing != "")
     except (BuildError, OSError) as error:
         raise _unavailable("cannot be built", str(error)) from error
     return directory / LIBRARY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -28,8 +29,13 @@ RECORD = "build.json"
 NO_COMPILER = "none"
 CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
 LOCK_TIMEOUT_S = 900
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a file system without locks says
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 USUAL_SECONDS = {False: "20 s", True: "a minute or two"}  # without and with CUDA, on two cores
+
+
+class CacheUnusable(BuildError):
+    """Nothing can be put into the cache."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +142,23 @@ class Builder:
         return directory, record
 
     def obtain(self, *, force: bool = False) -> tuple[Path, Record]:
-        """The cached extension, built first if need be (or with `force`, anyway). Raises BuildError."""
+        """The cached extension, built first if need be (or with `force`, anyway); where nothing can be put into the
+        cache, one for this process only. Raises BuildError.
+        """
+        try:
+            return self.obtain_in_cache(force=force)
+        except CacheUnusable as error:
+            why = str(error)
+        return self._build_privately(why)
+
+    def obtain_in_cache(self, *, force: bool = False) -> tuple[Path, Record]:
+        """As `obtain`, but raises CacheUnusable, a BuildError, rather than build for this process only."""
         if not force and (found := self.cached()):
             return found
         toolchain.find_compiler()  # their absence is reported before anything is announced or created
         toolchain.find_ninja()
         if self.cache is None:
-            return self._build_privately(
-                "there is no home directory for a cache (SACFAST_CACHE_DIR names a place)"
-            )
+            raise CacheUnusable("there is no home directory for a cache (SACFAST_CACHE_DIR names a place)")
         target = self.cache / self.key()
         with ExitStack() as stack:
             try:  # only this: an error of the build itself must not start another
@@ -152,12 +166,14 @@ class Builder:
                 waited = stack.enter_context(_exclusively(self.cache / f"{target.name}.lock"))
                 tempfile.TemporaryFile(dir=target).close()
             except OSError as error:
-                return self._build_privately(f"cannot use the cache {self.cache} ({error})")
+                raise CacheUnusable(
+                    f"cannot use the cache {self.cache} ({error}; SACFAST_CACHE_DIR names another place)"
+                ) from error
             if (waited or not force) and (found := self.cached()):
                 return found
-            # The lock is ours, so these are of builds that were killed.
-            for leftover in target.glob("work-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            if waited is not None:  # the lock is ours, so these are of builds that were killed
+                for leftover in target.glob("work-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             return self.build_into(target)
 
     def _build_privately(self, why: str) -> tuple[Path, Record]:
@@ -290,14 +306,15 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 @contextmanager
-def _exclusively(path: Path) -> Iterator[bool]:
-    """Hold an operating-system lock, which ends with the process that holds it. Yields whether we waited."""
+def _exclusively(path: Path) -> Iterator[bool | None]:
+    """Hold an operating-system lock, which ends with the process that holds it. Yields whether we waited; None, and
+    holds nothing, where the file system has no locks: then processes that start at once build the same side by side.
+    """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(
-        path, fallback_to_soft=False
-    )  # a file that marks it as taken would outlast a killed process
-    waited = False
+    # What filelock falls back to, a file that marks the lock as taken, would outlast a process that is killed.
+    lock = FileLock(path, fallback_to_soft=False)
+    waited: bool | None = False
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -307,6 +324,10 @@ def _exclusively(path: Path) -> Iterator[bool]:
             lock.acquire(timeout=LOCK_TIMEOUT_S)
         except Timeout:
             raise BuildError(f"another process has held {path} for {LOCK_TIMEOUT_S} s; end it") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        waited = None
     try:
         yield waited
     finally:

@@ -1,9 +1,11 @@
 """What a person sees when the extension cannot be built, and that nothing hangs or half-exists afterwards."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 
 from sacfast.errors import NativeUnavailable
 from sacfast.native import toolchain
+from sacfast.native.__main__ import main
 from sacfast.native.builder import LIBRARY, RECORD, Builder, check_cuda
 from sacfast.native.toolchain import BuildError
 
@@ -123,8 +126,37 @@ def test_unwritable_cache_builds_for_this_process(fresh, monkeypatch, tmp_path, 
     monkeypatch.setenv("SACFAST_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert fresh.load()
     private = fresh._process.found[0]
-    assert "for this process only" in capfd.readouterr().err.splitlines()[0]
+    first = capfd.readouterr().err.splitlines()[0]
+    assert "for this process only" in first and "SACFAST_CACHE_DIR names another place" in first
     assert tmp_path not in private.parents and (private / LIBRARY).is_file()
+
+
+def test_a_build_ahead_of_time_that_would_vanish_is_an_error(fresh, compiler, monkeypatch, tmp_path, capfd):
+    compiler(f'compiles "$@" && echo x >> "{tmp_path}/calls"\nexec c++ "$@"')
+    (tmp_path / "file").write_text("a file where the cache should be")
+    monkeypatch.setenv("SACFAST_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert main(["build"]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and re.fullmatch(r"error: .*cannot use the cache .*SACFAST_CACHE_DIR names .*\n", err)
+    assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)],
+)
+def test_a_cache_without_locks_is_used_without_them(tiny, monkeypatch, capfd, code, kept):
+    def refuse(*_):
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    builder = Builder(root=tiny, archs=[])
+    others = builder.cache / builder.key() / "work-of-another-process"
+    others.mkdir(parents=True)
+    directory, _ = builder.obtain()
+    assert (directory == others.parent) is kept is (builder.cached() is not None)
+    assert ("this process only" in capfd.readouterr().err) is not kept
+    assert others.exists()
 
 
 def test_unwritable_entry_in_a_writable_cache(fresh, tiny, capfd):
@@ -162,6 +194,8 @@ def homeless(monkeypatch):
 
 def test_without_a_home_directory_the_build_is_private(homeless, fresh, capfd):
     assert fresh.cache_directory() is None and fresh.status().cache is None
+    with pytest.raises(NativeUnavailable, match="no home directory .*SACFAST_CACHE_DIR"):
+        fresh.build()
     assert fresh.load()
     first, *rest = capfd.readouterr().err.splitlines()
     assert "no home directory" in first and "SACFAST_CACHE_DIR" in first and "this process only" in first
