@@ -166,12 +166,16 @@ def profiling() -> bool:
 def build() -> Path:
     """Build the extension ahead of its first use, unless the cache has it, and return its path.
 
-    Raises NativeUnavailable with the reason, also where nothing can be put into the cache.
+    One that lacks CUDA kernels is built again where there is an nvcc: what kept them away may be mended. Raises
+    NativeUnavailable with the reason, also where nothing can be put into the cache.
     """
     try:
         builder = Builder(progress=True, verbose=environment_flag("VERBOSE"))
-        cached = builder.cached()
-        directory, _ = builder.obtain_in_cache(force=cached is not None and cached[1].cuda_missing != "")
+        missing = cached[1].cuda_missing if (cached := builder.cached()) else ""
+        again = bool(missing and toolchain.find_nvcc())
+        if missing and not again:
+            say(f"no CUDA kernels: {missing}")
+        directory, _ = builder.obtain_in_cache(force=again)
     except (BuildError, OSError) as error:
         raise _unavailable("cannot be built", str(error)) from error
     return directory / LIBRARY

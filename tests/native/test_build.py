@@ -244,12 +244,17 @@ def test_status_builds_nothing(fresh, builder):
     assert after.path == builder.cache / builder.key() / LIBRARY and not after.loaded
 
 
-def test_nvcc_that_appears_later_is_used(builder, monkeypatch):
+def test_nvcc_that_appears_later_is_used(builder, monkeypatch, capfd):
     builder = replace(builder, archs=["9.0"])
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
     directory, record = builder.obtain()
     assert record.cuda_archs == [] and record.cuda_missing == toolchain.NVCC_MISSING
     assert builder.cached() == (directory, record)
+    # Nothing is gained by building again without one: others may have mapped the library.
+    monkeypatch.setattr(native, "Builder", lambda **options: builder)
+    capfd.readouterr()
+    assert native.build() == directory / LIBRARY
+    assert capfd.readouterr().err == f"sacfast: no CUDA kernels: {toolchain.NVCC_MISSING}\n"
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: "/usr/local/cuda/bin/nvcc")
     assert builder.cached() is None
 
