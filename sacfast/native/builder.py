@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .toolchain import BuildError, say
 
 LIBRARY = "_sacfast.so"
 RECORD = "build.json"
+FAILURE = "failure.json"  # what the last build raised, for those that waited for it
 NO_COMPILER = "none"
 CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
 LOCK_TIMEOUT_S = 900
@@ -174,7 +175,16 @@ class Builder:
             if waited is not None:  # the lock is ours, so these are of builds that were killed
                 for leftover in target.glob("work-*"):
                     shutil.rmtree(leftover, ignore_errors=True)
-            return self.build_into(target)
+            failure = target / FAILURE
+            if waited and (reported := _read_failure(failure)):
+                raise reported
+            failure.unlink(missing_ok=True)  # who did not wait for it tries: the compiler may be mended
+            try:
+                return self.build_into(target)
+            except BuildError as error:
+                with suppress(OSError):
+                    failure.write_text(json.dumps([str(error), error.tail]))
+                raise
 
     def _build_privately(self, why: str) -> tuple[Path, Record]:
         private = Path(tempfile.mkdtemp(prefix="sacfast-"))
@@ -303,6 +313,13 @@ def _ninja_command(work: Path, goal: str, *, verbose: bool) -> list[str]:
 
 def _digest(parts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read_failure(path: Path) -> BuildError | None:
+    try:
+        return BuildError(*json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # none, or one that was killed while it was written
+        return None
 
 
 @contextmanager

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sacfast.errors import NativeUnavailable
+from sacfast.native import builder as builder_module
 from sacfast.native import toolchain
 from sacfast.native.__main__ import main
-from sacfast.native.builder import LIBRARY, RECORD, Builder, check_cuda
+from sacfast.native.builder import FAILURE, LIBRARY, RECORD, Builder, check_cuda
 from sacfast.native.toolchain import BuildError
 
 BROKEN = (
@@ -82,7 +84,7 @@ def test_broken_compiler_is_reported_once(fresh, compiler, tmp_path, capfd):
     assert "error number 1\n" in log.read_text()
     assert not fresh.available() and not fresh.load()
     assert capfd.readouterr().err == "" and (tmp_path / "calls").read_text() == "x\n"
-    assert [path.name for path in log.parent.iterdir()] == [log.name]
+    assert {path.name for path in log.parent.iterdir()} == {log.name, FAILURE}
 
 
 def test_required_extension_is_an_error(fresh, compiler, monkeypatch):
@@ -276,6 +278,39 @@ def test_two_processes_at_once_compile_once(start, compiler, tmp_path):
     assert (tmp_path / "calls").read_text() == "x\n"
     assert "built native kernels" in first_log.read_text()
     assert len(second_log.read_text().splitlines()) == 1
+
+
+def test_those_that_waited_for_a_failed_build_do_not_try_it_again(tiny, compiler, tmp_path, monkeypatch):
+    """Threads stand for processes: each opens the lock anew. Whoever comes later tries: with a mended compiler."""
+    wrapped = compiler(f"""
+        compiles "$@" && {{
+            echo x >> "{tmp_path}/calls"
+            while [ ! -e "{tmp_path}/go" ]; do sleep 0.05; done
+            echo "an error" >&2
+            exit 1
+        }}
+        exec c++ "$@"
+    """)
+    said = []
+    monkeypatch.setattr(builder_module, "say", said.append)
+    builder = Builder(root=tiny, archs=[])
+    with ThreadPoolExecutor(4) as pool:
+        builds = [pool.submit(builder.obtain)]
+        try:
+            wait_until((tmp_path / "calls").exists)
+            builds += [pool.submit(builder.obtain) for _ in range(3)]
+            wait_until(lambda: sum("waiting" in line for line in said) == 3)
+        finally:
+            (tmp_path / "go").touch()
+        errors = [build.exception() for build in builds]
+    assert {(type(error), str(error), error.tail) for error in errors} == {
+        (BuildError, str(errors[0]), errors[0].tail)
+    }
+    assert f"full log: {builder.cache / builder.key()}" in str(errors[0]) and "an error" in errors[0].tail
+    assert (tmp_path / "calls").read_text() == "x\n"
+    wrapped.write_text('#!/bin/sh\nexec c++ "$@"\n')
+    directory, _ = builder.obtain()
+    assert directory.name == builder.key() and not (directory / FAILURE).exists()
 
 
 @pytest.mark.parametrize("victim", ["process group", "process alone"])
