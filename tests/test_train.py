@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.classic_control import PendulumEnv
 from gymnasium.wrappers import TimeLimit
 from training_runs import (
@@ -275,6 +279,31 @@ def test_two_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypa
     monkeypatch.setattr(sacfast.train, "datetime", Stopped)
     config = small(tmp_path, steps=60, eval_every=0)
     assert [train(config).name for _ in range(2)] == ["20300102-030405-s7", "20300102-030405-s7-2"]
+
+
+def _train_in_child(config):
+    train(config)
+    os._exit(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_trains_though_pytorchs_threads_are_not_there(tmp_path):
+    torch.set_num_threads(2)
+    torch.isfinite(torch.zeros(2_000_000)).all()  # on both
+    config = small(tmp_path, steps=60, threads=2, sac=SACConfig(batch_size=16))
+    child = multiprocessing.get_context("fork").Process(target=_train_in_child, args=(config,))
+    child.start()
+    child.join(60)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_pytorch_has_its_threads_back_after_a_run(tmp_path):
+    torch.set_num_threads(2)
+    train(small(tmp_path, steps=60, threads=1))
+    assert torch.get_num_threads() == 2
 
 
 def test_an_unfinished_log_interval_is_logged_at_the_end(tmp_path):
