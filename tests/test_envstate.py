@@ -145,7 +145,10 @@ def test_every_simulation_is_taken_by_its_own_model():
         env.reset(seed=0)
     mujoco.mj_step(first.other_model, first.other, 20)
     mujoco.mj_step(first.model, first.data, 10)
-    envstate.restore(second, unpack(*pack(envstate.capture(first))))
+    captured = envstate.capture(first)
+    size = mujoco.mj_stateSize(first.other_model, mujoco.mjtState.mjSTATE_INTEGRATION)
+    assert captured["state"]["other"]["integration"].shape == (size,)
+    envstate.restore(second, unpack(*pack(captured)))
     for name in ("data", "other"):
         ours, theirs = getattr(first, name), getattr(second, name)
         assert ours.time == theirs.time > 0
