@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # or devices wants them named all the same.
 UNIMPORTANT = (RESUMABLE_FIELDS | {"env", "seed", "out", "eval_every"}) - {"engine", "device"}
 CONFIDENCE, RESAMPLES = 0.95, 2000
+MOST_NAMES = 3  # of runs in one note
 
 # Okabe and Ito's colours, for all kinds of colour vision, in an order whose greys differ too; then line and marker.
 STYLES = (
@@ -72,17 +74,53 @@ class Curve:
     note: str
 
 
+def drawable(folders: Sequence[str | os.PathLike]) -> tuple[list[Path], list[str]]:
+    """The run folders that can be drawn, and a note per reason that names the others: those of a sweep that have yet
+    to be evaluated, say.
+
+    Raises SACError for a run that is given twice, and where none can be drawn.
+    """
+    runs = [Path(folder) for folder in folders]
+    counts = Counter(run.resolve() for run in runs)
+    repeated = [run for run in runs if counts[run.resolve()] > 1]
+    if repeated:
+        raise SACError(f"{min(repeated)} is given more than once; a run counts once.")
+    usable: list[Path] = []
+    others: dict[str, list[Path]] = {}
+    for run in runs:
+        try:
+            read_config(run)
+            _evaluations(run)
+            usable.append(run)
+        except SACError as error:
+            reason = str(error).removeprefix(f"{run} ")
+            others.setdefault(reason, [])
+            if reason != str(error):
+                others[reason].append(run)
+    notes = [_left_out(reason, those) for reason, those in others.items()]
+    if not usable:
+        raise SACError(" ".join(notes))
+    return usable, notes
+
+
+def _left_out(reason: str, runs: list[Path]) -> str:
+    """A sentence; `reason` follows the names of the runs, or names one already, where there are no `runs`."""
+    if not runs:
+        return reason
+    names = ", ".join(map(str, runs[:MOST_NAMES]))
+    if len(runs) > MOST_NAMES:
+        names += f" and {len(runs) - MOST_NAMES} more"
+    return f"{names}{': each' if len(runs) > 1 else ''} {reason}"
+
+
 def read_curves(folders: Sequence[str | os.PathLike]) -> list[Curve]:
     """The curves of run folders, in the order of their first runs.
 
     Runs of one curve are compared over the steps that all of them cover, interpolated linearly where they were not
-    evaluated at the same steps. Raises SACError, naming the folder, for one that is no run, is given twice, has no
-    evaluations, or shares no steps with the others of its curve.
+    evaluated at the same steps. Raises SACError, naming the folder, for one that is no run, has no evaluations, or
+    shares no steps with the others of its curve.
     """
     runs = [Path(folder) for folder in folders]
-    repeated = {run for run in runs if [other.resolve() for other in runs].count(run.resolve()) > 1}
-    if repeated:
-        raise SACError(f"{min(repeated)} is given more than once; a run counts once.")
     settings = [settings_in_effect(read_config(run)) for run in runs]
     groups: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
     for run, values in zip(runs, settings, strict=True):
@@ -166,12 +204,13 @@ def bootstrap_band(returns: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.n
 def plot_comparison(
     runs: Sequence[str | os.PathLike], folder: str | os.PathLike, name: str = "comparison"
 ) -> tuple[list[Path], list[str]]:
-    """Draw NAME.png and NAME.svg in `folder`: a panel per environment. Returns the files, and the notes
-    of curves that were cut to a common range, which the picture says too.
+    """Draw NAME.png and NAME.svg in `folder`: a panel per environment. Returns the files, and notes: on runs that
+    were left out, and on curves that were cut to a common range, which the picture says too.
 
-    Raises SACError as read_curves does, and when the pictures cannot be written.
+    Raises SACError as drawable and read_curves do, and when the pictures cannot be written.
     """
-    curves = read_curves(runs)
+    usable, left_out = drawable(runs)
+    curves = read_curves(usable)
     environments = list(dict.fromkeys(curve.env for curve in curves))
 
     def draw(figure: Figure) -> None:
@@ -183,7 +222,8 @@ def plot_comparison(
     files = [pictures_folder(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for file in files:
         render(draw, (6.5, 0.6 + 2.7 * len(environments)), file, PRINT_STYLE)
-    return files, [curve.note for curve in curves if curve.note]
+    notes = [f"left out: {note}" for note in left_out]
+    return files, notes + [f"drawn over common steps: {curve.note}" for curve in curves if curve.note]
 
 
 def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for note in notes:
-        print(f"drawn over common steps: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     for file in files:
         print(file)
     return 0

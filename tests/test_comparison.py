@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sacfast import comparison, plot
-from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, plot_comparison, read_curves
+from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, drawable, plot_comparison, read_curves
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.errors import SACError
 from sacfast.run_folder import write_json
@@ -195,22 +195,50 @@ def test_letters_are_at_least_nine_points_and_colours_differ_in_grey():
         (lambda run: (run / "evaluation.csv").write_text("a,b\n1,2\n"), "is damaged"),
     ],
 )
-def test_folders_that_cannot_be_compared_are_named(make_run, tmp_path, capsys, spoil, message):
-    runs = [make_run([(100, 1.0)]), make_run([(100, 1.0)], seed=1)]
-    spoil(runs[1])
-    assert plot.main([*map(str, runs), "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert str(runs[1]) in error
-    assert message in error
-    assert not list(tmp_path.glob("*.png"))
+def test_folders_that_cannot_be_compared_are_named_and_left_out(make_run, tmp_path, capsys, spoil, message):
+    runs = [make_run([(100, 1.0)], seed=seed) for seed in range(3)]
+    for run, status, beginning in (
+        (runs[1], 0, "left out: "),
+        (runs[0], 0, "left out: "),
+        (runs[2], 2, "error: "),
+    ):
+        spoil(run)
+        assert plot.main([*map(str, runs), "--out", str(tmp_path)]) == status
+        told = capsys.readouterr().err
+        assert told.startswith(beginning)
+        assert str(run) in told
+        assert message in told
+        for picture in tmp_path.glob("comparison.*"):
+            picture.unlink()
+    assert told.count("\n") == 1
+    with pytest.raises(SACError, match=message):
+        read_curves(runs)
 
 
-def test_a_run_counts_once_and_none_is_too_few(make_run, capsys):
+def test_a_sweep_is_drawn_while_it_goes_on(make_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(9):
+        make_run([(100, 1.0)] if i in (3, 4) else [], seed=i)
+    (make_run([]) / "evaluation.csv").write_text("a\n1\n")
+    (tmp_path / "run10").mkdir()  # killed before it had its settings
+    assert plot.main(["run*"]) == 0
+    output = capsys.readouterr()
+    assert output.err == (
+        "left out: run0, run1, run2 and 4 more: each has no evaluations yet; let it train up to its first "
+        "(--eval-every), or leave it out.\n"
+        "left out: run10 is not the folder of a run (it has no config.json); give the folder that training printed.\n"
+        "left out: the log run9/evaluation.csv is damaged (it has no column step, mean); restore it, or move it away "
+        "to go on without it.\n"
+    )
+    assert output.out.split() == ["comparison.png", "comparison.svg"]
+    (curve,) = read_curves(drawable(sorted(tmp_path.glob("run*")))[0])
+    assert len(curve.returns) == 2
+
+
+def test_a_run_counts_once_and_none_is_too_few(make_run, tmp_path, capsys):
     run = make_run([(100, 1.0)])
     with pytest.raises(SACError, match="is given more than once"):
-        read_curves([run, run / ".." / run.name])
+        plot_comparison([run, run / ".." / run.name], tmp_path)
     assert plot.main([]) == 2
     assert capsys.readouterr().err.startswith("error: no run to draw")
 
