@@ -34,6 +34,7 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 MOST_NAMES = 3  # of runs in one note
 
 # Okabe and Ito's colours, for all kinds of colour vision, in an order whose greys differ too; then line and marker.
+# From the seventh curve on the colours come again, with other lines and markers: `_style`.
 STYLES = (
     ("#000000", "-", "o"),
     ("#D55E00", "--", "s"),
@@ -211,19 +212,36 @@ def plot_comparison(
     """
     usable, left_out = drawable(runs)
     curves = read_curves(usable)
-    environments = list(dict.fromkeys(curve.env for curve in curves))
+    panels: dict[str, list[Curve]] = {}
+    for curve in curves:
+        panels.setdefault(curve.env, []).append(curve)
+    heights = [_height(shown) for shown in panels.values()]
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(len(environments), squeeze=False)[:, 0]
-        for axes, env in zip(panels, environments, strict=True):
-            _draw_panel(axes, env, [curve for curve in curves if curve.env == env])
+        every = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (env, shown) in zip(every, panels.items(), strict=True):
+            _draw_panel(axes, env, shown)
         figure.supxlabel(_caption(curves), fontsize=9, x=0.02, ha="left")
 
     files = [pictures_folder(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for file in files:
-        render(draw, (6.5, 0.6 + 2.7 * len(environments)), file, PRINT_STYLE)
+        render(draw, (6.5, 0.6 + sum(heights)), file, PRINT_STYLE)
     notes = [f"left out: {note}" for note in left_out]
     return files, notes + [f"drawn over common steps: {curve.note}" for curve in curves if curve.note]
+
+
+def _height(curves: list[Curve]) -> float:
+    """Of a panel, in inches: more where its legend would not fit beside it. Title, ticks and label take up to 0.7."""
+    lines = sum(_legend(curve).count("\n") + 1 for curve in curves)
+    size = PRINT_STYLE["legend.fontsize"]
+    return max(2.7, 0.7 + (1.25 * size * lines + 0.5 * size * (len(curves) + 2)) / 72)
+
+
+def _style(i: int) -> tuple[Any, Any, Any]:
+    """Colour, line and marker of curve i: of the first 36, no two have the same colour and line."""
+    count = len(STYLES)
+    _, line, marker = STYLES[(i + i // count) % count]
+    return STYLES[i % count][0], line, marker
 
 
 def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:
@@ -236,7 +254,7 @@ def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:
     axes.xaxis.set_major_formatter(lambda step, _: f"{step / unit:,g}")
     axes.locator_params(axis="x", nbins=6)
     for i, curve in enumerate(curves):
-        color, line, marker = STYLES[i % len(STYLES)]
+        color, line, marker = _style(i)
         low, high = bootstrap_band(curve.returns)
         axes.fill_between(curve.steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(

@@ -172,6 +172,27 @@ def test_a_line_is_the_mean_of_its_runs_within_their_band(make_run, tmp_path, mo
     assert (heights.min(), heights.max()) == (0, 8)
 
 
+def test_many_curves_differ_and_their_legend_fits(make_run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "render", lambda draw, size, *_: drawn.append((draw, size)))
+    runs = [
+        make_run([(100, i), (200, 2 * i)], utd=1.0 + i, sac=SACConfig(lr=1e-4 * (i + 1))) for i in range(36)
+    ]
+    plot_comparison([*runs, make_run([(100, 1.0)], env="Pusher-v5")], tmp_path)
+    draw, size = drawn[0]
+    with matplotlib.rc_context(PRINT_STYLE):
+        figure = Figure(size, layout="constrained")
+        draw(figure)
+        figure.draw_without_rendering()
+        many, one = figure.axes
+        assert len({(line.get_color(), str(line._dash_pattern)) for line in many.lines}) == 36
+        assert len({(line.get_color(), line.get_marker()) for line in many.lines}) == 36
+        box, panel = many.get_legend().get_window_extent(), many.get_tightbbox()
+        assert figure.bbox.y0 < box.y0 and box.y1 < figure.bbox.y1
+        assert panel.y0 > one.get_tightbbox().y1
+        assert one.get_window_extent().height / figure.dpi > 1.5
+
+
 def test_letters_are_at_least_nine_points_and_colours_differ_in_grey():
     sizes = [
         value
