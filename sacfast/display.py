@@ -172,7 +172,9 @@ class _TwoLineProgress(Progress):
 def make_display(name: str, total_steps: int) -> Display:
     """A live display on a terminal, plain lines anywhere else."""
     console = PatientConsole(highlight=False)
-    return (LiveDisplay if console.is_terminal else Display)(name, total_steps, console)
+    # rich also takes a file for a terminal where FORCE_COLOR or TTY_COMPATIBLE is set, as batch systems do.
+    live = console.is_terminal and getattr(console.file, "isatty", bool)()
+    return (LiveDisplay if live else Display)(name, total_steps, console)
 
 
 def duration(seconds: float) -> str:

@@ -88,8 +88,22 @@ print("lost too", flush=True)
         subprocess.run([sys.executable, "-c", program], check=True, timeout=120, stdout=full)
 
 
-def test_a_pipe_gets_plain_lines():
+@pytest.mark.parametrize("name", ["", "FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_pipe_gets_plain_lines(monkeypatch, name):
+    if name:
+        monkeypatch.setenv(
+            name, "1"
+        )  # for colours, which a log may have, but no bar that is drawn over itself
     assert type(make_display("Toy", 10)) is Display  # pytest captures the output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
+def test_a_terminal_gets_the_live_display(monkeypatch):
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal, open(ours):
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        assert type(make_display("Toy", 10)) is LiveDisplay
 
 
 def test_duration():
