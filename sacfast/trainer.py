@@ -70,7 +70,7 @@ class Trainer:
         resumed: dict[str, Any] | None = None,
         given: Sequence[str] = (),
     ) -> None:
-        self.config, self.agent = config, agent
+        self.config, self.agent, self._given = config, agent, given
         self._shared = same_environment(env, eval_env)
         self.folder, self._checkpoints = folder.path, folder
         self.resume_command = resume_command(folder.path, given)
@@ -285,10 +285,14 @@ class Trainer:
 
     def _warn_of_endless_episodes(self, score: Evaluation) -> None:
         if max(score.lengths) >= MAX_EPISODE_STEPS and self.at.evaluated_step == 0:
+            remedy = (
+                "gymnasium.make's max_episode_steps sets one (--make-kwargs '{\"max_episode_steps\": 1000}')"
+            )
+            if self._given:
+                remedy = "gymnasium.wrappers.TimeLimit around each environment sets one"
             self.display.message(
                 f"an evaluation's episode was cut at {MAX_EPISODE_STEPS:,} steps: has {self.config.env} no time limit? "
-                "gymnasium.make's max_episode_steps sets one (--make-kwargs '{\"max_episode_steps\": 1000}'), and "
-                "fewer --eval-episodes take less time"
+                f"{remedy}, and fewer --eval-episodes take less time"
             )
 
     def _save_on_the_way(self) -> None:

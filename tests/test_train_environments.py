@@ -152,7 +152,11 @@ def test_episodes_without_end_are_told_once(tmp_path, capsys, monkeypatch):
     for module in (trainer, evaluate):
         monkeypatch.setattr(module, "MAX_EPISODE_STEPS", 30)
     train(small(tmp_path, steps=250), env=Endless)
-    assert capsys.readouterr().out.count("cut at 30 steps: has Endless no time limit?") == 1
+    told = capsys.readouterr().out
+    assert told.count("cut at 30 steps: has Endless no time limit? gymnasium.wrappers.TimeLimit around") == 1
+    assert "--make-kwargs" not in told
+    train(small(tmp_path, steps=250))  # by name, for which --make-kwargs serve
+    assert "cut at 30 steps: has Pendulum-v1 no time limit? gymnasium.make's" in capsys.readouterr().out
     train(small(tmp_path, steps=250), env=lambda: TimeLimit(Endless(), 20))
     assert "no time limit?" not in capsys.readouterr().out
 
