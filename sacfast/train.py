@@ -274,7 +274,7 @@ class _TrainFlags(TrainConfig):
         pass
 
 
-def parse(arguments: list[str] | None = None) -> TrainConfig:
+def parse(arguments: Sequence[str | os.PathLike] | None = None) -> TrainConfig:
     """Settings from command-line arguments (None: this program's); with --resume, those not given come from the run.
 
     Raises SACError for values out of range, for a run that cannot be read, and for several seeds; SystemExit for an
@@ -286,19 +286,21 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
     return config
 
 
-def _parse_each(arguments: list[str] | None) -> list[TrainConfig]:
+def _parse_each(arguments: Sequence[str | os.PathLike] | None) -> list[TrainConfig]:
     """The settings of every run that the arguments ask for: one per seed. Raises as `parse` does."""
+    # A run, as `train` returns it, is a Path.
+    words = None if arguments is None else [os.fspath(argument) for argument in arguments]
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--resume")
     resume = None
     with suppress(argparse.ArgumentError):  # tyro reports it below
-        resume = finder.parse_known_args(arguments)[0].resume
+        resume = finder.parse_known_args(words)[0].resume
     values = (TrainConfig() if resume is None else read_config(Path(resume))).to_dict()
     values["sac"] = _SACFlags(**values["sac"])
     flags = tyro.cli(
         _TrainFlags,
         default=_TrainFlags(**values),
-        args=arguments,
+        args=words,
         prog="python -m sacfast.train",
         description=TrainConfig.__doc__,
         config=(tyro.conf.OmitArgPrefixes,),

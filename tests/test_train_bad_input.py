@@ -226,7 +226,7 @@ def test_a_run_goes_on_in_the_environment_that_it_was_begun_in(tmp_path, capsys)
     assert "env=..., eval_env=...)" in error
     with pytest.raises(SACError, match=r"was trained with eval_env=,"):
         train(parse(["--resume", str(run), "--steps", "150"]), env=make)
-    assert train(parse(["--resume", str(run), "--steps", "150"]), env=make, eval_env=make) == run
+    assert train(parse(["--resume", run, "--steps", "150"]), env=make, eval_env=make) == run
     capsys.readouterr()
     assert evaluate_main([str(run), "--episodes", "1"]) == 0
     assert "environment given in Python; now a plain Pendulum-v1 takes its place" in capsys.readouterr().err
