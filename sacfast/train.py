@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -136,21 +137,29 @@ def _make_trainer(
     # The build, if there is one, comes once everything else is known to be right (the native engine's own comes with
     # the engine), and talks before the display starts. With any engine: acting and the sampler use the operators too.
     native.available(agent.device.type)
+    begun = folder is not None
+    lock = stack.enter_context(ExitStack())
     if folder is None:
         folder = RunFolder(_new_folder(config), config.keep_checkpoints)
-        stack.enter_context(folder.locked())
-    _advise(config, env, eval_env, agent, given)
-    count = getattr(env, "num_envs", 1)
-    times = f" x {count}" if count > 1 else ""
-    say(
-        f"{config.env}{times}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
-        f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
-        f"run folder: {folder.path}"
-    )
-    trainer = Trainer(config, agent, env, eval_env, folder, resumed, given)
-    # Once nothing is refused any more: a resumed run would keep settings that it never had.
-    settings = dataclasses.replace(config, resume=None).to_dict()
-    write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
+        lock.enter_context(folder.locked())
+    try:
+        _advise(config, env, eval_env, agent, given)
+        count = getattr(env, "num_envs", 1)
+        times = f" x {count}" if count > 1 else ""
+        say(
+            f"{config.env}{times}: {agent.state_dim} observations, {agent.action_dim} actions; engine "
+            f"{agent.engine.name} on {agent.device}, {torch.get_num_threads()} threads, seed {config.seed}\n"
+            f"run folder: {folder.path}"
+        )
+        trainer = Trainer(config, agent, env, eval_env, folder, resumed, given)
+        # Once nothing is refused any more: a resumed run would keep settings that it never had.
+        settings = dataclasses.replace(config, resume=None).to_dict()
+        write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
+    except BaseException:
+        if not begun:  # Weights & Biases refused, say: it would stay behind as a run without settings
+            lock.close()
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     return trainer
 
 

@@ -1,6 +1,7 @@
 """Whatever is wrong with the settings is one sentence, and neither leaves nor changes a file."""
 
 import json
+import sys
 
 import gymnasium
 import pytest
@@ -82,6 +83,17 @@ def test_a_buffer_that_does_not_fit_is_told_before_the_first_step(tmp_path, monk
     with pytest.raises(SACError, match=r"2,000 transitions needs .* lower the capacity"):
         train(small(tmp_path))
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_tracker_that_refuses_leaves_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SACError, match="--wandb needs wandb"):
+        train(small(tmp_path, wandb="robots"))
+    assert not list((tmp_path / "runs" / "Pendulum-v1").iterdir())
+    run = train(small(tmp_path, steps=60, eval_every=0))
+    before = contents(run)
+    assert main(["--resume", str(run), "--steps", "90", "--wandb", "robots"]) == 2
+    assert contents(run) == before
 
 
 def test_unknown_flags_end_with_status_two(capsys):
