@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What neither changes what is learned nor how it is scored does not set curves apart; who wants to compare engines
 # or devices wants them named all the same.
-UNIMPORTANT = (RESUMABLE_FIELDS | {"env", "seed", "out", "eval_every"}) - {"engine", "device"}
+UNIMPORTANT = (RESUMABLE_FIELDS | {"env", "seed", "out", "name", "eval_every"}) - {"engine", "device"}
 CONFIDENCE, RESAMPLES = 0.95, 2000
 MOST_NAMES = 3  # of runs in one note
 

@@ -272,7 +272,11 @@ class TrainConfig:
     """Implementation of the update: auto, reference or native."""
 
     out: str = "runs"
-    """Folder under which the run's own folder is made: OUT/ENV/DATE-TIME-sSEED."""
+    """Folder under which the run's own folder is made: OUT/ENV/DATE-TIME-sSEED, or OUT/ENV/NAME."""
+
+    name: str = ""
+    """Name of the run's folder (NAME-sSEED of one of several --seeds), for jobs that may be requeued: given again, the
+    same command goes on with the run, as --resume does, and leaves it alone once it is finished."""
 
     resume: str | None = None
     """Folder of a run to continue; its settings are taken over."""
@@ -328,6 +332,7 @@ class TrainConfig:
             raise SACError(f"wandb={self.wandb!r} must be a project's name, or '' for none.")
         if self.resume is not None:
             require_text(self, "resume")
+        self._check_name()
         self._check_make_kwargs()
         for name, minimum in (
             ("steps", 1),
@@ -364,6 +369,20 @@ class TrainConfig:
             raise SACError(
                 f"utd={self.utd:g} makes no update within {self.steps} steps, so nothing would be learned; "
                 "raise --utd or --steps."
+            )
+
+    def _check_name(self) -> None:
+        name = self.name
+        if (
+            not isinstance(name, str)
+            or not name.isprintable()
+            or name != name.strip()
+            or set(name) & set("/\\:")
+            or name in (".", "..")
+        ):
+            raise SACError(
+                f"name={name!r} must be the name of one folder, without '/', '\\' and ':', or '' for none; "
+                "--out says under which it lies."
             )
 
     def _check_make_kwargs(self) -> None:

@@ -67,6 +67,14 @@ def _values(run: str | os.PathLike) -> dict[str, Any]:
         raise SACError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
 
 
+def is_finished(run: str | os.PathLike, steps: int) -> bool:
+    """Whether a run has its final score, after `steps` steps at least."""
+    try:
+        return json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))["step"] >= steps
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def load_agent(
     run: str | os.PathLike, checkpoint: str = "best", *, device: str = "cpu", engine: str = "auto"
 ) -> tuple[SACAgent, TrainConfig, dict[str, Any]]:
@@ -81,8 +89,8 @@ def load_agent(
     return agent, config, read_meta(path)["extra"]
 
 
-def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
-    """Refuse settings that contradict those of the run being resumed.
+def check_resume(saved: TrainConfig, wanted: TrainConfig, by_name: bool = False) -> None:
+    """Refuse settings that contradict those of the run being resumed, by --resume or by its --name.
 
     Raises SACError naming the first contradictory field, or when steps were lowered.
     """
@@ -91,11 +99,15 @@ def check_resume(saved: TrainConfig, wanted: TrainConfig) -> None:
     after |= after.pop("sac")
     for name, value in after.items():
         if name not in RESUMABLE_FIELDS and value != before[name]:
+            remedy = (
+                f"leave {_flag(name)} out (in Python: train(parse(['--resume', RUN]))), or start a new run without "
+                "--resume."
+            )
+            if by_name:  # --resume takes over what is not given
+                remedy = "give that, or start a new run under another --name."
             raise SACError(
                 f"{_flag(name)} {_typed(value)} contradicts the run being resumed, which has "
-                f"{_typed(before[name])}; leave "
-                f"{_flag(name)} out (in Python: train(parse(['--resume', RUN]))), or start a new run without "
-                "--resume."
+                f"{_typed(before[name])}; {remedy}"
             )
     if wanted.steps < saved.steps:
         raise SACError(
@@ -112,4 +124,4 @@ def _typed(value: Any) -> str:
     """`value` as it is typed on the command line."""
     if isinstance(value, dict):
         return f"'{json.dumps(value)}'"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "''"

@@ -30,8 +30,8 @@ from sacfast.engines import Engine
 from sacfast.envs import env_name, flattened, normalising_wrappers, same_environment
 from sacfast.errors import SACError, raised
 from sacfast.pilot import DivergedError
-from sacfast.run_folder import RunFolder, resume_command, write_json
-from sacfast.runs import GIVEN, check_resume, given_environments, read_config
+from sacfast.run_folder import RunFolder, complete, resume_command, write_json
+from sacfast.runs import GIVEN, check_resume, given_environments, is_finished, read_config
 from sacfast.sources import AnyEnv, EnvSource, check_alike, environments
 from sacfast.trainer import Trainer, TrainingInterrupted
 from sacfast.vector import close_env
@@ -40,7 +40,7 @@ _IMPORTED_IN = os.getpid()
 
 
 def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: EnvSource = None) -> Path:
-    """Train as `config` says and return the run's folder.
+    """Train as `config` says and return the run's folder; one of its name that is finished is left as it is.
 
     env: for an environment that is not registered with Gymnasium, a function that makes it (training and
         evaluation each get their own; config.num_envs of them are trained on together), or an environment made by
@@ -58,21 +58,19 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
     """
     config = config or TrainConfig()
     given = tuple(name for name, source in (("env", env), ("eval_env", eval_env)) if source is not None)
-    saved = None
-    if config.resume is not None:
-        saved = read_config(Path(config.resume))
-        _check_given(Path(config.resume), given)
-        if env is None:
-            check_resume(saved, config)
+    by_name = bool(config.name) and config.resume is None
     owned: list[AnyEnv] = []
     with ExitStack() as stack:
         stack.callback(_close, owned)
+        if env is None:
+            config = _continued(config, given, by_name)
         name, training, evaluation = environments(config, env, eval_env, owned)
         check_alike(training, evaluation)
         if env is not None:
-            config = dataclasses.replace(config, env=name)
-            if saved is not None:
-                check_resume(saved, config)
+            config = _continued(dataclasses.replace(config, env=name), given, by_name)
+        if by_name and config.resume is not None and is_finished(config.resume, config.steps):
+            say(f"{config.resume} is finished; give more --steps than {config.steps:,} to train it further")
+            return Path(config.resume)
         try:
             trainer = _make_trainer(config, training, evaluation, stack, given)
         except KeyboardInterrupt:
@@ -82,6 +80,23 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
         finally:
             _print_profile(trainer.agent.engine)
     return trainer.folder
+
+
+def _continued(config: TrainConfig, given: Sequence[str], by_name: bool) -> TrainConfig:
+    """`config`, with the run to go on with as its `resume` where its name has been trained before.
+
+    Raises SACError for a run that was made with other settings, or in other environments.
+    """
+    if by_name:
+        run = _folder_of_runs(config) / config.name
+        # One without either was killed before its first checkpoint, and begins anew.
+        if complete(run) or is_finished(run, 0):
+            # Whichever way OUT was written before, this one led here.
+            config = dataclasses.replace(config, resume=str(run), out=read_config(run).out)
+    if config.resume is not None:
+        _check_given(Path(config.resume), given)
+        check_resume(read_config(config.resume), config, by_name)
+    return config
 
 
 def _check_given(run: Path, given: Sequence[str]) -> None:
@@ -137,10 +152,11 @@ def _make_trainer(
     # The build, if there is one, comes once everything else is known to be right (the native engine's own comes with
     # the engine), and talks before the display starts. With any engine: acting and the sampler use the operators too.
     native.available(agent.device.type)
-    begun = folder is not None
+    made = False
     lock = stack.enter_context(ExitStack())
     if folder is None:
-        folder = RunFolder(_new_folder(config), config.keep_checkpoints)
+        path, made = _new_folder(config)
+        folder = RunFolder(path, config.keep_checkpoints)
         lock.enter_context(folder.locked())
     try:
         _advise(config, env, eval_env, agent, given)
@@ -156,7 +172,7 @@ def _make_trainer(
         settings = dataclasses.replace(config, resume=None).to_dict()
         write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
     except BaseException:
-        if not begun:  # Weights & Biases refused, say: it would stay behind as a run without settings
+        if made:  # Weights & Biases refused, say: it would stay behind as a run without settings
             lock.close()
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
@@ -229,22 +245,31 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _new_folder(config: TrainConfig) -> Path:
-    """OUT/ENV/DATE-TIME-sSEED, with a number behind it when two runs start in the same second."""
+def _folder_of_runs(config: TrainConfig) -> Path:
+    return Path(config.out) / config.env.replace("/", "-").replace(":", "-")
+
+
+def _new_folder(config: TrainConfig) -> tuple[Path, bool]:
+    """OUT/ENV/NAME, and whether it was not there before; without a name OUT/ENV/DATE-TIME-sSEED, with a number behind
+    it when two runs start in the same second.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path(config.out) / config.env.replace("/", "-").replace(":", "-") / f"{stamp}-s{config.seed}"
+    base = _folder_of_runs(config) / (config.name or f"{stamp}-s{config.seed}")
     folder, count = base, 1
     while True:
         try:
             folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
+            return folder, True
+        except OSError as error:
+            exists = isinstance(error, FileExistsError)
+            if exists and config.name and folder.is_dir():
+                return folder, False
+            if not exists or config.name:
+                raise SACError(
+                    f"cannot make the run folder {folder} ({error.strerror}); choose another --out or --name."
+                ) from error
             count += 1
             folder = base.with_name(f"{base.name}-{count}")
-        except OSError as error:
-            raise SACError(
-                f"cannot make the run folder {folder} ({error.strerror}); choose another --out."
-            ) from error
 
 
 # The command line fills these in; they are checked as one TrainConfig afterwards, so that a bad value is
@@ -320,7 +345,13 @@ def _parse_each(arguments: Sequence[str | os.PathLike] | None) -> list[TrainConf
         raise SACError(f"--seeds {_spaced(seeds)} names a seed twice; the two runs would be the same.")
     if seeds and (resume is not None or chosen["seed"] != TrainConfig.seed):
         raise SACError("--seeds starts runs of its own; leave out --seed and --resume.")
-    return [TrainConfig.from_dict({**chosen, "seed": seed}) for seed in seeds or (chosen["seed"],)]
+    if not seeds:
+        return [TrainConfig.from_dict(chosen)]
+    name = chosen.pop("name")
+    return [
+        TrainConfig.from_dict({**chosen, "seed": seed, "name": f"{name}-s{seed}" if name else ""})
+        for seed in seeds
+    ]
 
 
 def _train_each(configs: list[TrainConfig]) -> bool:

@@ -32,7 +32,10 @@ def make_run(tmp_path):
 
 
 def test_runs_of_the_same_settings_are_one_curve(make_run):
-    runs = [make_run([(100, i), (200, 10 * i)], seed=i, threads=i, steps=60_000 + i) for i in range(3)]
+    runs = [
+        make_run([(100, i), (200, 10 * i)], seed=i, threads=i, steps=60_000 + i, name=f"s{i}")
+        for i in range(3)
+    ]
     (curve,) = read_curves(runs)
     assert (curve.env, curve.settings, curve.note) == ("Pendulum-v1", (), "")
     np.testing.assert_array_equal(curve.steps, [100, 200])

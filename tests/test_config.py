@@ -73,6 +73,7 @@ BAD_TRAIN = [
     ("threads", -2),
     ("tensorboard", "yes"),
     ("resume", ""),
+    *(("name", bad) for bad in ("a/b", "a\\b", "..", ".", " ", "a\0", "C:", None)),
     ("sac", {}),
 ]
 
