@@ -307,6 +307,10 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept, beside the best policy; 0 keeps all of them."""
 
+    discard_checkpoints: bool = False
+    """Once the run is finished, remove checkpoints/ and replay/, 130 MB to 1.5 GB as a rule: its best policy stays, but
+    it cannot be resumed."""
+
     log_every: int = 500
     """Steps between rows of progress.csv; losses leave the device only then, and at checkpoints."""
 
@@ -348,6 +352,7 @@ class TrainConfig:
         ):
             require_integer(self, name, minimum)
         require_bool(self, "tensorboard")
+        require_bool(self, "discard_checkpoints")
         if not isinstance(self.sac, SACConfig):
             raise SACError(f"sac={self.sac!r} must be a SACConfig.")
         if self.sac.batch_size > self.sac.buffer_capacity:

@@ -148,6 +148,14 @@ class RunFolder:
             with suppress(OSError):  # what cannot be deleted now goes the next time
                 clear()
 
+    def discard(self) -> None:
+        """Remove every checkpoint and the replay buffer's history, as far as the disk lets it."""
+        with suppress(OSError):
+            self._hide(list(self._named))
+            self._tidy()
+            self.checkpoints.rmdir()
+            self.replay.rmdir()
+
     def load(self, agent: SACAgent) -> dict[str, Any]:
         """Give `agent` the latest checkpoint, replay buffer included, and return the `state` of `save`.
 
@@ -225,8 +233,11 @@ class RunFolder:
         names = sorted(self._named, key=_number)
         superseded = [a for a, b in itertools.pairwise(names) if _number(a)[0] == _number(b)[0]]
         kept = [name for name in names if name not in superseded]
-        for name in superseded + (kept[: -self.keep] if self.keep else []):
-            # Renamed first: a folder that is only partly deleted must not look whole.
+        self._hide(superseded + (kept[: -self.keep] if self.keep else []))
+
+    def _hide(self, names: Sequence[str]) -> None:
+        """Give checkpoints up to `_tidy`: a folder that is only partly deleted must not look whole."""
+        for name in names:
             os.rename(self.checkpoints / name, self.checkpoints / f".{name}.tmp")
             del self._named[name]
 
@@ -277,6 +288,11 @@ def latest(run: Path) -> Path:
     folders = complete(run)
     if folders:
         return folders[-1]
+    if (run / "summary.json").exists():
+        raise CheckpointError(
+            f"{run} is finished, and has no checkpoint any more (--discard-checkpoints, or deleted by hand); take its "
+            "best policy, or start a new run"
+        )
     raise CheckpointError(f"{run} has no checkpoint (in {run / 'checkpoints'}); start a new run")
 
 

@@ -24,6 +24,7 @@ RESUMABLE_FIELDS = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "baselines",
+        "discard_checkpoints",
         "log_every",
         "tensorboard",
         "wandb",

@@ -380,6 +380,9 @@ class Trainer:
             if self.stop.signum is None:
                 with suppress(ScoringStopped), self._untimed("scoring"):
                     self._report()
+                    # A signal that came meanwhile is answered with how to go on.
+                    if self.config.discard_checkpoints and refusal is None and self.stop.signum is None:
+                        self._checkpoints.discard()
         finally:
             if refusal is not None:
                 raise refusal

@@ -1,4 +1,4 @@
-"""`--name`: the same command again goes on with the run, or leaves it alone."""
+"""`--name`: the same command again goes on with the run, or leaves it alone. What is finished may give up the rest."""
 
 import json
 import signal
@@ -16,8 +16,11 @@ from training_runs import (
 )
 
 import sacfast.trainer as trainer
-from sacfast.errors import SACError
+from sacfast.errors import CheckpointError, SACError
+from sacfast.judge import Judge
 from sacfast.learner import Learner
+from sacfast.run_folder import complete
+from sacfast.runs import load_agent
 from sacfast.train import main, train
 from sacfast.trainer import TrainingInterrupted
 
@@ -95,3 +98,31 @@ def test_an_environment_given_in_python_names_the_folder_above(tmp_path, capsys)
     capsys.readouterr()
     assert train(config, env=Clockwork) == only_run(config)
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_finished_run_without_its_checkpoints_says_so_and_is_left_alone(tmp_path, capsys, monkeypatch):
+    config = small(tmp_path, steps=120, name="a", checkpoint_every=30, discard_checkpoints=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "report", lambda _: signal.raise_signal(signal.SIGTERM) or ({"step": 120}, ""))
+        with pytest.raises(TrainingInterrupted):
+            train(config)
+    (run,) = (tmp_path / "runs" / "Pendulum-v1").iterdir()
+    assert len(complete(run)) == 2 and list((run / "replay").iterdir())  # with which to go on
+    (run / "summary.json").unlink()
+    assert train(config) == run
+    assert not (run / "checkpoints").exists() and not (run / "replay").exists()
+    agent, _, _ = load_agent(run)
+    assert agent.training_steps > 0
+    with pytest.raises(
+        CheckpointError, match=r"is finished, and has no checkpoint any more .*take its best policy"
+    ):
+        load_agent(run, "last")
+    assert train(config) == run
+    assert "is finished; give more --steps" in capsys.readouterr().out
+    for flags in (["--resume", str(run)], ["--resume", str(run), "--steps", "200"]):
+        assert main(flags) == 2
+        error = capsys.readouterr().err
+        assert_one_error_line(error)
+        assert "has no checkpoint any more (--discard-checkpoints, or deleted by hand)" in error
+    with pytest.raises(CheckpointError, match="no checkpoint any more"):
+        train(small(tmp_path, steps=200, name="a"))
