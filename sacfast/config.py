@@ -315,7 +315,8 @@ class TrainConfig:
     """Steps between rows of progress.csv; losses leave the device only then, and at checkpoints."""
 
     threads: int = 0
-    """CPU threads, of PyTorch and of the native engine; 0 means one per physical core."""
+    """CPU threads, of PyTorch and of the native engine; 0 means one per physical core, and at most
+    OMP_NUM_THREADS."""
 
     tensorboard: bool = True
     """Write TensorBoard events beside the CSV files."""
@@ -351,8 +352,8 @@ class TrainConfig:
             ("threads", 0),
         ):
             require_integer(self, name, minimum)
-        require_bool(self, "tensorboard")
-        require_bool(self, "discard_checkpoints")
+        for name in ("tensorboard", "baselines", "discard_checkpoints"):
+            require_bool(self, name)
         if not isinstance(self.sac, SACConfig):
             raise SACError(f"sac={self.sac!r} must be a SACConfig.")
         if self.sac.batch_size > self.sac.buffer_capacity:

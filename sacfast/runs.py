@@ -64,6 +64,10 @@ def _values(run: str | os.PathLike) -> dict[str, Any]:
             f"{run} is not the folder of a run (it has no config.json); give the folder that "
             "training printed."
         ) from None
+    except NotADirectoryError:
+        raise SACError(
+            f"{run} is a file, not the folder of a run; SACAgent.from_checkpoint reads what SACAgent.save wrote."
+        ) from None
     except (OSError, ValueError) as error:
         raise SACError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
 

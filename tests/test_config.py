@@ -72,6 +72,8 @@ BAD_TRAIN = [
     ("log_every", 0),
     ("threads", -2),
     ("tensorboard", "yes"),
+    ("baselines", 1),
+    ("discard_checkpoints", None),
     ("resume", ""),
     *(("name", bad) for bad in ("a/b", "a\\b", "..", ".", " ", "a\0", "C:", None)),
     ("sac", {}),

@@ -281,6 +281,11 @@ def test_a_run_may_be_named_by_text(run):
     assert load_agent(str(run))[1] == load_agent(run)[1]
 
 
+def test_a_file_where_a_run_should_be_brings_up_what_reads_it(run):
+    with pytest.raises(SACError, match="is a file, not the folder of a run; SACAgent.from_checkpoint reads"):
+        load_agent(run / "best.safetensors")
+
+
 def test_what_is_not_a_run_is_refused(tmp_path, run, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert "absent is not the folder of a run" in capsys.readouterr().err
