@@ -29,9 +29,8 @@ from sacfast.state import SACState
 
 BATCH_SIZE = SACConfig.batch_size
 
-_drawing = (
-    threading.Lock()
-)  # torch's generator and its default dtype are the process's: agents are made in turn
+# torch's generator and its default dtype are the process's: agents are made in turn.
+_drawing = threading.Lock()
 
 
 @contextmanager

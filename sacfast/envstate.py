@@ -39,7 +39,8 @@ _CONSTANT_NAMES = frozenset(
 )
 _OF_PICTURES = frozenset({"screen", "clock", "surf", "isopen"})  # of pygame, unless they are numbers
 # Keys that mark what stands for something that is not plain.
-_SAME_AS, _DEQUE, _GENERATOR = "sacfast: the array that is also", "sacfast: deque", "sacfast: generator"
+_SAME_AS, _VIEW_OF = "sacfast: the array that is also", "sacfast: a view of the array"
+_DEQUE, _GENERATOR = "sacfast: deque", "sacfast: generator"
 _TYPES = "?BHILbhilqQefd"  # of arrays, as NumPy's codes: truth values, integers and floats up to 64 bits
 # Arrays of MjData as long as there are contacts: the next step makes them anew.
 _OF_CONTACTS = ("efc_", "iefc_", "efm_", "island_", "map_", "iacc", "ifrc_")
@@ -134,19 +135,54 @@ def _is_variable(name: str, value: Any) -> bool:
 
 
 def _check_views(layers: list[gymnasium.Env]) -> None:
-    """Raise NotCapturable where two arrays show the same memory: each would be put back with memory of its own."""
+    """Raise NotCapturable where two arrays show the same memory and `_taken_all` does not see it: each would be put
+    back with memory of its own.
+    """
     seen: dict[int, list[tuple[str, np.ndarray]]] = {}  # by what owns the memory
     for layer in layers:
         if not isinstance(layer, gymnasium.Wrapper) and not _is_open(layer):
             continue  # its set_state knows
+        named = _named_arrays(layer)
         for name, value in vars(layer).items():
             for array in _arrays(value) if _is_variable(name, value) else ():
+                if array is value and _whole_of(array, named):
+                    continue
                 others = seen.setdefault(id(_owner(array)), [])
                 where = f"{_name(layer)}.{name}"
                 for other, its in others:
                     if its is not array and np.may_share_memory(its, array):
                         raise NotCapturable(f"{where} shares memory with {other}")
                 others.append((where, array))
+
+
+def _named_arrays(layer: gymnasium.Env) -> dict[str, np.ndarray]:
+    """The arrays that are variables of a layer themselves."""
+    arrays = ((name, value) for name, value in vars(layer).items() if isinstance(value, np.ndarray))
+    return {name: value for name, value in arrays if _is_variable(name, value)}
+
+
+def _whole_of(array: np.ndarray, named: dict[str, np.ndarray]) -> str | None:
+    """The name of what `array` is a view of, so that it can be made one again: the largest array of its type that is
+    contiguous and has all of its memory. None where that is itself, or nothing.
+    """
+    if _is_foreign(array) or not array.size:
+        return None
+    low, high = _span(array)
+    best: str | None = None
+    for name, other in named.items():
+        begin, end = _span(other)
+        fits = other.flags.c_contiguous and other.dtype == array.dtype and begin <= low and high <= end
+        if fits and (best is None or other.nbytes > named[best].nbytes):
+            best = name
+    return None if best is None or named[best] is array else best
+
+
+def _span(array: np.ndarray) -> tuple[int, int]:
+    """The addresses of an array's first byte, and of the one behind its last."""
+    reach = [(count - 1) * stride for count, stride in zip(array.shape, array.strides, strict=True)]
+    first = array.ctypes.data  # of the element at index 0, which a negative stride puts behind others
+    low, high = sum(each for each in reach if each < 0), sum(each for each in reach if each > 0)
+    return first + low, first + high + array.itemsize
 
 
 def _arrays(value: Any) -> Iterator[np.ndarray]:
@@ -168,14 +204,20 @@ def _owner(array: np.ndarray) -> Any:
 
 
 def _taken_all(layer: gymnasium.Env) -> dict[str, Any]:
-    """What changes in one layer, by name; of an array with two names the second has the first."""
+    """What changes in one layer, by name: of an array with two names the second has the first, of a view of another
+    array where it lies in that.
+    """
     taken: dict[str, Any] = {}
-    names: dict[int, str] = {}
+    named = _named_arrays(layer)
+    first = {id(array): name for name, array in reversed(named.items())}
     for name, value in vars(layer).items():
         if not _is_variable(name, value):
             continue
-        if isinstance(value, np.ndarray) and names.setdefault(id(value), name) != name:
-            taken[name] = {_SAME_AS: names[id(value)]}
+        if name in named and first[id(value)] != name:
+            taken[name] = {_SAME_AS: first[id(value)]}
+        elif name in named and (whole := _whole_of(value, named)):
+            offset = value.ctypes.data - named[whole].ctypes.data
+            taken[name] = {_VIEW_OF: whole, "at": (value.shape, offset, value.strides)}
         else:
             taken[name] = _taken(layer, name, value)
     return taken
@@ -218,7 +260,12 @@ def _generator(generator: np.random.Generator) -> dict[str, Any]:
 
 
 def _put_all(target: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
+    def turn(item: tuple[str, Any]) -> int:
+        """A view comes after what it is of, another name after what it is for."""
+        value = item[1] if isinstance(item[1], dict) else {}
+        return 2 if _SAME_AS in value else 1 if _VIEW_OF in value else 0
+
+    for name, value in sorted(values.items(), key=turn):
         _put(target, name, value)
 
 
@@ -232,6 +279,9 @@ def _put(target: Any, name: str, value: Any) -> None:
             raise NotCapturable(f"the MuJoCo model of {_name(target)} is not the one that was saved")
     elif isinstance(value, dict) and _SAME_AS in value:
         setattr(target, name, vars(target)[value[_SAME_AS]])
+    elif isinstance(value, dict) and _VIEW_OF in value:
+        whole, (shape, offset, strides) = vars(target)[value[_VIEW_OF]], value["at"]
+        setattr(target, name, np.ndarray(shape, whole.dtype, whole, offset, strides))
     elif isinstance(value, dict) and _DEQUE in value:
         setattr(target, name, deque(value[_DEQUE], value["maxlen"]))
     elif isinstance(value, dict) and _GENERATOR in value:

@@ -101,11 +101,8 @@ class CheckedEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         self.obstacle: str | None = None  # why the state that was put back last could not be
-        space = env.observation_space
-        self._shape, self._dtype = (
-            space.shape,
-            space.dtype,
-        )  # each wrapper below would be asked in turn, at every step
+        space = env.observation_space  # for which each wrapper below would be asked in turn, at every step
+        self._shape, self._dtype = space.shape, space.dtype
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         try:

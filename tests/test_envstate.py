@@ -156,18 +156,34 @@ def test_every_simulation_is_taken_by_its_own_model():
         np.testing.assert_array_equal(ours.qvel, theirs.qvel)
 
 
-@pytest.mark.parametrize("where", ["a view", "in a list", "in a wrapper"])
+def test_a_view_of_another_variable_is_one_again():
+    first, second = (PendulumEnv() for _ in range(2))
+    for env, row in ((first, 2), (second, 0)):
+        env.reset(seed=0)
+        env.column = None
+        env.table = np.arange(12.0).reshape(4, 3)
+        env.row, env.column, env.also = env.table[row], env.table[:, 1], None
+        env.also = env.column
+    first.column += 100.0
+    envstate.restore(second, unpack(*pack(envstate.capture(first))))
+    second.row[:] = -1.0
+    second.column[3] = -2.0
+    assert second.also is second.column
+    np.testing.assert_array_equal(second.table, [[0, 101, 2], [3, 104, 5], [-1, -1, -1], [9, -2, 11]])
+
+
+@pytest.mark.parametrize("where", ["in a list", "in a wrapper", "of what has no name"])
 def test_arrays_that_share_memory_are_named_since_they_would_be_torn_apart(where):
     env = PendulumEnv()
     env.reset(seed=0)
     env.whole = np.zeros(4)
     outermost = TimeLimit(env, 9)
-    if where == "a view":
-        env.part = env.whole[:2]
-    elif where == "in a list":
+    if where == "in a list":
         env.parts = [np.zeros(2), {"x": env.whole[2:]}]
-    else:
+    elif where == "in a wrapper":
         outermost.part = env.whole[1:]
+    else:
+        env.whole, env.part = env.whole[:2], env.whole[1:]
     with pytest.raises(
         NotCapturable, match=r"PendulumEnv\.(whole|parts?) shares memory with \w+\.(whole|part)"
     ):
