@@ -70,7 +70,7 @@ def test_every_run_of_the_tables_has_a_place_and_settings_that_exist(learning):
     once = {job.name: job.steps for job in learning.longest(jobs)}
     assert once["Pusher-v5/sacfast/default/seed0"] == 300_000
     assert once["HalfCheetah-v5/sacfast-cuda/default/seed4"] == 1_000_000
-    assert once["Pusher-v5/sacfast/former-default-batches-of-256/seed1"] == 50_000
+    assert once["Pusher-v5/sacfast/former-default-temperature-from-0.1/seed1"] == 50_000
     settings = [
         json.dumps([job.env, job.implementation, job.device, job.seed, job.learned_with()])
         for job in learning.longest(jobs)
