@@ -221,7 +221,7 @@ def plot_comparison(
         every = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
         for axes, (env, shown) in zip(every, panels.items(), strict=True):
             _draw_panel(axes, env, shown)
-        figure.supxlabel(_caption(curves), fontsize=9, x=0.02, ha="left")
+        figure.supxlabel(_caption(panels), fontsize=9, x=0.02, ha="left")
 
     files = [pictures_folder(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for file in files:
@@ -232,7 +232,7 @@ def plot_comparison(
 
 def _height(curves: list[Curve]) -> float:
     """Of a panel, in inches: more where its legend would not fit beside it. Title, ticks and label take up to 0.7."""
-    lines = sum(_legend(curve).count("\n") + 1 for curve in curves)
+    lines = sum(text.count("\n") + 1 for text in _legend(curves))
     size = PRINT_STYLE["legend.fontsize"]
     return max(2.7, 0.7 + (1.25 * size * lines + 0.5 * size * (len(curves) + 2)) / 72)
 
@@ -253,7 +253,7 @@ def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step / unit:,g}")
     axes.locator_params(axis="x", nbins=6)
-    for i, curve in enumerate(curves):
+    for i, (curve, text) in enumerate(zip(curves, _legend(curves), strict=True)):
         color, line, marker = _style(i)
         low, high = bootstrap_band(curve.returns)
         axes.fill_between(curve.steps, low, high, color=color, alpha=0.15, linewidth=0)
@@ -265,7 +265,7 @@ def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:
             marker=marker,
             markevery=max(1, len(curve.steps) // 10),
             linewidth=1.5,
-            label=_legend(curve),
+            label=text,
         )
     if max(abs(limit) for limit in axes.get_ylim()) >= 1000:
         axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -273,19 +273,34 @@ def _draw_panel(axes: Axes, env: str, curves: list[Curve]) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3.5, frameon=False)
 
 
-def _legend(curve: Curve) -> str:
-    runs = len(curve.returns)
-    parts = [*curve.settings, f"{runs} run{'s' if runs > 1 else ''}"]
-    if curve.note:
-        parts.append(f"steps {curve.steps[0]:,.0f} to {curve.steps[-1]:,.0f}")
-    text = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
-    return textwrap.fill(text, 26, break_long_words=False)
+def _usual(curves: list[Curve]) -> list[str]:
+    """Settings that more than half of many curves have: the caption names them once, instead of every legend."""
+    counts = Counter(setting for curve in curves for setting in curve.settings)
+    many = len(curves) > len(STYLES)
+    return [setting for setting, count in counts.items() if many and count > len(curves) / 2]
 
 
-def _caption(curves: list[Curve]) -> str:
+def _legend(curves: list[Curve]) -> list[str]:
+    texts, usual = [], _usual(curves)
+    for curve in curves:
+        runs = len(curve.returns)
+        own = [setting for setting in curve.settings if setting not in usual]
+        parts = [*(own or ["as most"] * bool(usual)), f"{runs} run{'s' if runs > 1 else ''}"]
+        if curve.note:
+            parts.append(f"steps {curve.steps[0]:,.0f} to {curve.steps[-1]:,.0f}")
+        text = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+        texts.append(textwrap.fill(text, 26, break_long_words=False))
+    return texts
+
+
+def _caption(panels: dict[str, list[Curve]]) -> str:
+    curves = [curve for shown in panels.values() for curve in shown]
     text = "Return: sum of the rewards of an episode, mean over the episodes of an evaluation."
     if any(len(curve.returns) > 1 for curve in curves):
         text += " Lines and bands: mean over runs and its 95 % bootstrap interval."
     if any(curve.note for curve in curves):
         text += " Where steps are named, the runs differ in length, and these are what they share."
+    for env, shown in panels.items():
+        if usual := _usual(shown):
+            text += f" {env}, unless named: {', '.join(usual)}."
     return textwrap.fill(text, 90)

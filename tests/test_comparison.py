@@ -196,6 +196,23 @@ def test_many_curves_differ_and_their_legend_fits(make_run, tmp_path, monkeypatc
         assert one.get_window_extent().height / figure.dpi > 1.5
 
 
+def test_what_most_of_many_settings_share_is_said_once(make_run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "render", lambda draw, *_: drawn.append(draw))
+    settings = [{"batch_size": 64}, {"batch_size": 64, "lr": 0.5}, {"lr": 0.25}, {"tau": 0.5}, {"tau": 0.25}]
+    settings += [{}, {"gamma": 0.5}]
+    runs = [make_run([(100, 1.0)], sac=SACConfig(**each)) for each in settings]
+    plot_comparison(runs, tmp_path)
+    figure = Figure()
+    drawn[0](figure)
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    named = [" ".join(text.replace("\N{NO-BREAK SPACE}", " ").split()) for text in texts]
+    assert named[1] == "lr 0.5, batch size 64, 1 run" and named[5] == "as most, 1 run"
+    assert named[6] == "gamma 0.5, 1 run"
+    said = " ".join(figure.get_supxlabel().split())
+    assert said.endswith("Pendulum-v1, unless named: lr 0.0003, gamma 0.99, tau 0.005, batch size 128.")
+
+
 def test_letters_are_at_least_nine_points_and_colours_differ_in_grey():
     sizes = [
         value
