@@ -69,8 +69,10 @@ def train(config: TrainConfig | None = None, env: EnvSource = None, eval_env: En
         if env is not None:
             config = _continued(dataclasses.replace(config, env=name), given, by_name)
         if by_name and config.resume is not None and is_finished(config.resume, config.steps):
-            say(f"{config.resume} is finished; give more --steps than {config.steps:,} to train it further")
-            return Path(config.resume)
+            run = Path(config.resume)
+            more = f"; give more --steps than {config.steps:,} to train it further" if complete(run) else ""
+            say(f"{run} is finished{more}")
+            return run
         try:
             trainer = _make_trainer(config, training, evaluation, stack, given)
         except KeyboardInterrupt:

@@ -118,7 +118,7 @@ def test_a_finished_run_without_its_checkpoints_says_so_and_is_left_alone(tmp_pa
     ):
         load_agent(run, "last")
     assert train(config) == run
-    assert "is finished; give more --steps" in capsys.readouterr().out
+    assert f"{run} is finished\n" in capsys.readouterr().out
     for flags in (["--resume", str(run)], ["--resume", str(run), "--steps", "200"]):
         assert main(flags) == 2
         error = capsys.readouterr().err
