@@ -200,8 +200,8 @@ TABLES = {
         (
             "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: "
             "mean ± standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median "
-            "over seeds, "
-            f"on a thread each, with so many runs side by side: {{side_by_side}}. {FORMERLY} "
+            "over seeds, on a thread each, with so many runs side by side: {side_by_side}. "
+            f"{FORMERLY} "
             "Others' scores are as published: {published}."
         ),
         choose=shown,
@@ -223,8 +223,8 @@ TABLES = {
         (
             "sacfast with the settings changed that are named, from the default or the former one; the notebook's "
             "with 5,000 random steps, unless named: mean ± standard deviation over three seeds or more, of the "
-            "deterministic "
-            f"policy over {{episodes}} episodes. {FORMERLY} Rows of fewer seeds are in results/learning.csv."
+            "deterministic policy over {episodes} episodes. "
+            f"{FORMERLY} Rows of fewer seeds are in results/learning.csv."
         ),
         runs="learning",
         choose=partial(ablated, device="cpu"),

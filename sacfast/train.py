@@ -89,15 +89,15 @@ def _continued(config: TrainConfig, given: Sequence[str], by_name: bool) -> Trai
 
     Raises SACError for a run that was made with other settings, or in other environments.
     """
-    if by_name:
-        run = _folder_of_runs(config) / config.name
-        # One without either was killed before its first checkpoint, and begins anew.
-        if complete(run) or is_finished(run, 0):
-            # Whichever way OUT was written before, this one led here.
-            config = dataclasses.replace(config, resume=str(run), out=read_config(run).out)
-    if config.resume is not None:
-        _check_given(Path(config.resume), given)
-        check_resume(read_config(config.resume), config, by_name)
+    run = _folder_of_runs(config) / config.name if by_name else config.resume
+    # One of a name without either was killed before its first checkpoint, and begins anew.
+    if run is None or (by_name and not (complete(Path(run)) or is_finished(run, 0))):
+        return config
+    saved = read_config(run)
+    if by_name:  # whichever way OUT was written before, this one led here
+        config = dataclasses.replace(config, resume=str(run), out=saved.out)
+    _check_given(Path(run), given)
+    check_resume(saved, config, by_name)
     return config
 
 
