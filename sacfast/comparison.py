@@ -75,33 +75,57 @@ class Curve:
     note: str
 
 
-def drawable(folders: Sequence[str | os.PathLike]) -> tuple[list[Path], list[str]]:
-    """The run folders that can be drawn, and a note per reason that names the others: those of a sweep that have yet
-    to be evaluated, say.
+@dataclass(frozen=True)
+class Run:
+    """A run folder's settings in effect, and the evaluations that are numbers: steps [T], mean returns [T]."""
+
+    folder: Path
+    settings: dict[str, Any]
+    steps: np.ndarray
+    returns: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Raises SACError, naming the folder, for one that is no run, or has no evaluations."""
+        settings = settings_in_effect(read_config(folder))
+        rows = read_csv(folder / "evaluation.csv", ("step", "mean"))
+        known = sorted(
+            (step, mean)
+            for step, mean in ((row["step"], row["mean"]) for row in rows)
+            if step is not None and mean is not None and math.isfinite(mean)
+        )
+        if not known:
+            raise SACError(
+                f"{folder} has no evaluations yet; let it train up to its first (--eval-every), or leave it out."
+            )
+        return cls(folder, settings, *np.array(known, np.float64).T)
+
+
+def read_runs(folders: Sequence[str | os.PathLike]) -> tuple[list[Run], list[str]]:
+    """The runs that can be drawn, and a note per reason that names the others: those of a sweep that have yet to be
+    evaluated, say.
 
     Raises SACError for a run that is given twice, and where none can be drawn.
     """
-    runs = [Path(folder) for folder in folders]
-    counts = Counter(run.resolve() for run in runs)
-    repeated = [run for run in runs if counts[run.resolve()] > 1]
+    paths = [Path(folder) for folder in folders]
+    counts = Counter(path.resolve() for path in paths)
+    repeated = [path for path in paths if counts[path.resolve()] > 1]
     if repeated:
         raise SACError(f"{min(repeated)} is given more than once; a run counts once.")
-    usable: list[Path] = []
+    runs: list[Run] = []
     others: dict[str, list[Path]] = {}
-    for run in runs:
+    for path in paths:
         try:
-            read_config(run)
-            _evaluations(run)
-            usable.append(run)
+            runs.append(Run.read(path))
         except SACError as error:
-            reason = str(error).removeprefix(f"{run} ")
+            reason = str(error).removeprefix(f"{path} ")
             others.setdefault(reason, [])
             if reason != str(error):
-                others[reason].append(run)
+                others[reason].append(path)
     notes = [_left_out(reason, those) for reason, those in others.items()]
-    if not usable:
+    if not runs:
         raise SACError(" ".join(notes))
-    return usable, notes
+    return runs, notes
 
 
 def _left_out(reason: str, runs: list[Path]) -> str:
@@ -114,20 +138,39 @@ def _left_out(reason: str, runs: list[Path]) -> str:
     return f"{names}{': each' if len(runs) > 1 else ''} {reason}"
 
 
-def read_curves(folders: Sequence[str | os.PathLike]) -> list[Curve]:
-    """The curves of run folders, in the order of their first runs.
+def curves_of(runs: Sequence[Run]) -> list[Curve]:
+    """Runs whose settings agree as one curve, in the order of their first runs.
 
-    Runs of one curve are compared over the steps that all of them cover, interpolated linearly where they were not
-    evaluated at the same steps. Raises SACError, naming the folder, for one that is no run, has no evaluations, or
-    shares no steps with the others of its curve.
+    They are compared over the steps that all of them cover, interpolated linearly where they were not evaluated at the
+    same steps. Raises SACError for a run that shares no steps with the others of its curve.
     """
-    runs = [Path(folder) for folder in folders]
-    settings = [settings_in_effect(read_config(run)) for run in runs]
-    groups: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
-    for run, values in zip(runs, settings, strict=True):
-        rivals = [other for other in settings if other["env"] == values["env"]]
-        groups.setdefault((values["env"], _apart(values, rivals)), []).append(run)
+    envs: dict[str, list[Run]] = {}
+    for run in runs:
+        envs.setdefault(run.settings["env"], []).append(run)
+    differing = {env: _differing(members) for env, members in envs.items()}
+    groups: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
+    for run in runs:
+        env = run.settings["env"]
+        apart = tuple(
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in run.settings.items()
+            if name in differing[env]
+        )
+        groups.setdefault((env, apart), []).append(run)
     return [_curve(env, apart, members) for (env, apart), members in groups.items()]
+
+
+def _differing(runs: list[Run]) -> set[str]:
+    """The settings in which those runs differ that have them in effect."""
+    first: dict[str, Any] = {}
+    for run in runs:
+        first = run.settings | first
+    return {
+        name
+        for run in runs
+        for name, value in run.settings.items()
+        if value != first[name] and name not in UNIMPORTANT
+    }
 
 
 def settings_in_effect(config: TrainConfig) -> dict[str, Any]:
@@ -146,47 +189,24 @@ def settings_in_effect(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in unread}
 
 
-def _apart(values: dict[str, Any], rivals: list[dict[str, Any]]) -> tuple[str, ...]:
-    """What sets these settings apart from some of their rivals': ("engine native", "utd 4.0")."""
-    return tuple(
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in values.items()
-        if name not in UNIMPORTANT and any(rival.get(name, value) != value for rival in rivals)
-    )
-
-
-def _curve(env: str, settings: tuple[str, ...], runs: list[Path]) -> Curve:
-    evaluations = [_evaluations(run) for run in runs]
-    first = max(float(steps[0]) for steps, _ in evaluations)
-    last = min(float(steps[-1]) for steps, _ in evaluations)
+def _curve(env: str, settings: tuple[str, ...], runs: list[Run]) -> Curve:
+    first = max(float(run.steps[0]) for run in runs)
+    last = min(float(run.steps[-1]) for run in runs)
     if first > last:
-        early = runs[int(np.argmin([steps[-1] for steps, _ in evaluations]))]
+        early = min(runs, key=lambda run: run.steps[-1])
         raise SACError(
-            f"{early} was last evaluated at step {last:,.0f}, before another run of {env} was first, at "
+            f"{early.folder} was last evaluated at step {last:,.0f}, before another run of {env} was first, at "
             f"{first:,.0f}; leave one of them out, or evaluate more often."
         )
-    steps = np.unique(np.concatenate([steps for steps, _ in evaluations]))
+    steps = np.unique(np.concatenate([run.steps for run in runs]))
     steps = steps[(steps >= first) & (steps <= last)]
     name = ", ".join((env, *settings))
-    differ = any((theirs[0], theirs[-1]) != (first, last) for theirs, _ in evaluations)
+    differ = any((run.steps[0], run.steps[-1]) != (first, last) for run in runs)
     note = (
         f"{name}: the steps {first:,.0f} to {last:,.0f}, which its {len(runs)} runs share." if differ else ""
     )
-    return Curve(env, settings, steps, np.stack([np.interp(steps, *each) for each in evaluations]), note)
-
-
-def _evaluations(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and mean returns, each [T], without those that are no number."""
-    rows = [(row["step"], row["mean"]) for row in read_csv(run / "evaluation.csv", ("step", "mean"))]
-    known = sorted(
-        (step, mean) for step, mean in rows if None not in (step, mean) and math.isfinite(mean or 0)
-    )
-    if not known:
-        raise SACError(
-            f"{run} has no evaluations yet; let it train up to its first (--eval-every), or leave it out."
-        )
-    steps, means = np.array(known, np.float64).T
-    return steps, means
+    returns = np.stack([np.interp(steps, run.steps, run.returns) for run in runs])
+    return Curve(env, settings, steps, returns, note)
 
 
 def bootstrap_band(returns: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -208,10 +228,10 @@ def plot_comparison(
     """Draw NAME.png and NAME.svg in `folder`: a panel per environment. Returns the files, and notes: on runs that
     were left out, and on curves that were cut to a common range, which the picture says too.
 
-    Raises SACError as drawable and read_curves do, and when the pictures cannot be written.
+    Raises SACError as read_runs and curves_of do, and when the pictures cannot be written.
     """
-    usable, left_out = drawable(runs)
-    curves = read_curves(usable)
+    usable, left_out = read_runs(runs)
+    curves = curves_of(usable)
     panels: dict[str, list[Curve]] = {}
     for curve in curves:
         panels.setdefault(curve.env, []).append(curve)

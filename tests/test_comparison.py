@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sacfast import comparison, plot
-from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, drawable, plot_comparison, read_curves
+from sacfast.comparison import PRINT_STYLE, STYLES, bootstrap_band, curves_of, plot_comparison, read_runs
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.errors import SACError
 from sacfast.run_folder import write_json
@@ -29,6 +29,10 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+def read_curves(folders):
+    return curves_of(read_runs(folders)[0])
 
 
 def test_runs_of_the_same_settings_are_one_curve(make_run):
@@ -272,7 +276,7 @@ def test_a_sweep_is_drawn_while_it_goes_on(make_run, tmp_path, capsys, monkeypat
         "to go on without it.\n"
     )
     assert output.out.split() == ["comparison.png", "comparison.svg"]
-    (curve,) = read_curves(drawable(sorted(tmp_path.glob("run*")))[0])
+    (curve,) = read_curves(sorted(tmp_path.glob("run*")))
     assert len(curve.returns) == 2
 
 
