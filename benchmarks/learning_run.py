@@ -274,9 +274,8 @@ def main(folder: str, job: str, side_by_side: str) -> int:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     work, this = Path(folder), Job(**json.loads(job))
     work.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(
-        work / "job.lock", fallback_to_soft=False
-    ):  # waits for one that an earlier scheduler left behind
+    # Waits for one that an earlier scheduler left behind.
+    with filelock.FileLock(work / "job.lock", fallback_to_soft=False):
         if this.finished(work):
             return 0
         _stay_on_the_machine(work / "machine.json", describe(this, int(side_by_side)))

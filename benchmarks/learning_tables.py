@@ -19,8 +19,20 @@ MILESTONES = (50_000, 100_000, 300_000, 1_000_000)
 LEAST_SEEDS = 3  # for a cell of the ablation: fewer are a hint, and stay in results/
 
 
+def defaults(entries: list[Entry]) -> list[Entry]:
+    """Those of the learning table: the defaults of both implementations."""
+    return [entry for entry in entries if entry["variant"] == "default"]
+
+
+def other_settings(entries: list[Entry]) -> list[Entry]:
+    """Those that are `shown` beside the defaults."""
+    return [entry for entry in shown(entries) if entry["variant"] != "default"]
+
+
 def shown(entries: list[Entry]) -> list[Entry]:
-    """Those of the learning table: of the former default, where today's has fewer steps or seeds."""
+    """Of the default's, the former default's and the notebook's settings: of the former default, where today's has
+    fewer steps or seeds.
+    """
     chosen = [entry for entry in entries if entry["variant"] in SHOWN]
     ours = {
         (each["env"], each["device"], each["variant"]): each
@@ -39,10 +51,8 @@ def shown(entries: list[Entry]) -> list[Entry]:
     return [entry for entry in chosen if not surpassed(entry)]
 
 
-def learning_table(entries: list[Entry]) -> list[str]:
-    """By environment of `shown` entries: ours with the default, today's or the former, and the notebook's settings,
-    Stable-Baselines3's, and those published.
-    """
+def learning_table(entries: list[Entry], beside: bool = True) -> list[str]:
+    """By environment, a line per learner, and one per published source `beside` them."""
     lines = [
         "| return per episode | by | seeds | "
         + " | ".join(f"{step:,} steps" for step in MILESTONES)
@@ -63,7 +73,7 @@ def learning_table(entries: list[Entry]) -> list[str]:
             if entry["implementation"] == OURS and entry["variant"] == "default":
                 name = f"**{name}**"
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
-        for reference, scores in published(env):
+        for reference, scores in published(env) if beside else ():
             cells = _cells({int(step): _score(*score) for step, score in scores.items()})
             lines.append(
                 f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - |"

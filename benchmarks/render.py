@@ -26,12 +26,13 @@ from learning_tables import (
     ablated,
     ablation_table,
     beside_peers,
+    defaults,
     last_step,
     learning_table,
     mean_curve,
     minutes_table,
+    other_settings,
     published,
-    shown,
     side_by_side,
 )
 from tables import (
@@ -99,10 +100,10 @@ TABLES = {
     "glance": Table(
         glance_table,
         (
-            "A line of each of the tables below, in whose other lines ratios are smaller too; in brackets, how many "
+            "One line from each of five tables below, other lines of which have smaller ratios; in brackets, how many "
             "times slower; -: not measured. The return is what Stable-Baselines3 has after {steps:,} steps, in runs "
-            "on one core each; all else on a CPU is on two. In the first two lines both have their own default "
-            "settings, in the others all do the same work."
+            "on one core each; all else on a CPU is on two. In the first two lines each has its own default settings "
+            "(in the second but for 1,000 random steps), in the others all do the same work."
         ),
         runs=None,
         choose=at_a_glance,
@@ -158,7 +159,7 @@ TABLES = {
             "rounds. Batches of 256 but for the default settings, which are those of `python -m sacfast.train`: "
             "batches of 128, the actor updated every second time. The ideal takes as long as the longer of "
             "environment step and update, as they are in the strict loop of the same round (with the default "
-            "settings, in their own); `overlap is` and `default is` so many times as fast as the loop named. Shares "
+            "settings, in their own). Overlap's and the default's speed are in multiples of this loop's. Shares "
             "of the wall clock; overlapped, `update` is what is left to wait for. SB3: Stable-Baselines3, SBX its JAX "
             "sibling, as they come but for that."
             f" {INTERLEAVED}"
@@ -200,12 +201,18 @@ TABLES = {
         (
             "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: "
             "mean ± standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median "
-            "over seeds, on a thread each, with so many runs side by side: {side_by_side}. "
-            f"{FORMERLY} "
-            "Others' scores are as published: {published}."
+            "over seeds, on a thread each, with so many runs side by side: {side_by_side}. Others' scores are as "
+            "published: {published}."
         ),
-        choose=shown,
+        choose=defaults,
         values=_of_learning,
+    ),
+    "learning_others": Table(
+        partial(learning_table, beside=False),
+        f"As above, with so many runs side by side: {{side_by_side}}. {FORMERLY}",
+        runs="learning",
+        choose=other_settings,
+        values=_of_seeds,
     ),
     "learning_minutes": Table(
         minutes_table,

@@ -151,7 +151,7 @@ def loop_table(entries: list[Entry]) -> list[str]:
     """One line per environment and loop: its pace, how near that is to the ideal, and where its time goes."""
     stages = list(entries[0]["loops"]["strict"]["stages"])
     lines = [
-        f"| training loop | steps/s | of the ideal | overlap is | default is | {' | '.join(stages)} |",
+        f"| training loop | steps/s | of the ideal | overlap's speed | default's speed | {' | '.join(stages)} |",
         "|---|---:|---:|---:|---:|" + "---:|" * len(stages),
     ]
     for entry in entries:

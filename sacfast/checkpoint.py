@@ -1,4 +1,7 @@
-"""Checkpoint files: named tensors and a JSON description in one safetensors file, written atomically, no pickle."""
+"""Checkpoint files: named tensors and a JSON description in one safetensors file, written atomically, no pickle.
+
+`pack` parts a tree of values and arrays into these two, `unpack` joins them.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -125,3 +129,39 @@ def _meta(path: str | os.PathLike, file) -> dict[str, Any]:
     raise CheckpointError(
         f"{path} was written by a newer sacfast (format {version}, this one reads {VERSION}); upgrade sacfast"
     )
+
+
+def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """JSON-able values and named tensors for nested dictionaries, lists and tuples of plain values and NumPy arrays."""
+    arrays: dict[str, Tensor] = {}
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, (np.ndarray, np.generic)):
+            name = str(len(arrays))
+            arrays[name] = torch.from_numpy(np.array(value))
+            return {"$scalar" if isinstance(value, np.generic) else "$array": name}
+        if isinstance(value, tuple):
+            return {"$tuple": [walk(item) for item in value]}
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        return value
+
+    return walk(tree), arrays
+
+
+def unpack(described: Any, arrays: dict[str, Tensor]) -> Any:
+    """The inverse of `pack`, to the bit."""
+    if isinstance(described, list):
+        return [unpack(item, arrays) for item in described]
+    if not isinstance(described, dict):
+        return described
+    match described:
+        case {"$array": name}:
+            return arrays[name].numpy().copy()  # a mapped file cannot be deleted everywhere
+        case {"$scalar": name}:
+            return arrays[name].numpy()[()]
+        case {"$tuple": items}:
+            return tuple(unpack(item, arrays) for item in items)
+    return {key: unpack(item, arrays) for key, item in described.items()}

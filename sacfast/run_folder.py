@@ -32,13 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
-import torch
 
 from sacfast import checkpoint
 from sacfast.agent import SACAgent
 from sacfast.errors import CheckpointError, SACError
-from sacfast.native.builder import NO_LOCKS
+from sacfast.native import locks
 from sacfast.replay import ReplayBuffer
 from sacfast.requirements import check_choice
 
@@ -96,19 +94,17 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training in this folder. Raises SACError, saying who does, if one is at it."""
-        # What filelock falls back to, a file that marks the folder as taken, would outlast a process that is killed.
-        lock = filelock.FileLock(self.path / "run.lock", timeout=0, fallback_to_soft=False)
         holder = self.path / "run.lock.json"
         try:
-            lock.acquire()
+            lock = locks.take(self.path / "run.lock", 0)
         except filelock.Timeout:
             raise SACError(
                 f"{self.path} is being trained by {_holder(holder)}; wait for it to end, or stop it (it saves "
                 "itself); if it is gone, delete run.lock there."
             ) from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise SACError(f"cannot lock {self.path} ({error.strerror}); is it writable?") from error
+            raise SACError(f"cannot lock {self.path} ({error.strerror}); is it writable?") from error
+        if lock is None:
             warnings.warn(f"{self.path} is on a file system without locks: run it only once", stacklevel=3)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
@@ -119,11 +115,12 @@ class RunFolder:
         finally:
             with suppress(OSError):
                 holder.unlink()
-            lock.release()
+            if lock is not None:
+                lock.release()
 
     def save(self, agent: SACAgent, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint of `agent` and of `state`, then drop the old ones. `state` is plain values and arrays (see
-        `pack`); its "counters" go into the agent's file too.
+        `checkpoint.pack`); its "counters" go into the agent's file too.
 
         Of the replay buffer only what the last checkpoint had not is written. Raises CheckpointError; the earlier
         checkpoints are then as they were.
@@ -171,7 +168,7 @@ class RunFolder:
         for segment in segments:
             _check(self.replay / segment.name, segment.digest)
             rows.append(checkpoint.read(self.replay / segment.name)[0])
-        state = unpack(description["state"], checkpoint.read(folder / "arrays.safetensors")[0])
+        state = checkpoint.unpack(description["state"], checkpoint.read(folder / "arrays.safetensors")[0])
         agent.replay_buffer.restore(rows, description["replay"]["counters"])
         agent.load(folder / "agent.safetensors")
         self._segments = segments
@@ -207,7 +204,7 @@ class RunFolder:
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir()
-        described, arrays = pack(state)
+        described, arrays = checkpoint.pack(state)
         agent.save(temporary / "agent.safetensors", replay_buffer=False, extra=state["counters"])
         checkpoint.write(temporary / "arrays.safetensors", arrays, {})
         description = {
@@ -371,39 +368,3 @@ def _holder(path: Path) -> str:
         return f"process {who['pid']} on {who['host']} since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has the lock, but has not said so yet
         return "another process"
-
-
-def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """JSON-able values and named tensors for nested dictionaries, lists and tuples of plain values and NumPy arrays."""
-    arrays: dict[str, torch.Tensor] = {}
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, (np.ndarray, np.generic)):
-            name = str(len(arrays))
-            arrays[name] = torch.from_numpy(np.array(value))
-            return {"$scalar" if isinstance(value, np.generic) else "$array": name}
-        if isinstance(value, tuple):
-            return {"$tuple": [walk(item) for item in value]}
-        if isinstance(value, list):
-            return [walk(item) for item in value]
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        return value
-
-    return walk(tree), arrays
-
-
-def unpack(described: Any, arrays: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `pack`, to the bit."""
-    if isinstance(described, list):
-        return [unpack(item, arrays) for item in described]
-    if not isinstance(described, dict):
-        return described
-    match described:
-        case {"$array": name}:
-            return arrays[name].numpy().copy()  # a mapped file cannot be deleted everywhere
-        case {"$scalar": name}:
-            return arrays[name].numpy()[()]
-        case {"$tuple": items}:
-            return tuple(unpack(item, arrays) for item in items)
-    return {key: unpack(item, arrays) for key, item in described.items()}

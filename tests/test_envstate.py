@@ -18,8 +18,8 @@ from gymnasium.wrappers import (
 from training_runs import Clockwork, WithState
 
 from sacfast import envstate
+from sacfast.checkpoint import pack, unpack
 from sacfast.envstate import NotCapturable
-from sacfast.run_folder import pack, unpack
 
 
 def steps(env, count, seed=0):

@@ -50,7 +50,7 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 1024 | 500 (10%) | 4,500 (90%) |" in lines
     assert "| µs per action | again and again | straight after an update |" in lines
     assert "| by hand, eager | 62.0 (20.0x) | 186 (20.0x) |" in lines
-    assert "| training loop | steps/s | of the ideal | overlap is | default is | act | update |" in lines
+    assert "| training loop | steps/s | of the ideal | overlap's speed | default's speed | act | update |" in lines
     assert (
         "| HalfCheetah-v5, **sacfast, strict** | 126 (120 to 130) | 87% | 1.04x | 2.00x | 2.1% | 80.0% |"
         in lines
@@ -62,7 +62,7 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 256 | 3.00 | 200 (190 to 210) | 420 (2.10x) |" in lines
     assert "| copy_ of 1 GiB | 520 (510 to 530) | 4,130 |" in lines
     captions = [line for line in lines if line.startswith("<sub>")]
-    assert len(captions) == 15
+    assert len(captions) == 16
     for part in (
         "Test CPU, 2 cores",
         "torch 2.13.0+cpu",
@@ -70,11 +70,12 @@ def test_tables(script, files, tmp_path):
         "sacfast 0.1.0 (avx512)",
     ):
         assert all(part in caption for caption in captions)
-    *others, minutes, ablation, gpu_ablation, fresh = captions
+    *others, other_settings, minutes, ablation, gpu_ablation, fresh = captions
     assert "2025-11-22: Test GPU" in gpu_ablation and "2025-11-21" not in gpu_ablation
     assert fresh.startswith("<sub>As above, of 3 seeds that the first of these tables has not.")
     assert all("2025-11-22" in caption for caption in others)
-    assert all("2025-11-21" in caption and "2025-11-22" not in caption for caption in (minutes, ablation))
+    for caption in (other_settings, minutes, ablation):
+        assert "2025-11-21" in caption and "2025-11-22" not in caption
     assert lines[0] == "# Title" and lines[-1] == "the end" and "between" in lines and "old" not in lines
 
 
@@ -108,6 +109,9 @@ def test_tables_of_learning(script, files, tmp_path):
     assert "| Ant-v5 | **sacfast, on 16 cores** | 3 | 600.0 ± 100.0 | - | - | - | 6.00 |" in lines
     assert "| HalfCheetah-v5 | SLM-Lab v5's SAC | 4 | - | - | - | 9,815, after 4,000,000 | - |" in lines
     assert not any("tau 0.01, Test GPU" in line for line in lines)
+    others = lines[lines.index("<!-- BEGIN table:learning_others -->") :]
+    notebooks = "| HalfCheetah-v5 | sacfast, notebook's settings | 1 | 5,550 | - | - | - | 15.0 |"
+    assert notebooks in others and not any("SLM-Lab" in line for line in others)
     early = "- | - | -46.5 ± 11.4, after 200,000 | -"
     assert f"| Pusher-v5 | Stable-Baselines3's TD3 | - | {early} | - |" in lines
     learners = "Stable-Baselines3 2.9.2 | sacfast | sacfast, notebook's settings | sacfast, former default"
@@ -160,7 +164,8 @@ def test_another_task_is_shown_but_not_an_ablation_and_other_kernels_are_named(s
     unfinished = learning_entry("Ant-v5", [[[50_000, 0.0, 0.0, 1.0]]] * 3, variant="begun")["extra_info"]
     several = [default, default, longer, longer, longer, unfinished]
     assert tables.ablation_table(several)[0] == "| settings | Ant-v5, 100,000 steps |"
-    learned = tables.learning_table(tables.shown(entries))
+    assert tables.defaults(entries) == [default]
+    learned = tables.learning_table([default, *tables.other_settings(entries)])
     name = f"sacfast, {tables.AS_ANT_V4}, on 2 cores with avx2"
     assert any(line.startswith(f"| Ant-v5 | {name} | 3 | - | 1.0 ± 0.0 | 2.0 ± 0.0") for line in learned)
 
@@ -184,7 +189,8 @@ def test_the_former_default_is_shown_where_it_was_trained_for_longer(script):
             ("Hopper-v5", "cpu", f"{tables.FORMER}, tau 0.01", 2, "sacfast"),
         )
     ]
-    assert tables.shown(entries) == [entries[i] for i in (0, 2, 3, 4, 5, 6)]
+    assert tables.defaults(entries) == [entries[i] for i in (0, 4, 5)]
+    assert tables.other_settings(entries) == [entries[i] for i in (2, 3, 6)]
 
 
 def test_check_sees_a_stale_readme_and_leaves_it(script, files, tmp_path, capsys):

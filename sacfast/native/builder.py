@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from . import toolchain
+from . import locks, toolchain
 from .toolchain import BuildError, say
 
 LIBRARY = "_sacfast.so"
@@ -30,7 +29,6 @@ FAILURE = "failure.json"  # what the last build raised, for those that waited fo
 NO_COMPILER = "none"
 CHECKED_ARCHITECTURES = ("8.0", "9.0", "12.0")
 LOCK_TIMEOUT_S = 900
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a file system without locks says
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 USUAL_SECONDS = {False: "20 s", True: "a minute or two"}  # without and with CUDA, on two cores
 
@@ -324,27 +322,24 @@ def _read_failure(path: Path) -> BuildError | None:
 
 @contextmanager
 def _exclusively(path: Path) -> Iterator[bool | None]:
-    """Hold an operating-system lock, which ends with the process that holds it. Yields whether we waited; None, and
-    holds nothing, where the file system has no locks: then processes that start at once build the same side by side.
+    """Hold a lock. Yields whether we waited for it; None, and holds nothing, where the file system has no locks: then
+    processes that start at once build the same side by side.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    # What filelock falls back to, a file that marks the lock as taken, would outlast a process that is killed.
-    lock = FileLock(path, fallback_to_soft=False)
-    waited: bool | None = False
+    waited = False
     try:
-        lock.acquire(timeout=0)
+        lock = locks.take(path, 0)
     except Timeout:
         waited = True
         say("another process is building the native kernels; waiting for it")
         try:
-            lock.acquire(timeout=LOCK_TIMEOUT_S)
+            lock = locks.take(path, LOCK_TIMEOUT_S)
         except Timeout:
             raise BuildError(f"another process has held {path} for {LOCK_TIMEOUT_S} s; end it") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        waited = None
+    if lock is None:
+        yield None
+        return
     try:
         yield waited
     finally:
