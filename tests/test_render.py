@@ -50,7 +50,10 @@ def test_tables(script, files, tmp_path):
     assert "| Pusher-v5, batch 1024 | 500 (10%) | 4,500 (90%) |" in lines
     assert "| µs per action | again and again | straight after an update |" in lines
     assert "| by hand, eager | 62.0 (20.0x) | 186 (20.0x) |" in lines
-    assert "| training loop | steps/s | of the ideal | overlap's speed | default's speed | act | update |" in lines
+    assert (
+        "| training loop | steps/s | of the ideal | overlap's speed | default's speed | act | update |"
+        in lines
+    )
     assert (
         "| HalfCheetah-v5, **sacfast, strict** | 126 (120 to 130) | 87% | 1.04x | 2.00x | 2.1% | 80.0% |"
         in lines
