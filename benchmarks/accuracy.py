@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from baselines import ACTION_DIM, OBS_DIM
-from race import describe_machine, write_results
+from records import describe_machine, write_results
 
 from sacfast import NativeEngine, Noise, SACAgent
 from sacfast.engines import Engine, ReferenceEngine

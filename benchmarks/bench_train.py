@@ -15,7 +15,8 @@ from pathlib import Path
 import loops
 import peers
 import pytest
-from race import child_environment, describe_machine, finished, quartiles
+from race import finished, quartiles
+from records import child_environment, describe_machine
 
 from sacfast.diagnostics import STAGES
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `import baselines` and `import race`
+sys.path.insert(0, str(Path(__file__).parent))  # for `import race` and the like
 
 import peers
 import race
+import records
 
 from sacfast import native
 
@@ -42,7 +43,7 @@ def threads(request):
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Keep the statistics; drop the samples, and what tells the computer, its user and their folders."""
-    output_json["machine_info"] = race.describe_machine()
+    output_json["machine_info"] = records.describe_machine()
     output_json["commit_info"] = {}
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)

@@ -32,7 +32,8 @@ from bench_update import (
     make_transitions,
     our_agent,
 )
-from race import OURS, describe_machine, quartiles, read_results, summary, write_results
+from race import OURS, quartiles, summary
+from records import describe_machine, read_results, write_results
 
 from sacfast import native
 from sacfast.engines import cuda

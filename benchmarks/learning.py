@@ -31,7 +31,7 @@ from typing import Any
 from learning_results import draw, gather, merge, reached, write
 from learning_run import Job
 from learning_tables import AS_ANT_V4, FORMER, FRESH
-from race import child_environment, read_results
+from records import child_environment, read_results
 from tables import Entry
 
 from sacfast.config import SACConfig

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from learning_run import EPISODES, Job
 from learning_tables import implementation, mean_curve, place, published, shown
-from race import write_results
+from records import write_results
 from tables import Entry
 
 from sacfast import checkpoint

@@ -12,7 +12,6 @@ leaves its evaluations alone, so a longer one starts again.
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from typing import Any
 
 import filelock
 import torch
-from race import describe_machine
+from records import describe_machine
 
 from sacfast import SACConfig, TrainConfig, checkpoint
 from sacfast.comparison import UNIMPORTANT, settings_in_effect
@@ -235,8 +234,7 @@ RUNNERS = {"sacfast": run_sacfast, "sb3": run_sb3}
 
 def describe(job: Job, side_by_side: int) -> dict[str, Any]:
     """The day, hardware and versions, and how many runs the machine was given at once."""
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    machine = describe_machine() | {"date": today, "side_by_side": side_by_side}
+    machine = describe_machine() | {"side_by_side": side_by_side}
     if job.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name(job.device)
         # NVIDIA's MPS lets runs on one GPU go on beside one another, which their minutes depend on.

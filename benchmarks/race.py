@@ -6,28 +6,19 @@ over the rounds is reported: a slow second slows both sides.
 Ours is timed by pytest-benchmark, the others between its rounds by the same clock; they go into `extra_info`.
 """
 
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
+from records import describe_machine
 from tables import OURS
-
-import sacfast
-from sacfast import checkpoint, native
 
 COMPILED = "compiled"  # not called under --benchmark-disable: compiling takes longer than everything else
 STREAM = "stream"  # the memory's speed: add_ of 64 MiB to 64 MiB in place, timed beside the others
 STREAM_NUMEL = 2**24
-PACKAGES = ("gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax")  # whose versions are recorded too
 ROUND_SECONDS = 1e-3
 WARM_UP_SECONDS = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
@@ -169,52 +160,3 @@ def summary(
 def quartiles(values: list[float]) -> list[float]:
     """First quartile, median, third quartile."""
     return [float(f"{q:.4g}") for q in statistics.quantiles(values, n=4, method="inclusive")]
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The entries of a file of results, none where there is no such file."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return []
-    return [benchmark["extra_info"] for benchmark in content["benchmarks"]]
-
-
-def write_results(path: Path, entries: list[dict[str, Any]]) -> None:
-    """In pytest-benchmark's form, which render.py reads."""
-    content = {
-        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "benchmarks": [{"extra_info": entry} for entry in entries],
-    }
-    checkpoint.write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def child_environment(**variables: str) -> dict[str, str]:
-    """Ours and `variables`, for a script of this folder in a process of its own, which finds its neighbours.
-
-    Python puts a script's folder on sys.path by itself, but not under PYTHONSAFEPATH.
-    """
-    path = filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
-    return os.environ | variables | {"PYTHONPATH": os.pathsep.join(path)}
-
-
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions, without anything that names this machine or its folders."""
-    return {
-        "cpu": native.toolchain.cpu_name(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "compiler": native.status().compiler.partition(": ")[2],
-        "sacfast": sacfast.__version__,
-        "kernels": torch.ops.sacfast.cpu_features() if native.available() else "no native kernels",
-        **{name: version for name in PACKAGES if (version := _version(name)) is not None},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

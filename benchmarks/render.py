@@ -12,7 +12,6 @@ The markers are lines of their own for each of TABLES: <!-- BEGIN table:NAME -->
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ from learning_tables import (
     published,
     side_by_side,
 )
+from records import machines, read_results
 from tables import (
     Entry,
     action_table,
@@ -259,14 +259,10 @@ def caption(name: str, entries: list[Entry]) -> str:
     legend = table.legend.format(**table.values(entries))
     measured: dict[str, set[str]] = {}
     for entry in entries:
-        for each in _machines(entry):
+        for each in machines(entry):
             measured.setdefault(_machine(each), set()).add(each["date"])
-    machines = (f"on {', '.join(sorted(dates))}: {machine}" for machine, dates in measured.items())
-    return f"<sub>{legend} Measured {'; '.join(machines)}.</sub>"
-
-
-def _machines(entry: Entry) -> list[dict[str, Any]]:
-    return [entry["machine"]] if "machine" in entry else [run["machine"] for run in entry["runs"]]
+    where = (f"on {', '.join(sorted(dates))}: {machine}" for machine, dates in measured.items())
+    return f"<sub>{legend} Measured {'; '.join(where)}.</sub>"
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -289,18 +285,14 @@ def _sources(entries: list[Entry]) -> str:
 
 
 def load(path: Path) -> list[Entry]:
-    """Every benchmark's extra_info in the order of the run, with the run's date where a machine has none."""
+    """Its entries. Raises RenderError where there are none."""
     try:
-        content = json.loads(path.read_text())
+        if entries := read_results(path):
+            return entries
+        reason = "there are no entries"
     except (OSError, ValueError) as error:
-        raise RenderError(
-            f"cannot read {path} ({error}); {Path(__file__).name} --help says how to make it"
-        ) from None
-    entries = [entry["extra_info"] for entry in content["benchmarks"]]
-    for entry in entries:
-        for machine in _machines(entry):
-            machine.setdefault("date", content["datetime"][:10])
-    return entries
+        reason = str(error)
+    raise RenderError(f"cannot read {path} ({reason}); {Path(__file__).name} --help says how to make it")
 
 
 def render(readme: str, entries: list[Entry]) -> str:

@@ -4,6 +4,7 @@ import importlib
 import json
 import runpy
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,18 @@ def test_no_run_yet(script, files, tmp_path, capsys):
     assert "render.py --help says how to make it" in capsys.readouterr().err
 
 
+def test_what_is_written_again_keeps_its_day(files, benchmarks, tmp_path):
+    """gpu.py --only measures some entries anew, and writes the others once more."""
+    records = importlib.import_module("records")
+    days = []
+    for _ in range(2):
+        entries = records.read_results(tmp_path / "gpu.json")
+        days.append([machine["date"] for entry in entries for machine in records.machines(entry)])
+        records.write_results(tmp_path / "gpu.json", entries)
+    assert days[0] and days[0] == days[1]
+    assert datetime.now(timezone.utc).date().isoformat() not in days[0]
+
+
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
 RECORDED = [RESULT.with_name(f"{name}.json") for name in ("cpu", "train", "accuracy", "gpu", "learning")]
 
@@ -254,6 +267,6 @@ def test_the_recorded_run_is_anonymous(script, path):
     assert (
         set(MACHINE)
         <= set(content["machine_info"])
-        <= set(MACHINE) | set(importlib.import_module("race").PACKAGES)
+        <= set(MACHINE) | set(importlib.import_module("records").PACKAGES) | {"date"}
     )
     assert all("data" not in benchmark["stats"] for benchmark in content["benchmarks"])
