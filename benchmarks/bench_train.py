@@ -81,13 +81,18 @@ def test_training_loop(benchmark, env):
             sum(r["stages"].values()) == pytest.approx(r["seconds_per_step"]) for r in results.values()
         )
         return
+    compare(benchmark, roles, env, env)
+
+
+def compare(benchmark, roles: list[str], env: str, shape: str) -> None:
+    """Time the loops in turn; `shape` is the environment's name in the table."""
     rounds: list[dict[str, dict]] = []
     benchmark.pedantic(lambda: rounds.append({role: run(role, env, STEPS) for role in roles}), rounds=ROUNDS)
-    benchmark.group = f"training loop: {env}"
+    benchmark.group = f"training loop: {shape}"
     benchmark.extra_info.update(
         table="loop",
         operation="training loop",
-        shape=env,
+        shape=shape,
         threads=THREADS,
         steps=STEPS - loops.WARM_UP,
         rounds=len(rounds),

@@ -2,6 +2,7 @@
 
     pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
     pytest benchmarks/bench_train.py benchmarks/bench_checkpoint.py --benchmark-json=benchmarks/results/train.json
+    pytest benchmarks/bench_robot_train.py --benchmark-json=benchmarks/results/robot.json
     python benchmarks/accuracy.py          # results/accuracy.json
     python benchmarks/gpu.py               # results/gpu.json, on a machine with an NVIDIA GPU
     python benchmarks/learning.py TABLE... # results/learning.json
