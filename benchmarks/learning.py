@@ -28,7 +28,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from learning_results import draw, gather, merge, reached, write
+from learning_picture import draw
+from learning_results import gather, merge, reached, write
 from learning_run import Job
 from learning_tables import AS_ANT_V4, FORMER, FRESH
 from records import child_environment, read_results
