@@ -195,22 +195,22 @@ class Collector:
         except Exception as error:  # of a worker that died just now, say: it must not cost what was learned
             return state | {"obstacle": first_line(error)}
 
-    def recover(self, saved: dict[str, Any]) -> str | None:
+    def recover(self, saved: dict[str, Any], at: int) -> str | None:
         """Put the environments back to where they were when `saved` was captured, or on to their next episodes.
 
-        Returns the obstacle in the latter case.
+        Returns the obstacle in the latter case. `at` as in `step`.
         """
         obstacle = saved["obstacle"]
         if obstacle is None:
             # Some things an environment makes at its first reset only.
-            self.begin(saved["collector"]["episodes"])
+            self.begin(saved["collector"]["episodes"], at)
             try:
                 put_states(self.envs, saved["simulators"], saved["collector"]["resetting"])
                 self.restore(saved["collector"])
                 return None
             except NotCapturable as error:
                 obstacle = str(error)
-        self.begin(saved["next_episodes"])
+        self.begin(saved["next_episodes"], at)
         return obstacle
 
     def state(self) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Trainer:
         self._returns = self._resumed["returns"]
         self.learner.restore(self._resumed)
         environments = self._resumed["environments"]
-        obstacle = self.collector.recover(environments)
+        obstacle = self.collector.recover(environments, self.at.step)
         if obstacle is not None:
             self.at.episode = sum(environments["next_episodes"])
             if environments["under_way"]:

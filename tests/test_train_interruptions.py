@@ -75,16 +75,17 @@ def test_an_environments_own_exception_is_one_sentence_after_saving(tmp_path):
     assert described(run)["state"]["environments"]["obstacle"] == "the run ended within a step"
 
 
-def test_a_fault_as_a_run_resumes_leaves_its_checkpoint(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", [WithState, Clockwork])  # goes on in mid-episode, and with the next episode
+def test_a_fault_as_a_run_resumes_leaves_its_checkpoint(tmp_path, capsys, monkeypatch, kind):
     def absent(self, **options):
         raise ConnectionError("no simulator")
 
     config = small(tmp_path, steps=84, eval_every=0)
-    run = train(config, env=WithState)
+    run = train(config, env=kind)
     before = described(run)
-    monkeypatch.setattr(WithState, "reset", absent)
-    with pytest.raises(SACError, match="no simulator"):
-        train(dataclasses.replace(config, resume=str(run), steps=92), env=WithState)
+    monkeypatch.setattr(kind, "reset", absent)
+    with pytest.raises(SACError, match=f"{kind.__name__}, at step 84, raised ConnectionError: no simulator"):
+        train(dataclasses.replace(config, resume=str(run), steps=92), env=kind)
     assert "nothing is lost; to go on: " in capsys.readouterr().out
     assert described(run) == before
 
