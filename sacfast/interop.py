@@ -81,9 +81,8 @@ def _learning_rate(path: Path, rate: Any, optimizer: dict[str, Any]) -> float:
     if current > 0:
         return current
     lr = SACConfig.notebook().lr
-    warnings.warn(
-        f"{path}: its learning rate has come to {current:g}; further training would have {lr:g}, as by default there",
-        stacklevel=5,
+    _warn(
+        f"{path}: its learning rate has come to {current:g}; further training would have {lr:g}, as by default there"
     )
     return lr
 

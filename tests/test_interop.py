@@ -179,8 +179,10 @@ def test_a_fixed_temperature_and_a_schedule_of_the_learning_rate(tmp_path):
     assert agent.alpha.item() == pytest.approx(0.05)
     assert agent.config.lr == 1e-3  # the optimizer's
     members["actor.optimizer.pth"]["param_groups"][0]["lr"] = 0.0  # at the end of a linear one
-    with pytest.warns(UserWarning, match="learning rate has come to 0; further training would have 0.0003"):
+    told = "learning rate has come to 0; further training would have 0.0003"
+    with pytest.warns(UserWarning, match=told) as caught:
         assert from_sb3(write(tmp_path / "sac.zip", members), engine="reference").config.lr == 3e-4
+    assert caught[0].filename == __file__
 
 
 def without(members, name):
