@@ -80,8 +80,7 @@ class RunFolder:
 
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path, self.keep = path, keep
-        self._segments: list[Segment] = []  # those of the last checkpoint written or loaded
-        self._named: dict[str, list[Segment]] = {}  # those of every checkpoint in the folder
+        self._named: dict[str, list[Segment]] = {}  # the replay segments of every checkpoint in the folder
 
     @property
     def checkpoints(self) -> Path:
@@ -125,11 +124,11 @@ class RunFolder:
         Of the replay buffer only what the last checkpoint had not is written. Raises CheckpointError; the earlier
         checkpoints are then as they were.
         """
-        intact = max(self._named, key=_number, default=None)
+        intact = max(self._named, key=_number, default="")
         try:
             self.checkpoints.mkdir(exist_ok=True)
             self.replay.mkdir(exist_ok=True)
-            segments = self._write_segments(agent.replay_buffer)
+            segments = self._write_segments(agent.replay_buffer, self._named.get(intact, []))
             self._write_checkpoint(agent, step, state, segments)
         except (OSError, CheckpointError) as error:
             with suppress(OSError):
@@ -161,30 +160,30 @@ class RunFolder:
         """
         folder = latest(self.path)
         description = _description(folder)
-        segments = _segments(description)
-        for name, digest in description["files"].items():
+        for name, digest in description.files.items():
             _check(folder / name, digest)
         rows = []
-        for segment in segments:
+        for segment in description.segments:
             _check(self.replay / segment.name, segment.digest)
             rows.append(checkpoint.read(self.replay / segment.name)[0])
-        state = checkpoint.unpack(description["state"], checkpoint.read(folder / "arrays.safetensors")[0])
-        agent.replay_buffer.restore(rows, description["replay"]["counters"])
+        state = checkpoint.unpack(description.state, checkpoint.read(folder / "arrays.safetensors")[0])
+        agent.replay_buffer.restore(rows, description.counters)
         agent.load(folder / "agent.safetensors")
-        self._segments = segments
         self._named = {}
         for each in complete(self.path):
-            # An older one that is damaged is left to whoever wants to look into it.
+            # An older one that is damaged keeps its folder, for whoever wants to look into it, but not its segments.
             with suppress(CheckpointError):
-                self._named[each.name] = _segments(_description(each))
+                self._named[each.name] = _description(each).segments
         with suppress(OSError):
             self._tidy()
         return state
 
-    def _write_segments(self, buffer: ReplayBuffer) -> list[Segment]:
-        """The segments that hold what the buffer does, oldest first, the last ones new."""
+    def _write_segments(self, buffer: ReplayBuffer, before: list[Segment]) -> list[Segment]:
+        """The segments that hold what the buffer does, oldest first: those of `before`, the last checkpoint's, as far
+        as they still count, and what is new.
+        """
         oldest = buffer.pushed - buffer.size
-        segments = [segment for segment in self._segments if segment.end > oldest]
+        segments = [segment for segment in before if segment.end > oldest]
         since = segments[-1].end if segments else oldest
         if buffer.pushed == since:
             return segments
@@ -222,7 +221,7 @@ class RunFolder:
         }
         checkpoint.write_text(temporary / "state.json", json.dumps(description, indent=1))
         os.rename(temporary, self.checkpoints / name)
-        self._segments = self._named[name] = segments
+        self._named[name] = segments
         checkpoint.sync_folder(self.checkpoints)
 
     def _drop_old(self) -> None:
@@ -320,22 +319,32 @@ def _number(name: str) -> tuple[int, int]:
     return int(step), int(again or 0)
 
 
-def _description(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Description:
+    """What `load` needs of a checkpoint's state.json: `files` to their digests, the replay buffer's `counters`."""
+
+    files: dict[str, str]
+    segments: list[Segment]
+    counters: dict[str, int]
+    state: dict[str, Any]
+
+
+def _description(folder: Path) -> _Description:
     path = folder / "state.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        version = int(description["version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = int(values["version"])
+        if version <= VERSION:
+            replay = values["replay"]
+            segments = [Segment(**each) for each in replay["segments"]]
+            return _Description(values["files"], segments, replay["counters"], values["state"])
+    except KeyError as error:
+        raise _damaged(path, f"it lacks {error}") from None
+    except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, str(error)) from None
-    if version > VERSION:
-        raise CheckpointError(
-            f"{folder} was written by a newer sacfast (format {version}, this one reads {VERSION}); upgrade sacfast"
-        )
-    return description
-
-
-def _segments(description: dict[str, Any]) -> list[Segment]:
-    return [Segment(**values) for values in description["replay"]["segments"]]
+    raise CheckpointError(
+        f"{folder} was written by a newer sacfast (format {version}, this one reads {VERSION}); upgrade sacfast"
+    )
 
 
 def _check(path: Path, digest: str) -> None:

@@ -168,15 +168,36 @@ def test_damage_is_named(tmp_path):
         with pytest.raises(CheckpointError, match=f"{path.name} is damaged .*move the newest folder"):
             RunFolder(tmp_path).load(make_agent())
         path.write_bytes(contents)
-    older = make_agent(20)
-    run = RunFolder(tmp_path)
-    run.load(older)
-    run.save(older, 25, state(25))
-    (tmp_path / "checkpoints" / "000000020" / "state.json").write_text("{")  # an older one does not matter
-    assert RunFolder(tmp_path).load(make_agent())["counters"]["step"] == 25
     segment.unlink()
     with pytest.raises(CheckpointError, match=f"{segment.name} is damaged .*No such file"):
         RunFolder(tmp_path).load(make_agent())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda values: values.pop("version"), "it lacks 'version'"),
+        (lambda values: values.pop("replay"), "it lacks 'replay'"),
+        (lambda values: values["replay"].pop("counters"), "it lacks 'counters'"),
+        (lambda values: values.pop("files"), "it lacks 'files'"),
+        (lambda values: values.pop("state"), "it lacks 'state'"),
+        (lambda values: values["replay"]["segments"][0].pop("digest"), "digest"),
+        (lambda values: values["replay"].update(segments=[1]), "int"),
+    ],
+)
+def test_a_description_without_its_parts_is_damaged(tmp_path, change, words):
+    agent, run = make_agent(20), RunFolder(tmp_path)
+    run.save(agent, 20, state(20))
+    path = latest(tmp_path) / "state.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=rf"state.json is damaged \(.*{words}.*move the newest folder"):
+        RunFolder(tmp_path).load(make_agent())
+    push(agent, 60)
+    run.save(agent, 80, state(80))  # needs none of the older one's segments
+    assert RunFolder(tmp_path).load(make_agent())["counters"]["step"] == 80
+    assert path.exists() and len(list((tmp_path / "replay").iterdir())) == 1
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):
