@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from sacfast.agent import SACAgent
 from sacfast.checkpoint import read_meta
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
-from sacfast.run_folder import policy_file
+from sacfast.run_folder import policy_file, write_json
 
 # What may differ when a run is resumed: nothing here changes what is learned from the steps already taken.
 RESUMABLE_FIELDS = frozenset(
@@ -31,19 +33,25 @@ RESUMABLE_FIELDS = frozenset(
         "resume",
     }
 )
-GIVEN = "given"  # the key in config.json that is no setting: `given_environments`
+_GIVEN = "given"  # the key in config.json that is no setting: `given_environments`
+
+
+def write_config(run: str | os.PathLike, config: TrainConfig, given: Sequence[str] = ()) -> None:
+    """What `read_config` and `given_environments` read of a run. Raises SACError where the disk refuses."""
+    values = dataclasses.replace(config, resume=None).to_dict()
+    write_json(Path(run) / "config.json", values | ({_GIVEN: list(given)} if given else {}))
 
 
 def given_environments(run: str | os.PathLike) -> tuple[str, ...]:
     """Which of train's arguments "env" and "eval_env" the run was made with. Raises SACError as read_config does."""
-    return tuple(_values(run).get(GIVEN, ()))
+    return tuple(_values(run).get(_GIVEN, ()))
 
 
 def read_config(run: str | os.PathLike) -> TrainConfig:
     """The settings of a run folder. Raises SACError for another folder."""
     run = Path(run)
     values = _values(run)
-    values.pop(GIVEN, None)
+    values.pop(_GIVEN, None)
     try:
         return TrainConfig.from_dict(values)
     except SACError as error:

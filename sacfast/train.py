@@ -30,8 +30,8 @@ from sacfast.engines import Engine
 from sacfast.envs import env_name, flattened, normalising_wrappers, same_environment
 from sacfast.errors import SACError, raised
 from sacfast.pilot import DivergedError
-from sacfast.run_folder import RunFolder, complete, resume_command, write_json
-from sacfast.runs import GIVEN, check_resume, given_environments, is_finished, read_config
+from sacfast.run_folder import RunFolder, complete, resume_command
+from sacfast.runs import check_resume, given_environments, is_finished, read_config, write_config
 from sacfast.sources import AnyEnv, EnvSource, check_alike, environments
 from sacfast.trainer import Trainer, TrainingInterrupted
 from sacfast.vector import close_env
@@ -171,8 +171,7 @@ def _make_trainer(
         )
         trainer = Trainer(config, agent, env, eval_env, folder, resumed, given)
         # Once nothing is refused any more: a resumed run would keep settings that it never had.
-        settings = dataclasses.replace(config, resume=None).to_dict()
-        write_json(folder.path / "config.json", settings | ({GIVEN: list(given)} if given else {}))
+        write_config(folder.path, config, given)
     except BaseException:
         if made:  # Weights & Biases refused, say: it would stay behind as a run without settings
             lock.close()

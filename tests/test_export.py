@@ -19,7 +19,7 @@ from sacfast.errors import CheckpointError, SACError
 from sacfast.export import FORMATS, DeterministicPolicy
 from sacfast.export.__main__ import main
 from sacfast.networks import ActorNetwork
-from sacfast.run_folder import write_json
+from sacfast.runs import write_config
 
 module = importlib.import_module("sacfast.export")  # the package's attribute of this name is the function
 README = Path(__file__).parent.parent / "README.md"
@@ -232,7 +232,7 @@ def run(tmp_path):
     agent = SACAgent.from_env(
         gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **config.sac.agent_kwargs()
     )
-    write_json(tmp_path / "config.json", config.to_dict())
+    write_config(tmp_path, config)
     agent.save(tmp_path / "best.safetensors", replay_buffer=False, extra={"step": 1234})
     return tmp_path
 
