@@ -51,7 +51,7 @@ class Judge:
     ) -> None:
         self.config, self.agent, self.env = config, agent, env
         self.pilot, self.stop, self.at = pilot, stop, at
-        self._best = folder.path / "best.safetensors"
+        self._best = folder.best
 
     def score(self, seed: int = SELECTION_SEED, policy: Policy | None = None) -> Evaluation:
         """Of the agent acting by its mean, or of another policy."""

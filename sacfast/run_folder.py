@@ -83,6 +83,10 @@ class RunFolder:
         self._named: dict[str, list[Segment]] = {}  # the replay segments of every checkpoint in the folder
 
     @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -297,7 +301,7 @@ def policy_file(run: Path, which: str) -> Path:
     none.
     """
     check_choice("checkpoint", which, ("best", "last"))
-    best = run / "best.safetensors"  # stays when the checkpoints of a finished run are deleted
+    best = RunFolder(run).best  # stays when the checkpoints of a finished run are deleted
     if which == "best" and best.exists():
         return best
     last = latest(run) / "agent.safetensors"
