@@ -61,9 +61,6 @@ def read(
         _check_meta(path, meta, state, config, bounds)
     live = dict(state.named_tensors()) | _statistics(state)
     wanted = {name: tuple(tensor.shape) for name, tensor in live.items()}
-    replay = meta.get("replay")
-    if replay and replay["size"]:
-        wanted |= _replay_shapes(replay["size"], _segment(tensors), state)
     _check_shapes(path, tensors, wanted)
     return tensors, meta
 
@@ -104,19 +101,6 @@ def _statistics(state: SACState) -> dict[str, Tensor]:
 
 def _segment(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix("replay."): t for n, t in tensors.items() if n.startswith("replay.")}
-
-
-def _replay_shapes(size: int, segment: dict[str, Tensor], state: SACState) -> dict[str, tuple[int, ...]]:
-    """What the tensors of a replay segment must look like."""
-    side = segment.get("side", torch.empty(0, device="cpu"))
-    shapes = {
-        "obs": (size, state.obs_dim),
-        "action": (size, state.action_dim),
-        "reward": (size,),
-        "link": (size,),
-        "side": (len(side), state.obs_dim),
-    }
-    return {f"replay.{name}": shape for name, shape in shapes.items()}
 
 
 def _check_meta(

@@ -135,19 +135,23 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["obs", "action", "reward", "link", "side"])
-@pytest.mark.parametrize("damage", ["missing", "shape"])
+@pytest.mark.parametrize("damage", ["missing", "narrow", "flat"])
 def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
     source = make_agent()
     source.save(tmp_path / "a")
     tensors, meta = checkpoint.read(tmp_path / "a")
+    words = f"damaged: {name}"
     if damage == "missing":
         del tensors[f"replay.{name}"]
-    else:
+    elif damage == "narrow":  # or short
         tensors[f"replay.{name}"] = tensors[f"replay.{name}"][..., :2]
+        words = {"reward": "in 2", "link": "in 2 transitions"}.get(name, name)
+    else:
+        tensors[f"replay.{name}"] = tensors[f"replay.{name}"].sum()
     checkpoint.write(tmp_path / "a", tensors, meta)
     agent = make_agent(seed=7)
     before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match=f"replay.{name}"):
+    with pytest.raises(CheckpointError, match=rf"a cannot be loaded: .*\b({words})\b"):
         agent.load(tmp_path / "a")
     assert same_state(agent, before)
 

@@ -111,12 +111,13 @@ def test_restore_refuses_segments_that_hold_less_or_something_else_and_changes_n
     source, other = ReplayBuffer(10, obs_dtype="bfloat16"), ReplayBuffer(10, obs_dtype="float16")
     for i in range(6):
         source.push(*transition(i))
+    before_the_last = source.segment()
     source.push(np.full(3, 1e6), np.zeros(2), 6, np.zeros(3), False)
     other.push(*transition(1))
     wrong = ReplayBuffer(10)
     wrong.push(*transition(1, obs_dim=4))
     for segments, message in (
-        ([source.segment(3)], "hold 4 of the 7 transitions"),
+        ([before_the_last], "hold 6 of the 7 transitions"),
         ([source.segment()], "obs holds 999424, which float16 cannot"),
         ([wrong.segment()], "obs has shape"),
     ):

@@ -16,7 +16,7 @@ from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, random_key, replay_batch
 from sacfast.ops.launch import find_device
-from sacfast.replay.ring import OBS_TYPES, Ring, Rows, next_rows, segment_rows
+from sacfast.replay.ring import OBS_TYPES, Ring, Rows, segment_rows
 from sacfast.replay.transition import TransitionWriter
 from sacfast.requirements import fits_float32, is_whole, require_choice
 
@@ -380,18 +380,17 @@ class ReplayBuffer:
 
         The buffer goes on as the saved one would have, if need be in its own capacity (a smaller one keeps the newest
         transitions, a larger one all) and obs_dtype. Raises SACError, with nothing changed, for segments that hold
-        less than the counters say, and values or dimensions that this buffer cannot hold.
+        less than the counters say or are damaged, and values or dimensions that this buffer cannot hold.
         """
         size, position = int(counters["size"]), int(counters["position"])
         kept = min(size, self.capacity)
         segments = [segment for segment in segments if segment]
-        surplus = sum(len(segment["reward"]) for segment in segments) - kept
+        # Every complaint comes before the first change.
+        surplus = sum(len(self._rows_of(segment)) for segment in segments) - kept
         if surplus < 0:
             raise SACError(
                 f"the replay segments hold {surplus + kept} of the {size} transitions that were saved"
             )
-        for segment in segments:  # every complaint comes before the first change
-            self._rows_of(segment)
         ring = self._ring
         if ring is None and segments:
             ring = self._allocate(segments[0]["obs"].shape[1], segments[0]["action"].shape[1])
@@ -407,8 +406,6 @@ class ReplayBuffer:
 
     def _rows_of(self, segment: dict[str, Tensor]) -> Rows:
         """The transitions of one of `restore`'s segments, oldest first, in the type they are to be stored in."""
-        if (next_rows(segment["link"]) >= len(segment["obs"]) + len(segment["side"])).any():
-            raise SACError("the replay segment is damaged: a transition's next observation lies outside it")
         rows = segment_rows(segment)
         columns = [as_float32(name, getattr(rows, name)) for name in FIELDS]
         self._check_shapes(columns)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sacfast.config import OBS_DTYPES
+from sacfast.errors import SACError
 from sacfast.ops import replay_insert_
 from sacfast.ops.put import can_put, put
 
@@ -364,10 +365,17 @@ def next_rows(link: Tensor) -> Tensor:
 
 
 def segment_rows(segment: dict[str, Tensor]) -> Rows:
-    """The transitions of `Ring.segment`, each with its next_obs, as tensors."""
-    link = segment["link"]
-    next_obs = torch.cat([segment["obs"], segment["side"]])[next_rows(link).long()]
-    return Rows(segment["obs"], segment["action"], segment["reward"], next_obs, link < 0)
+    """The transitions of `Ring.segment`, each with its next_obs, as tensors. Raises SACError for what is no segment."""
+    for name, dimensions in {"obs": 2, "action": 2, "reward": 1, "link": 1, "side": 2}.items():
+        if name not in segment or segment[name].ndim != dimensions:
+            raise SACError(f"the replay segment is damaged: {name} is missing or of another shape")
+    obs, side, link = segment["obs"], segment["side"], segment["link"]
+    if side.shape[1] != obs.shape[1]:
+        raise SACError("the replay segment is damaged: obs and side have rows of different lengths")
+    target = next_rows(link).long()
+    if (target >= len(obs) + len(side)).any():
+        raise SACError("the replay segment is damaged: a transition's next observation lies outside it")
+    return Rows(obs, segment["action"], segment["reward"], torch.cat([obs, side])[target], link < 0)
 
 
 def _records(rows: Rows, target: np.ndarray, obs_words: int, words: int) -> np.ndarray:
