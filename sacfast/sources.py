@@ -39,8 +39,9 @@ def environments(
 
     if source is None:
         training = own(make_vector_env(config.env, config.num_envs, config.vector, **config.make_kwargs))
-        again = make_env(config.env, **config.make_kwargs) if eval_source is None else None
-        return config.env, training, given(eval_source) if again is None else own(again)
+        if eval_source is not None:
+            return config.env, training, given(eval_source)
+        return config.env, training, own(make_env(config.env, **config.make_kwargs))
     made: Any = source
     first = training = given(source)
     ours = bool(owned)
