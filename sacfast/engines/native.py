@@ -139,11 +139,9 @@ class NativeEngine(Engine):
 
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
         self._check_device(state)
+        check_inputs(state, batch, noise)
         if noise is not None:
-            check_inputs(state, batch, noise)
             noise = Noise(noise.next_action.contiguous(), noise.action.contiguous())
-        else:
-            check_inputs(state, batch)
         fields = [_unit_stride(getattr(batch, name)) for name in FIELDS]
         return self._run(state, transitions_of(*fields), len(batch.reward), 1, noise, fields)
 
