@@ -118,8 +118,6 @@ class Collector:
 
     def random_action(self) -> Array:
         """Uniform over the action space [N, A]; from the environment's own space, seeded with its episode."""
-        if self.num_envs == 1 and self._spaces:
-            return self._spaces[0].sample()[None]
         if not self._tensors:
             return np.stack([space.sample() for space in self._spaces])
         shape = (self.num_envs, self.bounds.dim)
