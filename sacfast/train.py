@@ -392,7 +392,7 @@ def _spaced(seeds: Iterable[int]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     try:
-        complete = _train_each(_parse_each(arguments))
+        all_made = _train_each(_parse_each(arguments))
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -401,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "interrupted", file=sys.stderr)
         return 130
-    return 0 if complete else 2
+    return 0 if all_made else 2
 
 
 if __name__ == "__main__":
