@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 PREBUILT = toolchain.PACKAGE / "_native"
+NOT_LOADED = "not loaded yet"  # the reason until there is another
 
 
 class _Process:
@@ -65,7 +66,7 @@ class _Process:
         self.lock = threading.RLock()
         self.attempted = False
         self.found: tuple[Path, Record] | None = None
-        self.reason = "not loaded yet"
+        self.reason = NOT_LOADED
         self.cuda_runs: bool | None = None  # None until somebody asks
         self.engine: ctypes.CDLL | None = None
         self.callbacks: list[Callable[[], None]] = []

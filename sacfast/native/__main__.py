@@ -24,7 +24,7 @@ def print_status() -> None:
         state = "loaded"
     elif now.compiler.startswith("none"):
         state = f"unavailable ({now.compiler.removeprefix('none: ')})"
-    elif now.reason == "not loaded yet":
+    elif now.reason == native.NOT_LOADED:
         state = "not built yet; the first native call builds it, or `python -m sacfast.native build`"
     else:
         state = f"unavailable ({now.reason})"
