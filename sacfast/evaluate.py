@@ -352,8 +352,8 @@ def _environment_of(config: EvaluateConfig, trained: TrainConfig) -> gymnasium.E
         which = f"{str(config.run)!r}" if config.checkpoint == "best" else f"{str(config.run)!r}, 'last'"
         raise SACError(
             f"{config.run} was trained or scored in an environment given in Python, which only your program can make "
-            f"({str(error).rstrip('.')}); score it there: from sacfast.evaluate import evaluate, load_agent; "
-            f"evaluate(load_agent({which})[0], env)"
+            f"({str(error).rstrip('.')}); score it there: from sacfast.evaluate import evaluate; from sacfast.runs "
+            f"import load_agent; evaluate(load_agent({which})[0], env)"
         ) from error
     if given:
         print(

@@ -309,7 +309,8 @@ def test_a_run_of_an_environment_of_ones_own_is_scored_in_python(run, capsys):
     assert "takes its place" not in error and error.count("\n") == 1
     assert "'MyRobot' is not registered" in error
     remedy = f"evaluate(load_agent({str(run)!r})[0], env)"
-    assert error.endswith(f"score it there: from sacfast.evaluate import evaluate, load_agent; {remedy}\n")
+    imports = "from sacfast.evaluate import evaluate; from sacfast.runs import load_agent"
+    assert error.endswith(f"score it there: {imports}; {remedy}\n")
     assert eval(
         remedy, {"evaluate": evaluate, "load_agent": load_agent, "env": gymnasium.make("Pendulum-v1")}
     )
