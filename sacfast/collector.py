@@ -46,7 +46,7 @@ from sacfast.vector import (
 Array = Any  # np.ndarray or Tensor, the same throughout one run
 
 
-class Rows(NamedTuple):
+class Transitions(NamedTuple):
     """The transitions of one vector step, in the order of push_batch: obs, next_obs [n, O], action [n, A] in the
     environment's units, reward, terminated [n]; arrays or tensors as the environments return them.
     """
@@ -124,7 +124,7 @@ class Collector:
         unit = torch.empty(shape, dtype=torch.float32, device=self.obs.device)
         return self.bounds.to_env(unit.uniform_(-1, 1, generator=self._generator))
 
-    def step(self, action: Array, at: int = 0) -> tuple[Rows, list[Episode]]:
+    def step(self, action: Array, at: int = 0) -> tuple[Transitions, list[Episode]]:
         """Act [N, A] in the environment's units. Returns the transitions, none of them a reset, and the episodes
         that ended. `at` is the number of environment steps before this one, for messages. Of tensors the action is
         checked too, together with what came of it: raises ActionNotFinite.
@@ -150,7 +150,7 @@ class Collector:
         any_done, next_obs = self._look(following, reward, done, at + 1, action), following
         if any_done and self.mode is AutoresetMode.SAME_STEP:
             next_obs = self._final_obs(following, done, info, at + 1)
-        rows = Rows(obs, action, reward, next_obs, terminated)
+        rows = Transitions(obs, action, reward, next_obs, terminated)
         self._returns += reward
         self._lengths += 1
         if self._any_resetting:
@@ -158,7 +158,7 @@ class Collector:
             self._lengths[resetting] = 0
             kept = (~resetting).nonzero()
             kept = kept.flatten() if self._tensors else kept[0]
-            rows = Rows(*(column[kept] for column in rows))
+            rows = Transitions(*(column[kept] for column in rows))
         self.obs = following
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting, self._any_resetting = done, any_done
