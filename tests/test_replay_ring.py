@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sacfast import ReplayBuffer, native
 from sacfast.ops import random_key, replay_sample_reference
-from sacfast.replay import OBS_TYPES, ring
+from sacfast.ops.replay_batch import OBS_TYPES
+from sacfast.replay import ring
 from sacfast.replay.ring import segment_rows
 
 OBS_DIM, ACTION_DIM = 3, 2

@@ -36,7 +36,8 @@ from sacfast.engines.structs import (
 )
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
-from sacfast.replay import FIELDS, OBS_TYPES, Batch, ReplayBuffer
+from sacfast.ops.replay_batch import OBS_TYPES
+from sacfast.replay import FIELDS, Batch, ReplayBuffer
 from sacfast.state import BETA1, BETA2, EPSILON, SACState
 
 PHASES = (

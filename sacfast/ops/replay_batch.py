@@ -4,16 +4,18 @@ import torch
 from torch import Tensor
 
 from sacfast import native
+from sacfast.config import OBS_DTYPES
 from sacfast.errors import SACError
 from sacfast.ops.checks import check_one_device, refusal
 from sacfast.ops.philox import Key, as_key
 from sacfast.ops.replay_sample import replay_sample, replay_sample_reference
 
-OBS_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+OBS_TYPES = {name: getattr(torch, name) for name in OBS_DTYPES}  # in the order of csrc/transitions.h
 
 
 def _check(obs: Tensor, action: Tensor, reward: Tensor, link: Tensor, side: Tensor) -> None:
-    types = {"obs": OBS_TYPES, "action": OBS_TYPES[:1], "reward": OBS_TYPES[:1], "link": (torch.int32,)}
+    float32 = (torch.float32,)
+    types = {"obs": tuple(OBS_TYPES.values()), "action": float32, "reward": float32, "link": (torch.int32,)}
     for tensor, (name, expected) in zip((obs, action, reward, link), types.items(), strict=True):
         if tensor.dtype not in expected or tensor.device != obs.device:
             raise SACError(

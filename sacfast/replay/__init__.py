@@ -1,6 +1,5 @@
 """The replay memory: `buffer` is what a user sees and checks what is pushed, `ring` is how it lies in memory."""
 
 from sacfast.replay.buffer import FIELDS, Batch, ReplayBuffer, as_float32
-from sacfast.replay.ring import OBS_TYPES
 
-__all__ = ["FIELDS", "OBS_TYPES", "Batch", "ReplayBuffer", "as_float32"]
+__all__ = ["FIELDS", "Batch", "ReplayBuffer", "as_float32"]

@@ -16,7 +16,8 @@ from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, random_key, replay_batch
 from sacfast.ops.launch import find_device
-from sacfast.replay.ring import OBS_TYPES, Ring, Rows, segment_rows
+from sacfast.ops.replay_batch import OBS_TYPES
+from sacfast.replay.ring import Ring, Rows, segment_rows
 from sacfast.replay.transition import TransitionWriter
 from sacfast.requirements import fits_float32, is_whole, require_choice
 

@@ -22,12 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacfast.config import OBS_DTYPES
 from sacfast.errors import SACError
 from sacfast.ops import replay_insert_
 from sacfast.ops.put import can_put, put
 
-OBS_TYPES = {name: getattr(torch, name) for name in OBS_DTYPES}  # in the order of csrc/transitions.h
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 LINE_WORDS = 16
 LEAST_SLOTS = 1024
