@@ -240,20 +240,25 @@ class Builder:
         return missing, [], self.compile(work, target / "build.log", [])
 
     def compile(
-        self, work: Path, log: Path, archs: Sequence[str], goal: str = LIBRARY
+        self, work: Path, log: Path, archs: Sequence[str], goal: str = LIBRARY, *, torch: bool = True
     ) -> tuple[list[str], list[str]]:
-        """Make `goal` (the library, or "objects") in `work`. Returns flags and paths. Raises BuildError."""
+        """Make `goal` (the library, or "objects") in `work`. Returns flags and paths. Raises BuildError.
+
+        torch: with the units that include its headers, and linked with its libraries.
+        """
         compiler = toolchain.find_compiler()
         nvcc = toolchain.checked_nvcc(archs) if archs else None
         machine = toolchain.machine_flags(compiler)
+        openmp = ["-fopenmp"] if "-fopenmp" in machine else []
         flags = toolchain.flags(cuda=bool(archs))
         paths = self._present_paths(compiler)
-        commands = {"cxx": [*compiler, *flags, *toolchain.include_flags(self.root)], "link": compiler}
+        include = toolchain.include_flags(self.root, torch=torch)
+        commands = {"cxx": [*compiler, *flags, *include], "link": compiler}
         if nvcc:
             host = next(word for word in compiler if Path(word).name not in ("ccache", "sccache"))
             commands["nvcc"] = [nvcc, *toolchain.cuda_flags(archs), f"-ccbin={host}", "-I", str(self.root)]
-        linked = toolchain.link_flags(openmp="-fopenmp" in machine, nvcc=nvcc)
-        units = toolchain.sources(self.root, cuda=bool(archs), paths=paths)
+        linked = toolchain.link_flags(openmp=bool(openmp), nvcc=nvcc) if torch else ["-shared", *openmp]
+        units = toolchain.sources(self.root, cuda=bool(archs), paths=paths, torch=torch)
         own_flags = {unit: unit_flags(unit, paths, machine) for unit in units if unit.suffix != ".cu"}
         (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
         self._run(_ninja_command(work, goal, verbose=self.verbose), log)
@@ -264,17 +269,8 @@ class Builder:
 
         paths: every one that this CPU runs, AMX emulated where it is absent, unless they are given.
         """
-        compiler = toolchain.find_compiler()
-        machine = toolchain.machine_flags(compiler)
-        chosen = Builder(self.root, None, [], list(toolchain.testable_paths() if paths is None else paths))
-        compiled = chosen._present_paths(compiler)
-        units = toolchain.sources(self.root, paths=compiled, torch=False)
-        include = toolchain.include_flags(self.root, torch=False)
-        commands = {"cxx": [*compiler, *toolchain.flags(), *include], "link": compiler}
-        own_flags = {unit: unit_flags(unit, compiled, machine) for unit in units}
-        linked = ["-shared", "-fopenmp"] if "-fopenmp" in machine else ["-shared"]
-        (directory / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
-        self._run(_ninja_command(directory, LIBRARY, verbose=self.verbose), directory / "build.log")
+        chosen = replace(self, paths=list(toolchain.testable_paths() if paths is None else paths))
+        chosen.compile(directory, directory / "build.log", [], torch=False)
         return directory / LIBRARY
 
     def _present_paths(self, compiler: Sequence[str]) -> list[str]:
