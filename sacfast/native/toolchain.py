@@ -188,7 +188,7 @@ def cpu_path() -> str:
 def cpu_paths() -> list[str]:
     """The arithmetic paths that this CPU has the instructions of, fastest first."""
     features = set(cpu_features())
-    return [path for path, needed in PATH_FEATURES.items() if needed <= features]
+    return [path for path, needed in PATH_FEATURES.items() if features.issuperset(needed)]
 
 
 def wanted_paths() -> list[str]:
@@ -209,7 +209,7 @@ def testable_paths() -> list[str]:
 
 def every_path() -> list[str]:
     """What a build for other machines of this architecture compiles, to choose from at run time."""
-    return list(PATH_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+    return list(PATH_FEATURES) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
 
 
 def gpu_architectures() -> list[str]:
@@ -282,20 +282,14 @@ def flags(*, cuda: bool = False) -> list[str]:
     return [*chosen, "-DSACFAST_WITH_CUDA"] if cuda else chosen
 
 
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512")
-PATH_FLAGS: dict[str, tuple[str, ...]] = {  # fastest first
-    "amx": (*AVX512, "-mamx-tile", "-mamx-bf16"),
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+PATH_FEATURES: dict[str, tuple[str, ...]] = {  # as cpu_features names them; fastest first
+    "amx": (*AVX512, "amx_tile", "amx_bf16"),
     "avx512": AVX512,
-    "avx2": ("-mavx2", "-mfma"),
+    "avx2": ("avx2", "fma"),
     "portable": (),
 }
 EMULATED_AMX = "amx-emulated"  # the same unit; its tile instructions are computed in plain C++
-PATH_FEATURES = {
-    "amx": {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
-    "avx2": {"avx2", "fma"},
-    "portable": set(),
-}
 
 
 def path_flags(path: str) -> list[str]:
@@ -303,9 +297,11 @@ def path_flags(path: str) -> list[str]:
 
     Contraction of a * b + c changes what is rounded, never how well: it is what the path is for.
     """
-    if path == EMULATED_AMX:
-        return ["-ffp-contract=fast", *AVX512, "-DSACFAST_EMULATE_AMX"]
-    return ["-ffp-contract=fast", *PATH_FLAGS[path]]
+    features = AVX512 if path == EMULATED_AMX else PATH_FEATURES[path]
+    chosen = ["-ffp-contract=fast", *(f"-m{feature.replace('_', '-')}" for feature in features)]
+    if "avx512f" in features:
+        chosen.append("-mprefer-vector-width=512")
+    return [*chosen, "-DSACFAST_EMULATE_AMX"] if path == EMULATED_AMX else chosen
 
 
 def path_definitions(paths: Sequence[str]) -> list[str]:

@@ -55,7 +55,7 @@ def test_path_that_this_cpu_lacks(cpu, fresh, wanted, capfd):
 def engine_sources(tiny):
     """Units for every path that say how they were compiled."""
     (tiny / "cpu").mkdir()
-    for path in toolchain.PATH_FLAGS:
+    for path in toolchain.PATH_FEATURES:
         (tiny / "cpu" / f"arithmetic_{path}.cpp").write_text(f'extern "C" int {path}() {{ return 1; }}\n')
     (tiny / "cpu" / "arithmetic.cpp").write_text('extern "C" int arithmetic() { return 1; }\n')
     (tiny / "engine.cpp").write_text('extern "C" int engine() { return 1; }\n')
