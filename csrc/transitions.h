@@ -7,7 +7,7 @@
 
 namespace sacfast {
 
-enum ObsType : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };  // as in sacfast/replay/ring.py
+enum ObsType : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };  // as in sacfast/ops/replay_batch.py
 
 // Rows of transitions, each field `stride` of its elements from one row to the next.
 //
