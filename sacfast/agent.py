@@ -24,10 +24,8 @@ from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops.launch import find_device
 from sacfast.replay import ReplayBuffer
-from sacfast.requirements import is_whole
+from sacfast.requirements import is_whole, known_fields
 from sacfast.state import SACState
-
-BATCH_SIZE = SACConfig.batch_size
 
 # torch's generator and its default dtype are the process's: agents are made in turn.
 _drawing = threading.Lock()
@@ -46,31 +44,22 @@ def _float32() -> Iterator[None]:
 class SACAgent:
     """Soft Actor-Critic (arXiv:1812.05905) for observations [O] and actions [A].
 
-    The first ten arguments are the notebook's, and so are the defaults of the others, as far as it has them: the
-    networks of such an agent see observations as they are. `from_env` has the defaults of SACConfig, which learn best.
-
-    `alpha` counts only with automatic_entropy_tuning=False; otherwise the temperature starts at `initial_alpha` and is
-    learned. `hidden_dim` is the width of both hidden layers, or 1 to 4 widths, one per hidden layer.
+    The first ten arguments are the notebook's. `settings` are the other fields of SACConfig, which describes them all,
+    and where they are not given they are as in SACConfig.notebook(): the networks of such an agent see observations as
+    they are. `from_env` has the defaults of SACConfig, which learn best.
 
     engine          "auto", "reference" or "native" (sacfast.engines.make_engine); `use_engine` changes it later
     threads         of the native engine; None or 0: one per physical core. PyTorch's are torch.set_num_threads
     seed            of weights, exploration, batches and noise; None takes them from torch's global generator
     action_low, action_high    bounds [A] of the environment's actions: select_action returns, and
                     replay_buffer takes, actions in these units; without them, actions in [-1, 1]
-    critic_lr, alpha_lr    learning rates of the critics and of the temperature; None means lr
-    target_entropy  in nats; None means A times target_entropy_per_dim
-    initialization  of the networks' weights: "orthogonal", or "pytorch" for nn.Linear's own
-    actor_update_period    updates per update of the actor and the temperature
-    precision       "float32", or where the native engine has them "bf16x3" (CPU), "tf32" (CUDA) or "bf16"
-    obs_dtype       how the replay buffer stores observations: "float32", "float16" or "bfloat16"
     storage         where the replay buffer lies: "device", or "host", pinned for a GPU
-    normalize_obs   let the networks see normalised observations; the statistics (`normalizer`) follow what is pushed
-                    into replay_buffer, which holds raw ones. Saved with the policy; select_action applies them
-    obs_epsilon     they are divided by sqrt(variance + obs_epsilon)
-    reward_scale    factor on rewards for learning; replay_buffer takes and gives unscaled ones
 
-    Raises SACError for an argument out of range, naming it, and NativeUnavailable where native code cannot run, for
-    engine="native" or a precision other than float32.
+    `config` holds the settings, with target_entropy as a number. The replay buffer has observations and rewards as they
+    are; with normalize_obs the statistics (`normalizer`) follow what is pushed into it, and are saved with the policy.
+
+    Raises SACError for an argument out of range, naming it, or one that neither this class nor SACConfig has, and
+    NativeUnavailable where native code cannot run, for engine="native" or a precision other than float32.
     """
 
     def __init__(
@@ -91,67 +80,42 @@ class SACAgent:
         seed: int | None = None,
         action_low: np.ndarray | None = None,
         action_high: np.ndarray | None = None,
-        critic_lr: float | None = None,
-        alpha_lr: float | None = None,
-        initial_alpha: float = 1.0,
-        target_entropy: float | None = None,
-        target_entropy_per_dim: float = -1.0,
-        log_std_min: float = -20.0,
-        log_std_max: float = 2.0,
-        log_std_bound: str = "clamp",
-        initialization: str = "orthogonal",
-        actor_update_period: int = 1,
-        precision: str = "float32",
-        obs_dtype: str = "float32",
         storage: str = "device",
-        normalize_obs: bool = False,
-        obs_epsilon: float = 1e-8,
-        reward_scale: float = 1.0,
+        **settings: Any,
     ):
         self.state_dim, self.action_dim = (
             _dimension("state_dim", state_dim),
             _dimension("action_dim", action_dim),
         )
-        self.config = SACConfig(
+        known_fields(SACConfig, settings)
+        config = replace(
+            SACConfig.notebook(),
             hidden_dim=hidden_widths(hidden_dim),
             lr=lr,
-            critic_lr=critic_lr,
-            alpha_lr=alpha_lr,
             gamma=gamma,
             tau=tau,
             alpha=alpha,
             automatic_entropy_tuning=automatic_entropy_tuning,
-            initial_alpha=initial_alpha,
-            target_entropy=target_entropy,
-            target_entropy_per_dim=target_entropy_per_dim,
             buffer_capacity=buffer_capacity,
-            log_std_min=log_std_min,
-            log_std_max=log_std_max,
-            log_std_bound=log_std_bound,
-            initialization=initialization,
-            actor_update_period=actor_update_period,
-            precision=precision,
-            obs_dtype=obs_dtype,
-            normalize_obs=normalize_obs,
-            obs_epsilon=obs_epsilon,
-            reward_scale=reward_scale,
+            **settings,
         )
-        if target_entropy is None:
-            self.config = replace(self.config, target_entropy=self.action_dim * target_entropy_per_dim)
+        if config.target_entropy is None:
+            config = replace(config, target_entropy=self.action_dim * config.target_entropy_per_dim)
+        self.config = config
         self.device = find_device(device)
-        self.engine = make_engine(engine, self.config, threads=threads, device=self.device)
+        self.engine = make_engine(engine, config, threads=threads, device=self.device)
         self.state = self._new_state(seed)
         self.replay_buffer = ReplayBuffer(
-            buffer_capacity,
+            config.buffer_capacity,
             obs_dim=self.state_dim,
             action_dim=self.action_dim,
             device=self.device,
             seed=self.state.seed,
             action_low=action_low,
             action_high=action_high,
-            obs_dtype=obs_dtype,
+            obs_dtype=config.obs_dtype,
             storage=storage,
-            reward_scale=self.config.reward_scale,
+            reward_scale=config.reward_scale,
             on_push=None if self.normalizer is None else self.normalizer.update,
         )
         self.bounds = self.replay_buffer.bounds or ActionBounds.unit(self.action_dim)
@@ -167,7 +131,7 @@ class SACAgent:
         """
         bounds = check_spaces(env)
         own = {"action_low": bounds.low, "action_high": bounds.high}
-        return cls(observation_size(env), bounds.dim, **(SACConfig().agent_kwargs() | own | kwargs))
+        return cls(observation_size(env), bounds.dim, **(SACConfig().to_dict() | own | kwargs))
 
     @classmethod
     def from_checkpoint(
@@ -188,7 +152,7 @@ class SACAgent:
                 f"{path} is the notebook's format, which lacks some settings; make a SACAgent and load() it"
             )
         meta = checkpoint.read_meta(path)
-        settings = SACConfig.from_dict(meta["config"]).agent_kwargs()
+        settings = SACConfig.from_dict(meta["config"]).to_dict()
         if precision is not None:
             settings["precision"] = precision
         agent = cls(
@@ -334,24 +298,27 @@ class SACAgent:
         """
         return TorchPolicy(self.state, self.bounds).act(obs, evaluate)
 
-    def update(self, batch_size: int) -> dict[str, float]:
-        """One gradient update on a batch from the replay buffer; its Metrics as numbers (waits for a GPU)."""
+    def update(self, batch_size: int | None = None) -> dict[str, float]:
+        """`train` once; its Metrics as numbers (waits for a GPU)."""
         return self.train(1, batch_size).as_dict()
 
-    def train(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Metrics:
-        """`updates` gradient updates, a fresh batch each. The last one's metrics, left on the device.
+    def train(self, updates: int = 1, batch_size: int | None = None) -> Metrics:
+        """`updates` gradient updates, each on a fresh batch from the replay buffer, of config.batch_size unless told
+        otherwise. The last one's metrics, left on the device.
 
         Until it returns no other thread may push to the replay buffer.
         """
-        return self.engine.train(self.state, self.replay_buffer, batch_size, updates)
+        size = self.config.batch_size if batch_size is None else batch_size
+        return self.engine.train(self.state, self.replay_buffer, size, updates)
 
-    def start(self, updates: int = 1, batch_size: int = BATCH_SIZE) -> Callable[[], Metrics]:
+    def start(self, updates: int = 1, batch_size: int | None = None) -> Callable[[], Metrics]:
         """Begin `train`, and return a function that ends it, to be called once; it returns what `train` would.
 
         In between an environment may be stepped, but the agent must be left alone, its replay buffer included. The
         native engine works meanwhile, with two threads or more or on CUDA; others do it all in that call.
         """
-        return self.engine.start(self.state, self.replay_buffer, batch_size, updates)
+        size = self.config.batch_size if batch_size is None else batch_size
+        return self.engine.start(self.state, self.replay_buffer, size, updates)
 
     def save(
         self, filepath: str | os.PathLike, *, replay_buffer: bool = True, extra: dict[str, Any] | None = None

@@ -219,13 +219,8 @@ class SACConfig:
         """Widths of the hidden layers, first to last."""
         return hidden_widths(self.hidden_dim)
 
-    def agent_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for SACAgent: every field except batch_size."""
-        values = self.to_dict()
-        del values["batch_size"]
-        return values
-
     def to_dict(self) -> dict[str, Any]:
+        """Every field by name: keyword arguments of SACAgent, too."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -139,7 +139,7 @@ def _make_trainer(
         engine=config.engine,
         threads=config.threads,
         seed=config.seed,
-        **config.sac.agent_kwargs(),
+        **config.sac.to_dict(),
     )
     agent.replay_buffer.allocate()  # too little memory is told before the run has a folder
     folder: RunFolder | None = None

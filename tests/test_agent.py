@@ -222,6 +222,43 @@ def test_from_env_has_the_defaults_that_learn_best():
     assert agent.config == dataclasses.replace(SACConfig(), lr=1e-2, target_entropy=entropy)
 
 
+def test_an_agent_has_every_setting_it_is_given():
+    others = {
+        "hidden_dim": (16, 8), "lr": 1e-3, "critic_lr": 2e-3, "alpha_lr": 3e-3, "gamma": 0.9, "tau": 0.1, "alpha": 0.5,
+        "automatic_entropy_tuning": False, "initial_alpha": 0.3, "target_entropy": -7.0, "target_entropy_per_dim": -0.3,
+        "buffer_capacity": 100, "batch_size": 24, "log_std_min": -5.0, "log_std_max": 1.0, "log_std_bound": "tanh",
+        "initialization": "pytorch", "actor_update_period": 3, "obs_dtype": "float16", "normalize_obs": True,
+        "obs_epsilon": 0.2, "reward_scale": 2.0,
+    }  # fmt: skip
+    assert {*others, "precision"} == {f.name for f in dataclasses.fields(SACConfig)}
+    given = SACConfig(**others)
+    assert SACAgent(5, 3, **given.to_dict(), engine="reference").config == given
+
+
+def test_what_an_agent_is_not_given_is_the_notebooks():
+    bare = SACAgent(5, 3, engine="reference")
+    assert bare.config == dataclasses.replace(SACConfig.notebook(), target_entropy=-3.0)
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(SACError, match=r"no field entropy; .*\(fields: .*batch_size.*target_entropy"):
+        SACAgent(5, 3, entropy=-3.0)
+
+
+def test_batches_have_the_agents_own_size_unless_told_another():
+    agent, told = make_agent(batch_size=24), make_agent(batch_size=48)
+    agent.train(2)
+    agent.start(2)()
+    agent.update()
+    told.train(2, 24)
+    told.start(2, 24)()
+    told.update(24)
+    assert same_state(agent, told)
+    agent.train()
+    told.train()
+    assert not same_state(agent, told)
+
+
 def test_actions_for_several_observations_at_once():
     agent = make_agent()
     obs = np.random.default_rng(0).normal(size=(6, 5))

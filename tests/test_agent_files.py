@@ -58,7 +58,9 @@ def test_any_hidden_layers_survive_saving_and_copying(tmp_path, hidden_dim):
 
 
 def test_a_checkpoint_carries_the_settings_and_leaves_the_machine_out(tmp_path):
-    agent = make_agent(actor_update_period=2, threads=1, engine="reference", hidden_dim=(16, 8))
+    agent = make_agent(
+        actor_update_period=2, threads=1, engine="reference", hidden_dim=(16, 8), batch_size=24
+    )
     agent.save(tmp_path / "a")
     meta = checkpoint.read_meta(tmp_path / "a")
     assert not {"threads", "engine", "device"} & {*meta, *meta["config"]}
@@ -154,6 +156,15 @@ def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
     with pytest.raises(CheckpointError, match=rf"a cannot be loaded: .*\b({words})\b"):
         agent.load(tmp_path / "a")
     assert same_state(agent, before)
+
+
+def test_a_file_of_other_batches_loads_and_the_agent_keeps_its_own(tmp_path):
+    """Every file once said 128, whatever the run's batches were."""
+    make_agent(batch_size=128).save(tmp_path / "a")
+    agent = make_agent(batch_size=24)
+    agent.load(tmp_path / "a")
+    assert agent.config.batch_size == 24
+    assert SACAgent.from_checkpoint(tmp_path / "a").config.batch_size == 128
 
 
 def test_observations_that_do_not_fit_change_nothing(tmp_path):

@@ -237,11 +237,6 @@ def test_unknown_fields_are_refused():
         TrainConfig.from_dict({"sac": {"momentum": 0.9}})
 
 
-def test_agent_kwargs_are_every_field_but_batch_size():
-    names = {f.name for f in dataclasses.fields(SACConfig)}
-    assert set(SACConfig().agent_kwargs()) == names - {"batch_size"}
-
-
 def test_resume_may_raise_steps_and_nothing_that_changes_learning():
     saved = TrainConfig(steps=7000)
     check_resume(saved, dataclasses.replace(saved, steps=8000, threads=1, log_every=7, resume="runs/x"))

@@ -61,7 +61,7 @@ class Sum(gymnasium.Env):
 def untrained_run(folder, env_id):
     """A run folder as training leaves it, with an untrained agent."""
     config = TrainConfig(env=env_id, sac=TINY)
-    agent = SACAgent.from_env(gymnasium.make(env_id), seed=1, engine="reference", **TINY.agent_kwargs())
+    agent = SACAgent.from_env(gymnasium.make(env_id), seed=1, engine="reference", **TINY.to_dict())
     write_json(folder / "config.json", config.to_dict())
     agent.save(folder / "best.safetensors", replay_buffer=False, extra={"step": 1234})
     return folder
@@ -82,9 +82,7 @@ def test_statistics_by_hand():
 
 
 def test_the_same_seed_gives_the_same_returns_and_another_seed_others():
-    agent = SACAgent.from_env(
-        gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **TINY.agent_kwargs()
-    )
+    agent = SACAgent.from_env(gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **TINY.to_dict())
     first, again, other = (evaluate(agent, "Pendulum-v1", 2, seed) for seed in (5, 5, 6))
     assert first == again
     assert first.returns != other.returns
@@ -182,7 +180,7 @@ def test_what_training_refuses_is_named_with_its_step(spoiled, words, vector):
 
 
 def test_the_command_line_respects_checkpoint_and_seed(run, capsys):
-    last = SACAgent.from_env(gymnasium.make("Pendulum-v1"), seed=2, engine="reference", **TINY.agent_kwargs())
+    last = SACAgent.from_env(gymnasium.make("Pendulum-v1"), seed=2, engine="reference", **TINY.to_dict())
     RunFolder(run).save(last, 7, {"counters": {"step": 7}})
     flags = ["--seed", "5", "--episodes", "1", "--no-baselines", "--json"]
     printed = {}
@@ -266,7 +264,7 @@ def test_observations_that_are_no_arrays_are_taken_as_in_training(tmp_path, kind
 
     env = Loose()
     env.observation_space = Box(-1, 1, (3,), np.float32)
-    agent = SACAgent.from_env(env, seed=1, engine="reference", **TINY.agent_kwargs())
+    agent = SACAgent.from_env(env, seed=1, engine="reference", **TINY.to_dict())
     assert evaluate(agent, env, 3) == evaluate(agent, Sum(), 3)
 
 

@@ -230,7 +230,7 @@ except sacfast.SACError as error:
 def run(tmp_path):
     config = sacfast.TrainConfig(env="Pendulum-v1", sac=sacfast.SACConfig(hidden_dim=8, batch_size=16))
     agent = SACAgent.from_env(
-        gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **config.sac.agent_kwargs()
+        gymnasium.make("Pendulum-v1"), seed=1, engine="reference", **config.sac.to_dict()
     )
     write_config(tmp_path, config)
     agent.save(tmp_path / "best.safetensors", replay_buffer=False, extra={"step": 1234})

@@ -44,7 +44,7 @@ def test_the_notebooks_settings_are_kept(notebook):
     settings = SACConfig.notebook()
     torch.manual_seed(3)
     theirs = notebook["SACAgent"](5, 3)
-    ours = SACAgent(5, 3, seed=3, **settings.agent_kwargs())
+    ours = SACAgent(5, 3, seed=3, **settings.to_dict())
     groups = [
         optimizer.param_groups[0]
         for optimizer in (theirs.actor_optimizer, theirs.critic_optimizer, theirs.alpha_optimizer)

@@ -34,9 +34,7 @@ def plain_loop(config, *, late):
     due by a step are made after the next action is chosen.
     """
     env = make_env(config.env)
-    agent = SACAgent.from_env(
-        env, seed=config.seed, engine=config.engine, threads=1, **config.sac.agent_kwargs()
-    )
+    agent = SACAgent.from_env(env, seed=config.seed, engine=config.engine, threads=1, **config.sac.to_dict())
     space, episode, obs = copy.deepcopy(env.action_space), 0, None
     for step in range(config.steps):
         if obs is None:

@@ -117,6 +117,7 @@ def test_best_is_the_best_of_the_evaluations(tmp_path):
     assert meta["best"] == pytest.approx(best["mean"])
     assert [row["step"] for row in rows] == [100, 200, 300, 400]
     agent, config, _ = load_agent(run, engine="reference")
+    assert agent.config == dataclasses.replace(config.sac, target_entropy=agent.target_entropy)
     score = evaluate(agent, config.env, config.eval_episodes, SELECTION_SEED)
     assert score.mean == pytest.approx(best["mean"])  # on other starts than the report's
 
