@@ -24,7 +24,7 @@ from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops.launch import find_device
 from sacfast.replay import ReplayBuffer
-from sacfast.requirements import is_whole, known_fields
+from sacfast.requirements import check_whole, known_fields
 from sacfast.state import SACState
 
 # torch's generator and its default dtype are the process's: agents are made in turn.
@@ -83,10 +83,8 @@ class SACAgent:
         storage: str = "device",
         **settings: Any,
     ):
-        self.state_dim, self.action_dim = (
-            _dimension("state_dim", state_dim),
-            _dimension("action_dim", action_dim),
-        )
+        self.state_dim = check_whole("state_dim", state_dim, 1)
+        self.action_dim = check_whole("action_dim", action_dim, 1)
         known_fields(SACConfig, settings)
         config = replace(
             SACConfig.notebook(),
@@ -201,11 +199,10 @@ class SACAgent:
         if seed is None:
             with _drawing:
                 return self._draw_state(int(torch.randint(2**31, (), device="cpu").item()))
-        if not is_whole(seed) or not 0 <= seed < 2**63:
-            raise SACError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}")
+        seed = check_whole("seed", seed, 0, 2**63 - 1)
         with _drawing, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
-            return self._draw_state(int(seed))
+            torch.default_generator.manual_seed(seed)
+            return self._draw_state(seed)
 
     def _draw_state(self, seed: int) -> SACState:
         config = self.config
@@ -344,9 +341,3 @@ class SACAgent:
             self.engine.settle(self.state)
         agent_file.take_over(filepath, tensors, meta, self.state, self.config, self.replay_buffer)
         return meta.get("extra", {})
-
-
-def _dimension(name: str, value: int) -> int:
-    if not is_whole(value) or value < 1:
-        raise SACError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return int(value)

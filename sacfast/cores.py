@@ -9,8 +9,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import SACError
-from .requirements import whole
+from .requirements import check_whole
 
 
 def physical_cores() -> int:
@@ -77,9 +76,7 @@ def thread_count(threads: int | None) -> int:
     Raises SACError unless it is a whole number of at least 0.
     """
     cores = _allowed_cores()
-    number = 0 if threads is None else whole(threads)
-    if number is None or number < 0:
-        raise SACError(f"threads={threads!r} must be a whole number of at least 0; 0 means one per core.")
+    number = 0 if threads is None else check_whole("threads", threads, 0, remedy="0 means one per core")
     if number > cores:
         warnings.warn(
             f"threads={number} is above the {cores} physical cores that this process may use, "

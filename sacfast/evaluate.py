@@ -33,7 +33,7 @@ from sacfast.collector import Array, Collector, of_actions
 from sacfast.config import TrainConfig
 from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
 from sacfast.errors import SACError, first_line, raised
-from sacfast.requirements import is_whole
+from sacfast.requirements import check_whole
 from sacfast.runs import given_environments, load_agent
 from sacfast.vector import EnvironmentFault, begun, is_vector, stepped
 
@@ -91,20 +91,18 @@ def evaluate(
 
     Raises SACError for an environment that SAC cannot use (`make_env`), for episodes < 1 and for seed < 0.
     """
-    for name, value, minimum in (("episodes", episodes, 1), ("seed", seed, 0)):
-        if not is_whole(value) or value < minimum:
-            raise SACError(f"{name}={value!r} must be a whole number of at least {minimum}.")
+    episodes, seed = check_whole("episodes", episodes, 1), check_whole("seed", seed, 0)
     if make_kwargs and not isinstance(env_id, str):
         raise SACError(
             f"{', '.join(make_kwargs)}: for an environment that is made by its name; this one is made already"
         )
     policy = _as_policy(agent_or_policy)
     if is_vector(env_id):
-        return _vector_rollouts(policy, env_id, episodes, int(seed))  # type: ignore[arg-type]
+        return _vector_rollouts(policy, env_id, episodes, seed)  # type: ignore[arg-type]
     returns, lengths = [], []
     with _opened(env_id, make_kwargs) as env:  # type: ignore[arg-type]
         for episode in range(episodes):
-            total, length = _rollout(policy, env, int(seed) + episode)
+            total, length = _rollout(policy, env, seed + episode)
             returns.append(total)
             lengths.append(length)
     return Evaluation.of(returns, lengths)

@@ -15,11 +15,6 @@ from .errors import SACError
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number: a Python or NumPy integer, not a bool."""
-    return whole(value) is not None
-
-
 def whole(value: Any) -> int | None:
     """`value` as a Python int where it is a whole number; NumPy integers are welcome, bools are not."""
     try:
@@ -40,15 +35,25 @@ def float32_has(values: Any) -> np.ndarray:
         return np.isfinite(np.asarray(values).astype(np.float32))
 
 
+def check_whole(
+    name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf, remedy: str = ""
+) -> int:
+    """`value` as an int in [minimum, maximum]. Raises SACError naming the value, the range and the remedy."""
+    number = whole(value)
+    if number is None or not minimum <= number <= maximum:
+        wanted = "a whole number"
+        if minimum > -math.inf:
+            wanted += f" of at least {minimum}"
+        if maximum < math.inf:
+            wanted += f" and at most {maximum}"
+        raise SACError(f"{name}={value!r} must be {wanted}{remedy and '; '}{remedy}.")
+    return number
+
+
 def require_integer(config: Any, name: str, minimum: int) -> None:
     """Store the field as a Python int of at least `minimum`."""
-    value = getattr(config, name)
-    number = whole(value)
-    if number is None or number < minimum:
-        default = next(f.default for f in dataclasses.fields(config) if f.name == name)
-        raise SACError(
-            f"{name}={value!r} must be a whole number of at least {minimum}; the default is {default}."
-        )
+    default = next(f.default for f in dataclasses.fields(config) if f.name == name)
+    number = check_whole(name, getattr(config, name), minimum, remedy=f"the default is {default}")
     object.__setattr__(config, name, number)
 
 

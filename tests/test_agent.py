@@ -329,7 +329,7 @@ def test_bad_observations(obs, message):
         ({"hidden_dim": [16, -1]}, "hidden_dim"),
         ({"hidden_dim": 16.0}, "hidden_dim"),
         ({"threads": -1}, "threads"),
-        ({"threads": 1.5}, "threads"),
+        ({"threads": 1.5}, "threads=1.5 must be .* of at least 0; 0 means one per core"),
         ({"precision": "double"}, "precision='double' must be one of float32, tf32, bf16x3, bf16"),
         ({"precision": "bf16", "engine": "reference"}, "precision='bf16' needs engine='native'"),
         ({"actor_update_period": 0}, "actor_update_period"),
@@ -347,7 +347,7 @@ def test_bad_observations(obs, message):
         ({"device": None}, "device 'None'"),
         ({"seed": -1}, "seed"),
         ({"seed": "x"}, "seed"),
-        ({"seed": 2**64}, "seed"),
+        ({"seed": 2**64}, f"seed={2**64} must be a whole number of at least 0 and at most {2**63 - 1}"),
     ],
 )
 def test_bad_arguments_are_named(change, name):

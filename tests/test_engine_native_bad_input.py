@@ -61,8 +61,10 @@ def test_other_bad_input_is_refused():
     agent = make_agent(engine="native", rows=50)
     with pytest.raises(SACError, match="51 is above the 50 transitions"):
         agent.train(1, 51)
-    with pytest.raises(SACError, match="updates must be at least 1"):
-        agent.train(0, 40)
+    for updates in (0, 1.5, "2", True):
+        for begin in (agent.train, agent.start):
+            with pytest.raises(SACError, match=f"updates={updates!r} must be a whole number of at least 1"):
+                begin(updates, 40)
     other = make_agent((6, 3, (8,), 4))
     with pytest.raises(SACError, match=r"observations \[6\]"):
         agent.engine.train(agent.state, other.replay_buffer, 4)

@@ -256,9 +256,10 @@ def test_engine_names(monkeypatch):
         make_engine("native", config)
 
 
-def test_updates_below_one():
-    with pytest.raises(SACError, match="updates must be at least 1"):
-        make_agent().train(0, 32)
+@pytest.mark.parametrize("updates", [0, 1.5, "2", True])
+def test_a_number_of_updates_that_is_none(updates):
+    with pytest.raises(SACError, match=f"updates={updates!r} must be a whole number of at least 1"):
+        make_agent().train(updates, 32)
 
 
 def test_actions_are_float32_under_autocast():

@@ -195,7 +195,7 @@ def test_bad_batch_sizes():
     with pytest.raises(SACError, match="batch_size 2 is above the 1 transitions"):
         buffer.sample(2)
     for bad in (0, -1, 1.5):
-        with pytest.raises(SACError, match="whole number"):
+        with pytest.raises(SACError, match=f"batch_size={bad} must be a whole number of at least 1"):
             buffer.sample(bad)
 
 
@@ -212,7 +212,7 @@ def test_more_memory_than_there_is():
 
 @pytest.mark.parametrize("dims", [(-1, 2), (3, 0), (2.5, 1)])
 def test_bad_dimensions(dims):
-    with pytest.raises(SACError, match="_dim must be a whole number"):
+    with pytest.raises(SACError, match="_dim=.* must be a whole number of at least 1"):
         ReplayBuffer(10, obs_dim=dims[0], action_dim=dims[1])
 
 
@@ -255,5 +255,5 @@ def test_observations_without_entries_leave_the_buffer_as_it_was():
     "bad", [{"reward_scale": 0.0}, {"reward_scale": float("nan")}, {"reward_scale": "2"}, {"seed": 1.7}]
 )
 def test_bad_scales_and_seeds(bad):
-    with pytest.raises(SACError, match=f"{next(iter(bad))} must be a"):
+    with pytest.raises(SACError, match=f"{next(iter(bad))}.* must be a"):
         ReplayBuffer(10, **bad)

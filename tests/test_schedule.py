@@ -154,7 +154,7 @@ def test_starting_is_training(engine):
         torch.testing.assert_close(finish().tensor, expected.tensor, rtol=0, atol=0)
         assert state_bytes(ours.state) == state_bytes(other.state)
         assert ours.training_steps == other.training_steps
-    with pytest.raises(SACError, match="updates must be at least 1, not 0"):
+    with pytest.raises(SACError, match="updates=0 must be a whole number of at least 1"):
         ours.start(0, 40)()
     ours.train(1, 40)  # the engine is free again
 

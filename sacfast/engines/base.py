@@ -18,6 +18,7 @@ from sacfast.envs import ActionBounds
 from sacfast.errors import SACError
 from sacfast.ops import Stream, normal
 from sacfast.replay import Batch, ReplayBuffer, as_float32
+from sacfast.requirements import check_whole
 from sacfast.state import SACState
 
 # policy(observation [O] or [n, O], evaluate) -> action [A] or [n, A], float32, in the environment's units.
@@ -122,9 +123,7 @@ class Engine(ABC):
 
         Until then no other thread may push to `buffer`.
         """
-        if updates < 1:
-            raise SACError(f"updates must be at least 1, not {updates}")
-        for _ in range(updates):
+        for _ in range(check_whole("updates", updates, 1)):
             metrics = self.update(state, buffer.sample_batch(batch_size, state.key(Stream.BATCH)))
         return metrics
 

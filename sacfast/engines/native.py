@@ -38,6 +38,7 @@ from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.ops.replay_batch import OBS_TYPES
 from sacfast.replay import FIELDS, Batch, ReplayBuffer
+from sacfast.requirements import check_whole
 from sacfast.state import BETA1, BETA2, EPSILON, SACState
 
 PHASES = (
@@ -205,8 +206,7 @@ class NativeEngine(Engine):
     ) -> tuple[abi.Transitions, Sequence[Tensor]]:
         """The replay memory that batches are drawn from, once it is known to fit, and the tensors that it is in."""
         self._check_device(state)
-        if updates < 1:
-            raise SACError(f"updates must be at least 1, not {updates}")
+        check_whole("updates", updates, 1)
         ring = buffer.ring_to_sample(batch_size)
         if buffer.device != state.device:
             raise SACError(f"the buffer is on {buffer.device}, but this agent is on {state.device}")

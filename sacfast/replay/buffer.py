@@ -19,7 +19,7 @@ from sacfast.ops.launch import find_device
 from sacfast.ops.replay_batch import OBS_TYPES
 from sacfast.replay.ring import Ring, Rows, segment_rows
 from sacfast.replay.transition import TransitionWriter
-from sacfast.requirements import fits_float32, is_whole, require_choice
+from sacfast.requirements import check_whole, fits_float32, require_choice
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated")
 MAX_CAPACITY = 2**29  # a link, 31 bits, names a row or one of up to twice as many slots beside them
@@ -76,28 +76,26 @@ class ReplayBuffer:
         reward_scale: float = 1.0,
         on_push: Callable[[np.ndarray | Tensor], None] | None = None,
     ):
-        if not is_whole(capacity) or not 1 <= capacity <= MAX_CAPACITY:
-            raise SACError(f"capacity must be a whole number from 1 to {MAX_CAPACITY}, not {capacity!r}")
-        self.capacity, self.device = int(capacity), find_device(device)
+        self.capacity, self.device = check_whole("capacity", capacity, 1, MAX_CAPACITY), find_device(device)
         self.obs_dtype, self.storage = obs_dtype, storage
         require_choice(self, "obs_dtype", OBS_DTYPES)
         require_choice(self, "storage", STORAGES)
         if not (isinstance(reward_scale, (int, float, np.number)) and 0 < reward_scale < math.inf):
             raise SACError(f"reward_scale must be a finite number above 0, not {reward_scale!r}")
-        if seed is not None and not is_whole(seed):
-            raise SACError(f"seed must be a whole number, not {seed!r}")
+        if seed is None:
+            seed = int(torch.randint(2**31, (), device="cpu").item())
+        self.seed = check_whole("seed", seed)
         self.reward_scale, self.on_push = float(reward_scale), on_push
         self.bounds = _bounds(action_low, action_high)
         if self.bounds is not None and action_dim is None:
             action_dim = self.bounds.dim
-        self.seed = int(torch.randint(2**31, (), device="cpu").item()) if seed is None else int(seed)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self._draws = 0
         self._ring: Ring | None = None
         self._writer: TransitionWriter | None = None
         for name, dim in (("obs_dim", obs_dim), ("action_dim", action_dim)):
-            if dim is not None and (not is_whole(dim) or dim < 1):
-                raise SACError(f"{name} must be a whole number of at least 1, not {dim!r}")
+            if dim is not None:
+                check_whole(name, dim, 1)
 
     def allocate(self) -> None:
         """Take the memory now, where the dimensions are known, instead of at the first push. Raises SACError without
@@ -329,8 +327,7 @@ class ReplayBuffer:
 
     def ring_to_sample(self, batch_size: int) -> Ring:
         """The memory, once a batch can be drawn from its first `size` rows; raises as `sample` does."""
-        if not is_whole(batch_size) or batch_size < 1:
-            raise SACError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        check_whole("batch_size", batch_size, 1)
         if self._ring is None or batch_size > self.size:
             raise SACError(
                 f"batch_size {batch_size} is above the {self.size} transitions in the buffer: "
