@@ -14,15 +14,19 @@ SATURATED = 0.99  # of the way to a bound
 
 
 class Stopwatch:
-    """Time by stage of the training loop: `lap` books what has passed since the lap before."""
+    """Time of the training loop, by stage: `lap` books what has passed since the lap before. `elapsed_s` is all that
+    was booked, and what was before.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, elapsed_s: float = 0.0) -> None:
+        self.elapsed_s = elapsed_s
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._last = perf_counter()
 
     def lap(self, stage: str) -> None:
         now = perf_counter()
         self._seconds[stage] += now - self._last
+        self.elapsed_s += now - self._last
         self._last = now
 
     def skip(self) -> None:

@@ -20,7 +20,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import gymnasium
@@ -100,8 +99,8 @@ class Trainer:
         self._within_step = True  # the environments' state is not that of a moment between two steps
         self._begun = False  # a resumed run is where its checkpoint is
         self._finished = False  # the last checkpoint of this part of the run is written
-        self._mark = (perf_counter(), self.at.step, agent.training_steps)
-        self._stopwatch = Stopwatch()
+        self._stopwatch = Stopwatch(self.at.elapsed_s)
+        self._mark = (self.at.elapsed_s, self.at.step, agent.training_steps)  # of the last log row
         self.learner = Learner(config, agent, self._stopwatch)
         self.pilot = Pilot(config, agent, folder.path)
         self.judge = Judge(config, agent, eval_env, self.pilot, self.stop, folder, self.at)
@@ -149,9 +148,9 @@ class Trainer:
         self._begin()
         self._begun = True
         self._stopwatch.skip()
-        self._mark = (perf_counter(), self.at.step, self.agent.training_steps)
         # An interrupt that insisted may have come between a step and its updates.
         self.learner.learn(self.at.step)
+        self._stopwatch.lap("update")
         if self._due(config.eval_every, self.at.evaluated_step):
             self._evaluate()  # the signal that ended the run's previous part cut this one short
         while self.at.step < config.steps and self.stop.signum is None:
@@ -164,11 +163,11 @@ class Trainer:
                 self._enter_phase()
             if self._due(config.log_every, before):
                 self._log()
+            self._stopwatch.lap("log")  # here, since what follows is skipped
             if self._due(config.eval_every, before):
                 self._evaluate()
             if self._due(config.checkpoint_every, before) and self.at.step < config.steps:
                 self._save_on_the_way()
-            self._stopwatch.lap("log")
 
     def _due(self, every: int, since: int) -> bool:
         """Whether a multiple of `every` lies after step `since`, up to the current one."""
@@ -220,7 +219,9 @@ class Trainer:
         self._stopwatch.lap("log")
 
     def _log(self) -> None:
-        seconds, steps, updates = self._book_time()
+        now = (self._stopwatch.elapsed_s, self.at.step, self.agent.training_steps)
+        seconds, steps, updates = (new - old for old, new in zip(self._mark, now, strict=True))
+        self._mark = now
         buffer, learner = self.agent.replay_buffer, self.learner
         row: Row = {
             "step": self.at.step,
@@ -232,20 +233,13 @@ class Trainer:
             "buffer_fill": buffer.size / buffer.capacity,
             "steps_per_s": steps / max(seconds, 1e-9),
             "updates_per_s": updates / max(seconds, 1e-9),
-            "elapsed_s": self.at.elapsed_s,
+            "elapsed_s": self._stopwatch.elapsed_s,
             **self._stopwatch.shares(),
         }
         self.at.logged_step = self.at.step
         self._returns.clear()
         learner.forget_norms()
         self.logger.progress(row, learner.metrics)
-
-    def _book_time(self) -> tuple[float, int, int]:
-        """Seconds of training, steps and updates since the last call; the seconds are part of elapsed_s from now on."""
-        (then, step, updates), now = self._mark, perf_counter()
-        self.at.elapsed_s += now - then
-        self._mark = (now, self.at.step, self.agent.training_steps)
-        return now - then, self.at.step - step, self.agent.training_steps - updates
 
     def _evaluate(self) -> None:
         """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
@@ -310,7 +304,7 @@ class Trainer:
     def _write_last(self) -> str | None:
         self.pilot.check(self.at.step)  # NaN must not replace a good checkpoint
         environments = self.collector.captured(self._within_step)
-        self._book_time()  # what a resumed run would not know of
+        self.at.elapsed_s = self._stopwatch.elapsed_s  # what a resumed run would not know of
         state = {
             "counters": dataclasses.asdict(self.at),
             "returns": list(self._returns),
@@ -346,14 +340,10 @@ class Trainer:
     @contextmanager
     def _untimed(self, phase: str) -> Iterator[None]:
         """Leave the time spent inside out of the rates."""
-        begin = perf_counter()
         self.display.phase(phase)
         try:
             yield
         finally:
-            seconds = perf_counter() - begin
-            then, step, updates = self._mark
-            self._mark = (then + seconds, step, updates)
             self._stopwatch.skip()
             self._enter_phase()
 

@@ -63,7 +63,7 @@ def test_without_the_actors_turn_there_is_no_norm_of_its_gradient():
 def test_the_stopwatch_shares_out_what_it_was_not_told_to_skip(monkeypatch):
     clock = iter([0.0, 1.0, 4.0, 104.0, 104.5, 105.0, 106.0])
     monkeypatch.setattr("sacfast.diagnostics.perf_counter", lambda: next(clock))
-    watch = Stopwatch()
+    watch = Stopwatch(elapsed_s=50.0)
     watch.lap("act")
     watch.lap("env")
     watch.skip()
@@ -74,6 +74,7 @@ def test_the_stopwatch_shares_out_what_it_was_not_told_to_skip(monkeypatch):
     }  # fmt: skip
     watch.lap("update")
     assert watch.shares()["time_update"] == 1.0
+    assert watch.elapsed_s == 50.0 + 6.0
 
 
 def test_saturation_is_the_share_near_a_bound():

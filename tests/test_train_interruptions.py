@@ -27,7 +27,7 @@ from training_runs import (
     start,
 )
 
-from sacfast import checkpoint, judge, trainer
+from sacfast import SACAgent, checkpoint, judge, trainer
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
@@ -357,7 +357,7 @@ def test_time_is_of_training_alone_and_none_is_lost_by_stopping(tmp_path, monkey
         clock.now += 10_000
         return save(*arguments)
 
-    monkeypatch.setattr(trainer, "perf_counter", clock)
+    monkeypatch.setattr("sacfast.diagnostics.perf_counter", clock)
     monkeypatch.setattr(RunFolder, "save", slow)
     config = small(tmp_path, checkpoint_every=120)
     environments = {"env": lambda: Timed(1), "eval_env": lambda: Timed(100)}
@@ -371,3 +371,38 @@ def test_time_is_of_training_alone_and_none_is_lost_by_stopping(tmp_path, monkey
     rows = read_csv(run / "progress.csv")
     assert [row["elapsed_s"] for row in rows] == [row["step"] for row in rows]
     assert {row["steps_per_s"] for row in rows} == {1.0}
+
+
+def test_a_checkpoint_between_two_rows_leaves_their_rates_and_shares_of_the_same_time(tmp_path, monkeypatch):
+    """The nth step takes n seconds, an update two."""
+    clock = Clock()
+
+    class Slowing(Clockwork):
+        steps = 0
+
+        def step(self, action):
+            self.steps += 1
+            clock.now += self.steps
+            return super().step(action)
+
+    learn = SACAgent.train
+
+    def slow(agent, updates, batch_size):
+        clock.now += 2 * updates
+        return learn(agent, updates, batch_size)
+
+    monkeypatch.setattr("sacfast.diagnostics.perf_counter", clock)
+    monkeypatch.setattr(SACAgent, "train", slow)
+    run = train(small(tmp_path, eval_every=0, checkpoint_every=120), env=Slowing, eval_env=Clockwork)
+    before = {"step": 0, "updates": 0, "elapsed_s": 0.0}
+    for row in read_csv(run / "progress.csv"):
+        steps, updates = row["step"] - before["step"], row["updates"] - before["updates"]
+        env = sum(range(before["step"] + 1, row["step"] + 1))
+        seconds = env + 2 * updates
+        assert row["elapsed_s"] - before["elapsed_s"] == seconds
+        assert (row["steps_per_s"], row["updates_per_s"]) == pytest.approx(
+            (steps / seconds, updates / seconds)
+        )
+        assert (row["time_env"], row["time_update"]) == pytest.approx((env / seconds, 2 * updates / seconds))
+        before = row
+    assert before["step"] == 300
