@@ -18,7 +18,7 @@ from sacfast import agent_file, checkpoint, notebook_file
 from sacfast.config import SACConfig, hidden_widths
 from sacfast.engines import Metrics, make_engine
 from sacfast.engines.base import Policy, TorchPolicy
-from sacfast.envs import ActionBounds, check_spaces, observation_size
+from sacfast.envs import ActionBounds, check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
@@ -127,9 +127,9 @@ class SACAgent:
 
         Raises SACError if the observations are not a 1-D Box or the actions not a bounded 1-D Box.
         """
-        bounds = check_spaces(env)
+        obs_dim, bounds = check_spaces(env)
         own = {"action_low": bounds.low, "action_high": bounds.high}
-        return cls(observation_size(env), bounds.dim, **(SACConfig().to_dict() | own | kwargs))
+        return cls(obs_dim, bounds.dim, **(SACConfig().to_dict() | own | kwargs))
 
     @classmethod
     def from_checkpoint(

@@ -23,7 +23,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from sacfast.envs import ActionBounds, check_finite, check_spaces
+from sacfast.envs import check_finite, check_spaces, is_vector
 from sacfast.envstate import NotCapturable
 from sacfast.errors import ActionNotFinite, SACError, first_line, raised
 from sacfast.requirements import fits_float32
@@ -37,7 +37,6 @@ from sacfast.vector import (
     captured_states,
     check_parts,
     dead_worker,
-    is_vector,
     observed,
     put_states,
     takes_seeds,
@@ -98,11 +97,10 @@ class Collector:
         self.envs: VectorEnv = envs if is_vector(envs) else SingleEnv(envs)  # type: ignore[assignment, arg-type]
         self.name, self.seeds = name, seeds
         self.num_envs = int(self.envs.num_envs)
-        self.bounds: ActionBounds = check_spaces(self.envs)
+        self._obs_dim, self.bounds = check_spaces(self.envs)
         self.mode = autoreset_mode(self.envs, name)
         self.episodes = np.zeros(self.num_envs, np.int64)
         self.obs: Array = None
-        self._obs_dim = self.envs.single_observation_space.shape[0]  # type: ignore[index]
         self._takes_seeds = takes_seeds(self.envs)
         self._generator: torch.Generator | None = None
         self._spaces: list[gymnasium.Space] = []

@@ -10,7 +10,7 @@ import difflib
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -238,15 +238,27 @@ def _cannot_make(env_id: str, error: Exception) -> str:
     return f"environment {env_id!r} could not be made: it {raised(error)}."
 
 
-def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
-    """Check that SAC can use `env`, or each environment of a vector, and return the bounds of its actions.
+def is_vector(env: Any) -> bool:
+    """Whether `env` follows Gymnasium's vector interface; simulators need not inherit from its class."""
+    return hasattr(env, "num_envs") and hasattr(env, "single_action_space")
+
+
+class Spaces(NamedTuple):
+    """Of an environment: how many numbers it observes, and the bounds of its actions."""
+
+    obs_dim: int
+    bounds: ActionBounds
+
+
+def check_spaces(env: gymnasium.Env | VectorEnv) -> Spaces:
+    """Check that SAC can use `env`, or each environment of a vector, and return what it needs to know of them.
 
     The observation space must be a 1-D Box, the action space a 1-D Box with finite low < high; otherwise
     SACError names the space and the wrapper that helps.
     """
     if isinstance(env, str):
         raise SACError(f"{env!r} is a name and no environment; pass gymnasium.make({env!r}).")
-    name, vector = env_name(env), hasattr(env, "single_action_space")
+    name, vector = env_name(env), is_vector(env)
     observation, action = (
         _space(env, f"single_{which}" if vector else which) for which in ("observation_space", "action_space")
     )
@@ -273,7 +285,7 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> ActionBounds:
             f"{'gymnasium.vector.VectorActionWrapper' if vector else 'gymnasium.ActionWrapper'}."
         )
     try:
-        return ActionBounds.from_space(action)
+        return Spaces(observation.shape[0], ActionBounds.from_space(action))
     except SACError as error:
         raise SACError(
             f"{name}: {str(error).rstrip('.')}, for instance by {wrappers}.TransformAction."
@@ -288,13 +300,6 @@ def _space(env: Any, which: str) -> gymnasium.Space:
             f"{env_name(env)} needs a gymnasium.Space as its {which}, and {held}; set it in __init__."
         )
     return space
-
-
-def observation_size(env: gymnasium.Env | VectorEnv) -> int:
-    """Numbers in an observation of `env`, or of each environment of a vector, that `check_spaces` lets pass."""
-    space = getattr(env, "single_observation_space", None) or env.observation_space
-    assert space.shape is not None
-    return space.shape[0]
 
 
 def _describe(space: gymnasium.Space) -> str:

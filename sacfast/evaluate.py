@@ -31,11 +31,11 @@ from torch import Tensor
 from sacfast.agent import SACAgent
 from sacfast.collector import Array, Collector, of_actions
 from sacfast.config import TrainConfig
-from sacfast.envs import ActionBounds, check_finite, env_name, make_env, usable
+from sacfast.envs import ActionBounds, check_finite, check_spaces, env_name, is_vector, make_env, usable
 from sacfast.errors import SACError, first_line, raised
 from sacfast.requirements import check_whole
 from sacfast.runs import given_environments, load_agent
-from sacfast.vector import EnvironmentFault, begun, is_vector, stepped
+from sacfast.vector import EnvironmentFault, begun, stepped
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.
@@ -173,9 +173,9 @@ def _vector_rollouts(policy: Policy, envs: VectorEnv, episodes: int, seed: int) 
     return Evaluation.of(returns, lengths)
 
 
-def random_policy(space: gymnasium.spaces.Box, seed: int) -> Policy:
-    """Uniform actions in the space, the same sequence for the same seed."""
-    bounds, generator = ActionBounds.from_space(space), np.random.default_rng(of_actions(seed))
+def random_policy(bounds: ActionBounds, seed: int) -> Policy:
+    """Uniform actions within the bounds, the same sequence for the same seed."""
+    generator = np.random.default_rng(of_actions(seed))
 
     def act(observation: Array) -> Array:
         shape = (*np.shape(observation)[:-1], bounds.dim)
@@ -184,9 +184,8 @@ def random_policy(space: gymnasium.spaces.Box, seed: int) -> Policy:
     return act
 
 
-def zero_policy(space: gymnasium.spaces.Box) -> Policy:
+def zero_policy(bounds: ActionBounds) -> Policy:
     """The zero action, or the bound nearest to it where zero is outside the bounds."""
-    bounds = ActionBounds.from_space(space)
     action = np.clip(np.zeros(bounds.dim, np.float32), bounds.low, bounds.high)
     return lambda observation: _like(observation, np.tile(action, (*np.shape(observation)[:-1], 1)))
 
@@ -198,10 +197,8 @@ def _like(observation: Array, action: np.ndarray) -> Array:
 
 def baseline_policies(env: gymnasium.Env | VectorEnv, seed: int) -> dict[str, Policy]:
     """What a trained policy is compared with: random and zero actions."""
-    space = getattr(env, "single_action_space", None) or env.action_space
-    if not isinstance(space, gymnasium.spaces.Box):
-        raise SACError(f"baselines need a Box action space, not {space}.")
-    return {"random": random_policy(space, seed), "zero": zero_policy(space)}
+    bounds = check_spaces(env if is_vector(env) else usable(env)).bounds  # type: ignore[arg-type]
+    return {"random": random_policy(bounds, seed), "zero": zero_policy(bounds)}
 
 
 def baselines(env: gymnasium.Env | VectorEnv, episodes: int, seed: int) -> dict[str, Evaluation]:

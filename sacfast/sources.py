@@ -12,9 +12,9 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from sacfast.config import TrainConfig
-from sacfast.envs import check_spaces, env_name, make_env, observation_size, same_environment, usable
+from sacfast.envs import check_spaces, env_name, is_vector, make_env, same_environment, usable
 from sacfast.errors import SACError, first_line
-from sacfast.vector import is_vector, make_vector_env, vectorise
+from sacfast.vector import make_vector_env, vectorise
 
 AnyEnv = gymnasium.Env | VectorEnv
 EnvSource = AnyEnv | Callable[[], AnyEnv] | None
@@ -116,8 +116,8 @@ def _second(env: AnyEnv) -> AnyEnv:
 
 def check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
     """Raise SACError where what was learned in one environment has no meaning in the other."""
-    bounds = check_spaces(training), check_spaces(evaluation)
-    dims = [observation_size(env) for env in (training, evaluation)]
+    spaces = check_spaces(training), check_spaces(evaluation)
+    dims, bounds = [each.obs_dim for each in spaces], [each.bounds for each in spaces]
     if dims[0] != dims[1]:
         raise SACError(
             f"training observes {dims[0]} numbers and evaluation {dims[1]}; give eval_env the same wrappers as env."

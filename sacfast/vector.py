@@ -253,11 +253,6 @@ class EnvPool(VectorEnv):
             self._pool = None
 
 
-def is_vector(env: Any) -> bool:
-    """Whether `env` follows Gymnasium's vector interface; simulators need not inherit from its class."""
-    return hasattr(env, "num_envs") and hasattr(env, "single_action_space")
-
-
 def takes_seeds(envs: VectorEnv) -> bool:
     """Whether reset takes a list of seeds, one per environment; the interface itself promises a single number."""
     return isinstance(getattr(envs, "unwrapped", envs), (SyncVectorEnv, AsyncVectorEnv, SingleEnv, EnvPool))

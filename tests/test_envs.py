@@ -140,6 +140,12 @@ def test_a_missing_space_is_named(which, held):
         usable(env)
 
 
+def test_a_single_environment_may_have_what_vectors_have_too():
+    env = Spaces(VECTOR, ACTION)
+    env.single_action_space = Box(-9, 9, (5,))  # of its many agents, say
+    assert check_spaces(env).bounds.dim == ACTION.shape[0]
+
+
 def test_integers_of_a_dictionary_are_told():
     env = usable(Spaces(Dict({"angle": Box(-180, 180, (2,), np.int64), "x": VECTOR}), ACTION))
     assert "angle [2] as int64, without fractions, x [" in flattened(env)
@@ -177,7 +183,8 @@ def test_what_cannot_be_flattened_is_to_be_left_out(part, vector):
 
 def test_usable_spaces_of_either_precision():
     for dtype in (np.float32, np.float64):
-        bounds = check_spaces(Spaces(Box(-1, 1, (3,), dtype), Box(-2, 2, (2,), dtype)))
+        obs_dim, bounds = check_spaces(Spaces(Box(-1, 1, (3,), dtype), Box(-2, 2, (2,), dtype)))
+        assert obs_dim == 3
         np.testing.assert_array_equal(bounds.high, [2, 2])
 
 

@@ -18,6 +18,7 @@ from gymnasium.wrappers import TimeLimit
 from sacfast import evaluate as module
 from sacfast.agent import SACAgent
 from sacfast.config import SACConfig, TrainConfig
+from sacfast.envs import check_spaces
 from sacfast.errors import CheckpointError, SACError
 from sacfast.evaluate import (
     baselines,
@@ -58,6 +59,9 @@ class Sum(gymnasium.Env):
         return np.full((32, 48, 3), 40 * self.left % 255, np.uint8)
 
 
+BOUNDS = check_spaces(Sum()).bounds
+
+
 def untrained_run(folder, env_id):
     """A run folder as training leaves it, with an untrained agent."""
     config = TrainConfig(env=env_id, sac=TINY)
@@ -93,16 +97,14 @@ def test_baselines_use_the_environments_units():
     scores = baselines(Sum(), 10, 0)
     assert scores["zero"].mean == 0.0
     assert scores["random"] == baselines(Sum(), 10, 0)["random"]
-    actions = np.stack(
-        [policy(None) for policy in [random_policy(Sum().action_space, 0)] for _ in range(2000)]
-    )
+    actions = np.stack([policy(None) for policy in [random_policy(BOUNDS, 0)] for _ in range(2000)])
     assert -2 <= actions.min() < -1.9
     assert 3.9 < actions.max() <= 4
     assert actions.mean() == pytest.approx(1.0, abs=0.12)  # 3 standard errors of a uniform of width 6
 
 
 def test_the_zero_action_respects_bounds_without_zero():
-    np.testing.assert_array_equal(zero_policy(Sum(low=1.0).action_space)(None), [1.0, 1.0])
+    np.testing.assert_array_equal(zero_policy(check_spaces(Sum(low=1.0)).bounds)(None), [1.0, 1.0])
 
 
 def test_an_endless_episode_is_cut(monkeypatch):
@@ -176,7 +178,7 @@ def test_what_training_refuses_is_named_with_its_step(spoiled, words, vector):
     if vector:  # two environments: the step counts both
         words = words.replace("Broken", r"SyncVectorEnv \(environment 0 of 2\)").replace("3", "5", 1)
     with pytest.raises(SACError, match=words):
-        evaluate(zero_policy(Sum().action_space), env, 1, seed=9)
+        evaluate(zero_policy(BOUNDS), env, 1, seed=9)
 
 
 def test_the_command_line_respects_checkpoint_and_seed(run, capsys):
@@ -199,7 +201,7 @@ def test_a_reset_that_training_refuses_is_named():
             return super().reset(**options)[0] * np.inf, {}
 
     with pytest.raises(SACError, match="Broken returned at step 0 an observation whose entry 0 is -?inf"):
-        evaluate(zero_policy(Sum().action_space), Broken(), 1)
+        evaluate(zero_policy(BOUNDS), Broken(), 1)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,7 @@ def test_observations_by_name_are_flattened_as_in_training(tmp_path):
         return np.ones(2)
 
     assert evaluate(act, env, 2, seed=1).returns == (4.0, 6.0)
+    assert baselines(env, 2, seed=1) == baselines(Sum(), 2, seed=1)
     for row, seed in ((seen[0], 1), (seen[2], 2)):
         start = Sum().reset(seed=seed)[0]
         np.testing.assert_array_equal(row, [abs(start[2]), start[0], start[1]])  # as Dict sorts its names
@@ -338,10 +341,10 @@ def test_a_video_holds_every_frame_of_the_episode(registered, tmp_path):
 def test_an_environment_of_ones_own_is_filmed_and_left_open(tmp_path):
     env, path = TimeLimit(Sum(render_mode="rgb_array"), 4), tmp_path / "episode.mp4"
     env.close = lambda: pytest.fail("it was closed")
-    record_video(zero_policy(Sum().action_space), env, str(path), seed=9)
+    record_video(zero_policy(BOUNDS), env, str(path), seed=9)
     assert len(decoded(path)) == 5
     with pytest.raises(SACError, match=r"no video of Sum .*render_mode is None; make it with"):
-        record_video(zero_policy(Sum().action_space), Sum(), path)
+        record_video(zero_policy(BOUNDS), Sum(), path)
 
 
 def test_the_command_line_films_mujoco_without_a_display(tmp_path, monkeypatch):
@@ -420,7 +423,7 @@ def without_opengl(monkeypatch):
 
 def test_an_environment_with_another_renderer_needs_no_opengl_of_mujoco(registered, without_opengl, tmp_path):
     path = tmp_path / "episode.gif"
-    record_video(zero_policy(Sum().action_space), registered, path, seed=3)
+    record_video(zero_policy(BOUNDS), registered, path, seed=3)
     assert len(decoded(path)) == 5
 
 
@@ -436,7 +439,7 @@ def test_a_mujoco_that_cannot_render_is_told_with_the_remedy(
     if not loaded:
         monkeypatch.delitem(sys.modules, "mujoco")
     with pytest.raises(SACError) as caught:
-        record_video(zero_policy(Sum().action_space), registered, tmp_path / "episode.gif")
+        record_video(zero_policy(BOUNDS), registered, tmp_path / "episode.gif")
     assert "no context" in str(caught.value)
     assert ("neither EGL nor OSMesa can render here" in str(caught.value)) == loaded
 

@@ -29,6 +29,7 @@ from training_runs import (
     wait_until_training,
 )
 
+from sacfast.envs import check_spaces
 from sacfast.errors import SACError
 from sacfast.evaluate import evaluate, load_agent, zero_policy
 from sacfast.logger import read_csv
@@ -249,7 +250,7 @@ def test_bad_settings_of_environments_are_one_line(tmp_path, capsys):
 def test_evaluation_of_a_vector_takes_the_first_episode_of_each_environment():
     envs = vectorise(lambda: gymnasium.make("Pendulum-v1"), 3, "sync")
     single = gymnasium.make("Pendulum-v1")
-    policy = zero_policy(single.action_space)
+    policy = zero_policy(check_spaces(single).bounds)
     alone, together = evaluate(policy, single, 5, seed=9), evaluate(policy, envs, 5, seed=9)
     assert alone.returns == pytest.approx(together.returns)
     assert together.lengths == (200,) * 5
