@@ -46,7 +46,7 @@ class SACAgent:
 
     The first ten arguments are the notebook's. `settings` are the other fields of SACConfig, which describes them all,
     and where they are not given they are as in SACConfig.notebook(): the networks of such an agent see observations as
-    they are. `from_env` has the defaults of SACConfig, which learn best.
+    they are. `from_env` has the defaults of SACConfig, as training has.
 
     engine          "auto", "reference" or "native" (sacfast.engines.make_engine); `use_engine` changes it later
     threads         of the native engine; None or 0: one per physical core. PyTorch's are torch.set_num_threads
@@ -123,7 +123,7 @@ class SACAgent:
     @classmethod
     def from_env(cls, env: gymnasium.Env | VectorEnv, **kwargs: Any) -> "SACAgent":
         """An agent for `env`, or for each environment of a vector: dimensions and action bounds from its spaces,
-        `kwargs` as the constructor's, and for all else the defaults of SACConfig, which learn best.
+        `kwargs` as the constructor's, and for all else the defaults of SACConfig, as training has.
 
         Raises SACError if the observations are not a 1-D Box or the actions not a bounded 1-D Box.
         """

@@ -65,8 +65,8 @@ class LearningRates(NamedTuple):
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Hyper-parameters of soft actor-critic; the defaults learned best per minute of training (benchmarks/learning.py).
-    `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
+    """Hyper-parameters of soft actor-critic; the defaults were chosen by what they learned per minute of training
+    (benchmarks/learning.py). `SACConfig.notebook()` has the usual ones, of arXiv:1812.05905, table 1.
     """
 
     hidden_dim: int | tuple[int, ...] = 256

@@ -48,9 +48,8 @@ def from_sb3(
     """The agent that Stable-Baselines3's `SAC.save` wrote to `path`, or to `path`.zip: it acts as the original does.
 
     Taken over: weights of policy, critics and targets, temperature, Adam's moments, updates done, action bounds,
-    learning rate, gamma, tau, target entropy, buffer size and seed. Not taken over: the replay buffer and the
-    statistics of a VecNormalize, which such a file has not, and batch_size, which `train` is told. `device` and the
-    others are SACAgent's.
+    learning rate, gamma, tau, target entropy, batch size, buffer size and seed. Not taken over: the replay buffer and
+    the statistics of a VecNormalize, which such a file has not. `device` and the others are SACAgent's.
 
     Fits: 1-D observations; ReLU, 1 to 4 hidden layers of the same widths in policy and critics; two critics; no
     gSDE. Raises SACError for what does not, naming it, and CheckpointError for a file that is damaged or of
@@ -105,6 +104,7 @@ def _take_over(archive: _Archive, **options: Any) -> SACAgent:
         alpha=0.2 if learned else float(variables["ent_coef_tensor"]),
         automatic_entropy_tuning=learned,
         target_entropy=data["target_entropy"] if isinstance(data["target_entropy"], float) else None,
+        batch_size=data["batch_size"],
         buffer_capacity=data["buffer_size"],
         action_low=low,
         action_high=high,

@@ -81,6 +81,7 @@ def content(widths=(6, 4, 3), obs=5, learned=True):
             "tau": 0.01,
             "target_entropy": -1.5,
             "buffer_size": 123,
+            "batch_size": 32,
             "seed": 3,
             "_n_updates": 7,
             "target_update_interval": 1,
@@ -145,7 +146,7 @@ def test_the_rest_is_taken_over(tmp_path):
     config, counters = agent.config, agent.state.counters()
     assert config.widths == (6, 4, 3)
     assert (config.lr, config.gamma, config.tau, config.target_entropy) == (0.001, 0.9, 0.01, -1.5)
-    assert (config.automatic_entropy_tuning, config.buffer_capacity) == (True, 123)
+    assert (config.automatic_entropy_tuning, config.buffer_capacity, config.batch_size) == (True, 123, 32)
     assert agent.log_alpha.item() == pytest.approx(-0.7)
     assert counters == {
         **{"seed": 3, "step": 7, "action_step": 0},
@@ -345,6 +346,7 @@ def test_stable_baselines3_itself(tmp_path, options, ent_coef):
     model.learn(60)
     model.save(tmp_path / "model")
     agent = from_sb3(tmp_path / "model")
+    assert agent.config.batch_size == 16
     obs = np.random.default_rng(0).uniform(-2, 2, (100, 3)).astype(np.float32)
     ours, theirs = (each.predict(obs, deterministic=True)[0] for each in (agent, model))
     assert theirs.std() > 1e-3
