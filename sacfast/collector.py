@@ -23,24 +23,12 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from sacfast.checked import FAULT, RESET, STEP, EnvironmentFault, as_numbers, check_parts, observed
 from sacfast.envs import check_finite, check_spaces, is_vector
 from sacfast.envstate import NotCapturable
 from sacfast.errors import ActionNotFinite, SACError, first_line, raised
 from sacfast.requirements import fits_float32
-from sacfast.vector import (
-    FAULT,
-    RESET,
-    STEP,
-    EnvironmentFault,
-    SingleEnv,
-    as_numbers,
-    captured_states,
-    check_parts,
-    dead_worker,
-    observed,
-    put_states,
-    takes_seeds,
-)
+from sacfast.vector import SingleEnv, captured_states, dead_worker, put_states, takes_seeds
 
 Array = Any  # np.ndarray or Tensor, the same throughout one run
 

@@ -29,13 +29,13 @@ from rich.table import Table
 from torch import Tensor
 
 from sacfast.agent import SACAgent
+from sacfast.checked import EnvironmentFault, begun, stepped
 from sacfast.collector import Array, Collector, of_actions
 from sacfast.config import TrainConfig
 from sacfast.envs import ActionBounds, check_finite, check_spaces, env_name, is_vector, make_env, usable
 from sacfast.errors import SACError, first_line, raised
 from sacfast.requirements import check_whole
 from sacfast.runs import given_environments, load_agent
-from sacfast.vector import EnvironmentFault, begun, stepped
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from sacfast import native
 from sacfast.agent import SACAgent
@@ -29,12 +25,15 @@ from sacfast.display import say
 from sacfast.engines import Engine
 from sacfast.envs import env_name, flattened, normalising_wrappers, same_environment
 from sacfast.errors import SACError, raised
+from sacfast.flags import parse, parse_each, spaced
 from sacfast.pilot import DivergedError
 from sacfast.run_folder import RunFolder, complete, resume_command
 from sacfast.runs import check_resume, given_environments, is_finished, read_config, write_config
 from sacfast.sources import AnyEnv, EnvSource, check_alike, environments
 from sacfast.trainer import Trainer, TrainingInterrupted
 from sacfast.vector import close_env
+
+__all__ = ["main", "parse", "train"]
 
 _IMPORTED_IN = os.getpid()
 
@@ -273,88 +272,6 @@ def _new_folder(config: TrainConfig) -> tuple[Path, bool]:
             folder = base.with_name(f"{base.name}-{count}")
 
 
-# The command line fills these in; they are checked as one TrainConfig afterwards, so that a bad value is
-# reported in our one sentence and not from inside the parser.
-@dataclass(frozen=True)
-class _SACFlags(SACConfig):
-    def __post_init__(self) -> None:
-        pass
-
-
-def _read_json(words: list[str]) -> dict[str, Any]:
-    value = json.loads(words[0])
-    if not isinstance(value, dict):
-        raise ValueError(f"{words[0]} is not a JSON object")
-    return value
-
-
-_JSON = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="JSON",
-    instance_from_str=_read_json,
-    is_instance=lambda value: isinstance(value, dict),
-    str_from_instance=lambda value: [json.dumps(value)],
-)
-
-
-@dataclass(frozen=True)
-class _TrainFlags(TrainConfig):
-    make_kwargs: Annotated[dict[str, Any], _JSON] = field(default_factory=dict)
-    sac: _SACFlags = field(default_factory=_SACFlags)
-
-    seeds: tuple[int, ...] = ()
-    """Instead of --seed: one run per seed, one after another, and a picture that compares them."""
-
-    def __post_init__(self) -> None:
-        pass
-
-
-def parse(arguments: Sequence[str | os.PathLike] | None = None) -> TrainConfig:
-    """Settings from command-line arguments (None: this program's); with --resume, those not given come from the run.
-
-    Raises SACError for values out of range, for a run that cannot be read, and for several seeds; SystemExit for an
-    unknown flag.
-    """
-    config, *more = _parse_each(arguments)
-    if more:
-        raise SACError("--seeds names several runs, but only one can be made here; call train once per seed.")
-    return config
-
-
-def _parse_each(arguments: Sequence[str | os.PathLike] | None) -> list[TrainConfig]:
-    """The settings of every run that the arguments ask for: one per seed. Raises as `parse` does."""
-    # A run, as `train` returns it, is a Path.
-    words = None if arguments is None else [os.fspath(argument) for argument in arguments]
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--resume")
-    resume = None
-    with suppress(argparse.ArgumentError):  # tyro reports it below
-        resume = finder.parse_known_args(words)[0].resume
-    values = (TrainConfig() if resume is None else read_config(Path(resume))).to_dict()
-    values["sac"] = _SACFlags(**values["sac"])
-    flags = tyro.cli(
-        _TrainFlags,
-        default=_TrainFlags(**values),
-        args=words,
-        prog="python -m sacfast.train",
-        description=TrainConfig.__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    chosen = dataclasses.asdict(flags)
-    seeds = chosen.pop("seeds")
-    if len(set(seeds)) < len(seeds):
-        raise SACError(f"--seeds {_spaced(seeds)} names a seed twice; the two runs would be the same.")
-    if seeds and (resume is not None or chosen["seed"] != TrainConfig.seed):
-        raise SACError("--seeds starts runs of its own; leave out --seed and --resume.")
-    if not seeds:
-        return [TrainConfig.from_dict(chosen)]
-    name = chosen.pop("name")
-    return [
-        TrainConfig.from_dict({**chosen, "seed": seed, "name": f"{name}-s{seed}" if name else ""})
-        for seed in seeds
-    ]
-
-
 def _train_each(configs: list[TrainConfig]) -> bool:
     """One run after another and, of several, a picture of all: in OUT, since OUT/ENV holds runs alone.
 
@@ -371,7 +288,7 @@ def _train_each(configs: list[TrainConfig]) -> bool:
         except BaseException:
             waiting = [other.seed for other in configs[i + 1 :]]
             if waiting:
-                _complain(f"not begun: --seeds {_spaced(waiting)}")
+                _complain(f"not begun: --seeds {spaced(waiting)}")
             raise
     if len(runs) > 1:
         files, _ = plot_comparison(
@@ -386,13 +303,9 @@ def _complain(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _spaced(seeds: Iterable[int]) -> str:
-    return " ".join(map(str, seeds))
-
-
 def main(arguments: list[str] | None = None) -> int:
     try:
-        all_made = _train_each(_parse_each(arguments))
+        all_made = _train_each(parse_each(arguments))
     except SACError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

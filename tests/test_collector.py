@@ -10,8 +10,8 @@ from exact_env import COUNT, MODES, STEPS, Exact, Torch, collect, expected_rows,
 from gymnasium.error import AlreadyPendingCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from sacfast.checked import CheckedEnv
 from sacfast.collector import Collector, episode_seed, of_actions
-from sacfast.vector import CheckedEnv
 
 
 def check(rows, ended, mode):

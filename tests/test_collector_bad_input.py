@@ -8,9 +8,10 @@ from exact_env import COUNT, Exact, Torch, collect, makers, seeds
 from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from sacfast.checked import CheckedEnv
 from sacfast.collector import Collector
 from sacfast.errors import SACError
-from sacfast.vector import CheckedEnv, close_env, vectorise
+from sacfast.vector import close_env, vectorise
 
 
 @pytest.mark.parametrize(
