@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from learning_run import EPISODES
-from learning_tables import beside_peers, implementation, mean_curve, published, shown
+from learning_tables import beside_peers, implementation, mean_curve, published, shown, sources
 from tables import Entry
 
 from sacfast.comparison import PRINT_STYLE, STYLES
@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 LEAST_POINTS = 3  # of a curve
 COLUMNS = 3
-PUBLISHED_MARKERS = {
-    "SAC of SimbaV2's authors": "s",
-    "CleanRL's SAC": "^",
-    "SLM-Lab v5's SAC": "P",
-    "Stable-Baselines3's TD3": "X",
-}
+PUBLISHED_MARKERS = "s^PXDv<>"  # by the order of published.json
 
 
 def draw(entries: list[Entry], path: Path) -> None:
@@ -48,21 +43,23 @@ def draw(entries: list[Entry], path: Path) -> None:
     for entry in beside_peers(curves):
         by_minute.setdefault(entry["env"], []).append(entry)
     styles = dict(zip(dict.fromkeys(map(implementation, curves)), itertools.cycle(STYLES)))
-    panels = len(by_step) + len(by_minute)
-    rows, columns = math.ceil(panels / COLUMNS), min(panels, COLUMNS)
+    rows = math.ceil(len(by_step) / COLUMNS)
+    first_by_minute = rows * COLUMNS  # in a row of their own
+    rows += math.ceil(len(by_minute) / COLUMNS)
 
     def fill(figure: Figure) -> None:
-        every = figure.subplots(rows, columns, squeeze=False).flatten()
+        every = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
         for axes, (title, here) in zip(every, by_step.items(), strict=False):
             _panel(axes, title, here, styles, lambda run: run[:, 0] / 1000)
             last = max(run["evaluations"][-1][0] for entry in here for run in entry["runs"])
             _published_points(axes, here[0]["env"], last)
             axes.set_xlabel("thousand steps")
-        for axes, (title, here) in zip(every[len(by_step) :], by_minute.items(), strict=False):
+        for axes, (title, here) in zip(every[first_by_minute:], by_minute.items(), strict=False):
             _panel(axes, title, here, styles, lambda run: run[:, 3])
             axes.set_xlabel("minutes, on one thread")
-        for axes in every[panels:]:
-            axes.set_axis_off()
+        for axes in every:
+            if not axes.has_data():
+                axes.set_axis_off()
         named = dict(
             pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
         )
@@ -109,6 +106,7 @@ def _panel(
 
 
 def _published_points(axes: Axes, env: str, last: int) -> None:
+    markers = dict(zip(sources(), PUBLISHED_MARKERS, strict=False))
     for reference, scores in published(env):
         points = {int(step): score for step, score in scores.items() if int(step) <= last}
         if points:
@@ -117,7 +115,7 @@ def _published_points(axes: Axes, env: str, last: int) -> None:
                 [step / 1000 for step in points],
                 means,
                 yerr=None if None in deviations else deviations,
-                fmt=PUBLISHED_MARKERS[reference["who"]],
+                fmt=markers[reference["who"]],
                 color="0.45",
                 capsize=2,
                 linewidth=0.8,

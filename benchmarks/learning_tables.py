@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,15 +52,25 @@ def shown(entries: list[Entry]) -> list[Entry]:
     return [entry for entry in chosen if not surpassed(entry)]
 
 
-def learning_table(entries: list[Entry], beside: bool = True) -> list[str]:
-    """By environment, a line per learner, and one per published source `beside` them."""
+def learning_table(entries: list[Entry]) -> list[str]:
+    """By environment, a line per learner, and one per published source. The first entry's machine is not named."""
+    return _learning_table(entries, place(entries[0]), published)
+
+
+def others_table(entries: list[Entry]) -> list[str]:
+    """Likewise, of every learner with its machine, and without the published sources."""
+    return _learning_table(entries, None, lambda env: [])
+
+
+def _learning_table(
+    entries: list[Entry], usual: tuple | None, beside: Callable[[str], list[tuple[dict, dict]]]
+) -> list[str]:
     lines = [
         "| return per episode | by | seeds | "
         + " | ".join(f"{step:,} steps" for step in MILESTONES)
         + f" | minutes for {MILESTONES[0]:,} steps |",
         "|---|---|---:|" + "---:|" * (len(MILESTONES) + 1),
     ]
-    usual = place(entries[0])
     for env in dict.fromkeys(entry["env"] for entry in entries):
         for entry in (entry for entry in entries if entry["env"] == env):
             minutes = _at(entry, MILESTONES[0], MINUTES)
@@ -73,7 +84,7 @@ def learning_table(entries: list[Entry], beside: bool = True) -> list[str]:
             if entry["implementation"] == OURS and entry["variant"] == "default":
                 name = f"**{name}**"
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
-        for reference, scores in published(env) if beside else ():
+        for reference, scores in beside(env):
             cells = _cells({int(step): _score(*score) for step, score in scores.items()})
             lines.append(
                 f"| {env} | {reference['who']} | {reference['seeds'] or NONE} | {' | '.join(cells)} | - |"
@@ -192,11 +203,19 @@ def ablated(entries: list[Entry], device: str, fresh: bool = False) -> list[Entr
     return [entry for entry in enough if rivals[entry["env"]] > 1]
 
 
+def sources() -> list[str]:
+    """Who has published scores of any environment."""
+    return [reference["who"] for reference in _references()]
+
+
 def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
     """Who has published scores of any version of `env`, and these, [mean, deviation] by step."""
     name = env.rpartition("-v")[0]
-    references = json.loads((Path(__file__).parent / "published.json").read_text())
-    return [(reference, reference["scores"][name]) for reference in references if name in reference["scores"]]
+    return [(each, each["scores"][name]) for each in _references() if name in each["scores"]]
+
+
+def _references() -> list[dict[str, Any]]:
+    return json.loads((Path(__file__).parent / "published.json").read_text())
 
 
 def last_step(entry: Entry) -> int:
@@ -223,9 +242,9 @@ def place(entry: Entry) -> tuple:
     return places.pop()
 
 
-def side_by_side(entries: list[Entry]) -> str:
+def side_by_side(entries: list[Entry], name_all: bool = False) -> str:
     """How many runs shared a machine: "2", and of other machines than the first's "6 on 16 cores, 5 on the H100"."""
-    usual = place(entries[0])
+    usual = None if name_all else place(entries[0])
     texts = []
     for entry in entries:
         for machine in (run["machine"] for run in entry["runs"]):
@@ -239,7 +258,7 @@ def _together(entry: Entry) -> int:
     return max(run["machine"]["side_by_side"] for run in entry["runs"])
 
 
-def _elsewhere(entry: Entry, usual: tuple) -> str:
+def _elsewhere(entry: Entry, usual: tuple | None) -> str:
     """What tells the entry's machine from the usual one, if it is another."""
     machine = entry["runs"][0]["machine"]
     if place(entry) == usual:
@@ -247,7 +266,7 @@ def _elsewhere(entry: Entry, usual: tuple) -> str:
     if "gpu" in machine:
         return f"the {machine['gpu']}"
     cores = f"{machine['cores']} cores"
-    return cores if machine["cores"] != usual[1] else f"{cores} with {machine['kernels']}"
+    return cores if usual and machine["cores"] != usual[1] else f"{cores} with {machine['kernels']}"
 
 
 def _minutes_to(entry: Entry, score: float) -> float | None:

@@ -8,11 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from tables import Entry
-
-import sacfast
-from sacfast import checkpoint, native
 
 PACKAGES = ("gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax")  # whose versions are recorded too
 
@@ -31,6 +27,8 @@ def read_results(path: Path) -> list[Entry]:
 
 
 def write_results(path: Path, entries: list[Entry]) -> None:
+    from sacfast import checkpoint  # here, so that tables are rendered without PyTorch
+
     content = {
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "benchmarks": [{"extra_info": entry} for entry in entries],
@@ -45,6 +43,11 @@ def machines(entry: Entry) -> list[dict[str, Any]]:
 
 def describe_machine() -> dict[str, Any]:
     """The day, hardware and versions, without anything that names this machine or its folders."""
+    import torch
+
+    import sacfast
+    from sacfast import native
+
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "cpu": native.toolchain.cpu_name(),

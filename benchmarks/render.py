@@ -1,6 +1,7 @@
 """Renders README's tables from the JSON of a benchmark run.
 
-    pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
+    pytest benchmarks --ignore-glob='*train.py' --ignore-glob='*checkpoint.py' \
+        --benchmark-json=benchmarks/results/cpu.json
     pytest benchmarks/bench_train.py benchmarks/bench_checkpoint.py --benchmark-json=benchmarks/results/train.json
     pytest benchmarks/bench_robot_train.py --benchmark-json=benchmarks/results/robot.json
     python benchmarks/accuracy.py          # results/accuracy.json
@@ -32,6 +33,7 @@ from learning_tables import (
     mean_curve,
     minutes_table,
     other_settings,
+    others_table,
     published,
     side_by_side,
 )
@@ -209,11 +211,11 @@ TABLES = {
         values=_of_learning,
     ),
     "learning_others": Table(
-        partial(learning_table, beside=False),
+        others_table,
         f"As above, with so many runs side by side: {{side_by_side}}. {FORMERLY}",
         runs="learning",
         choose=other_settings,
-        values=_of_seeds,
+        values=lambda entries: {"side_by_side": side_by_side(entries, name_all=True)},
     ),
     "learning_minutes": Table(
         minutes_table,
@@ -286,11 +288,11 @@ def _sources(entries: list[Entry]) -> str:
 
 
 def load(path: Path) -> list[Entry]:
-    """Its entries. Raises RenderError where there are none."""
+    """Its entries. Raises RenderError where it cannot be read."""
     try:
-        if entries := read_results(path):
-            return entries
-        reason = "there are no entries"
+        if path.exists():
+            return read_results(path)
+        reason = "there is no such file"
     except (OSError, ValueError) as error:
         reason = str(error)
     raise RenderError(f"cannot read {path} ({reason}); {Path(__file__).name} --help says how to make it")

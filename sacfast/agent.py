@@ -4,8 +4,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import gymnasium
@@ -24,7 +25,7 @@ from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops.launch import find_device
 from sacfast.replay import ReplayBuffer
-from sacfast.requirements import check_whole, known_fields
+from sacfast.requirements import check_whole
 from sacfast.state import SACState
 
 # torch's generator and its default dtype are the process's: agents are made in turn.
@@ -85,7 +86,7 @@ class SACAgent:
     ):
         self.state_dim = check_whole("state_dim", state_dim, 1)
         self.action_dim = check_whole("action_dim", action_dim, 1)
-        known_fields(SACConfig, settings)
+        _check_names(settings)
         config = replace(
             SACConfig.notebook(),
             hidden_dim=hidden_widths(hidden_dim),
@@ -341,3 +342,10 @@ class SACAgent:
             self.engine.settle(self.state)
         agent_file.take_over(filepath, tensors, meta, self.state, self.config, self.replay_buffer)
         return meta.get("extra", {})
+
+
+def _check_names(settings: dict[str, Any]) -> None:
+    known = {field.name for field in fields(SACConfig)}
+    if unknown := sorted(settings.keys() - known):
+        known |= signature(SACAgent).parameters.keys() - {"settings"}
+        raise SACError(f"SACAgent has no argument {', '.join(unknown)}; it has {', '.join(sorted(known))}.")

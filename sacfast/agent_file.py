@@ -78,6 +78,11 @@ def take_over(
     """
     replay = meta.get("replay")
     if replay:
+        held = tensors["replay.reward"].numel() if "replay.reward" in tensors else 0
+        if held > replay["size"]:  # fewer are for `restore` to find
+            raise CheckpointError(
+                f"{path} cannot be loaded: it holds {held} transitions, but describes {replay['size']}"
+            )
         try:
             buffer.restore([_segment(tensors)] if replay["size"] else [], replay)
         except SACError as error:

@@ -58,8 +58,7 @@ class _TrainFlags(TrainConfig):
 def parse(arguments: Sequence[str | os.PathLike] | None = None) -> TrainConfig:
     """Settings from command-line arguments (None: this program's); with --resume, those not given come from the run.
 
-    Raises SACError for values out of range, for a run that cannot be read, and for several seeds; SystemExit for an
-    unknown flag.
+    Raises as `parse_each` does, and SACError for several seeds.
     """
     config, *more = parse_each(arguments)
     if more:
@@ -68,7 +67,11 @@ def parse(arguments: Sequence[str | os.PathLike] | None = None) -> TrainConfig:
 
 
 def parse_each(arguments: Sequence[str | os.PathLike] | None) -> list[TrainConfig]:
-    """The settings of every run that the arguments ask for: one per seed. Raises as `parse` does."""
+    """The settings of every run that the arguments ask for: one per seed.
+
+    Raises SACError for values out of range, for a run that cannot be read, for a seed that is named twice, and for
+    --seeds beside --seed or --resume; SystemExit for an unknown flag.
+    """
     # A run, as `train` returns it, is a Path.
     words = None if arguments is None else [os.fspath(argument) for argument in arguments]
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -102,4 +105,5 @@ def parse_each(arguments: Sequence[str | os.PathLike] | None) -> list[TrainConfi
 
 
 def spaced(seeds: Iterable[int]) -> str:
+    """As they are typed after --seeds."""
     return " ".join(map(str, seeds))

@@ -69,7 +69,7 @@ class Learner:
             yield
             return
         self.updating = True
-        finish = self.agent.start(left, self.config.sac.batch_size)
+        finish = self.agent.start(left)
         try:
             self.stopwatch.lap("update")
             yield
@@ -84,7 +84,7 @@ class Learner:
 
     def _update(self, updates: int) -> None:
         self.updating = True
-        self.metrics = self.agent.train(updates, self.config.sac.batch_size)
+        self.metrics = self.agent.train(updates)
         self.updating = False
 
     def _measure(self, due: int) -> int:

@@ -244,6 +244,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the deterministic policy and keep it as best.safetensors when it is the best so far."""
         with self._untimed("evaluating"):
+            self.at.elapsed_s = self._stopwatch.elapsed_s
             self._within_step = self._shared  # the evaluation's episodes are not those to go on with
             try:
                 score = self.judge.score()

@@ -241,7 +241,9 @@ def test_what_an_agent_is_not_given_is_the_notebooks():
 
 
 def test_a_setting_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(SACError, match=r"no field entropy; .*\(fields: .*batch_size.*target_entropy"):
+    with pytest.raises(
+        SACError, match=r"SACAgent has no argument entropy; .*batch_size.*engine.*target_entropy"
+    ):
         SACAgent(5, 3, entropy=-3.0)
 
 

@@ -158,6 +158,18 @@ def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
     assert same_state(agent, before)
 
 
+def test_more_transitions_than_are_described_change_nothing(tmp_path):
+    make_agent().save(tmp_path / "a")
+    tensors, meta = checkpoint.read(tmp_path / "a")
+    meta["replay"]["size"] -= 1
+    checkpoint.write(tmp_path / "a", tensors, meta)
+    agent = make_agent(seed=7)
+    before = copy.deepcopy(agent)
+    with pytest.raises(CheckpointError, match=r"a cannot be loaded: it holds \d+ transitions, but describes"):
+        agent.load(tmp_path / "a")
+    assert same_state(agent, before)
+
+
 def test_a_file_of_other_batches_loads_and_the_agent_keeps_its_own(tmp_path):
     """Every file once said 128, whatever the run's batches were."""
     make_agent(batch_size=128).save(tmp_path / "a")

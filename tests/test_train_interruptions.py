@@ -370,6 +370,8 @@ def test_time_is_of_training_alone_and_none_is_lost_by_stopping(tmp_path, monkey
         train(dataclasses.replace(config, resume=str(run)), **environments)
     rows = read_csv(run / "progress.csv")
     assert [row["elapsed_s"] for row in rows] == [row["step"] for row in rows]
+    found = checkpoint.read_meta(run / "best.safetensors")["extra"]
+    assert found["elapsed_s"] == found["step"] > 0
     assert {row["steps_per_s"] for row in rows} == {1.0}
 
 
@@ -387,9 +389,9 @@ def test_a_checkpoint_between_two_rows_leaves_their_rates_and_shares_of_the_same
 
     learn = SACAgent.train
 
-    def slow(agent, updates, batch_size):
+    def slow(agent, updates):
         clock.now += 2 * updates
-        return learn(agent, updates, batch_size)
+        return learn(agent, updates)
 
     monkeypatch.setattr("sacfast.diagnostics.perf_counter", clock)
     monkeypatch.setattr(SACAgent, "train", slow)
