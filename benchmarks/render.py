@@ -58,7 +58,7 @@ class RenderError(Exception):
     """The JSON or the README is not what it should be; the message says what to do."""
 
 
-SOURCES = ("cpu.json", "train.json", "accuracy.json", "gpu.json", "learning.json")
+SOURCES = ("cpu.json", "train.json", "robot.json", "accuracy.json", "gpu.json", "learning.json")
 FORMERLY = "The former default had a target entropy of -A instead of -A/2; A is the dimension of the actions."
 INTERLEAVED = "Interleaved, ratios taken within a round."
 

@@ -28,6 +28,7 @@ def files(script, tmp_path) -> list[str]:
     """The arguments that name results and a README in a folder of their own."""
     (tmp_path / "cpu.json").write_text(json.dumps(RUN))
     (tmp_path / "train.json").write_text(json.dumps(TRAIN))
+    (tmp_path / "robot.json").write_text(json.dumps(TRAIN | {"benchmarks": []}))
     (tmp_path / "accuracy.json").write_text(json.dumps(ACCURACY))
     (tmp_path / "gpu.json").write_text(json.dumps(GPU))
     (tmp_path / "learning.json").write_text(json.dumps(LEARNING))
@@ -250,7 +251,9 @@ def test_what_is_written_again_keeps_its_day(files, benchmarks, tmp_path):
 
 
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
-RECORDED = [RESULT.with_name(f"{name}.json") for name in ("cpu", "train", "accuracy", "gpu", "learning")]
+RECORDED = [
+    RESULT.with_name(f"{name}.json") for name in ("cpu", "train", "robot", "accuracy", "gpu", "learning")
+]
 
 
 @pytest.mark.skipif(
@@ -262,7 +265,7 @@ def test_readme_is_up_to_date(script):
 
 
 @pytest.mark.skipif(not RESULT.exists(), reason="benchmarks/results/cpu.json is absent: no run is recorded")
-@pytest.mark.parametrize("path", RECORDED[:2], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RECORDED[:3], ids=lambda path: path.name)
 def test_the_recorded_run_is_anonymous(script, path):
     content = json.loads(path.read_text())
     assert content["commit_info"] == {}
