@@ -202,10 +202,9 @@ def _curve(
         axes.plot(x, values, color=raw, linewidth=2, marker="o" if len(values) == 1 else "")
     else:
         axes.plot(x, values, color=raw, alpha=0.35, linewidth=1.0 if len(values) <= 1000 else 0.5)
-        average = moving_average(values, window)
-        axes.plot(
-            x[window - 1 :], average, color=smooth, linewidth=2, label=f"{window}-{unit} moving average"
-        )
+        # In the middle of what it is the mean of: at the end it would lag behind.
+        middle, average = moving_average(x, window), moving_average(values, window)
+        axes.plot(middle, average, color=smooth, linewidth=2, label=f"{window}-{unit} moving average")
         axes.legend()
     axes.locator_params(axis="x", nbins=6)  # more labels of five digits would touch
     if x[-1] >= 1000:

@@ -37,6 +37,18 @@ def test_moving_average_by_hand():
     np.testing.assert_allclose(moving_average([1, np.nan, 3, np.nan, np.nan], 2), [1, 3, 3, np.nan])
 
 
+def test_a_moving_average_of_a_straight_line_lies_on_it(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plotting, "render", lambda draw, *_: drawn.append(draw))
+    steps = [500 * i for i in range(50)]
+    plot_training_metrics({"alpha": [3.0 * step for step in steps], "step": steps})
+    drawn[0](figure := Figure())
+    (axes,) = (axes for axes in figure.axes if axes.lines)
+    line, average = (each.get_xydata() for each in axes.lines)
+    assert len(line) == 50 and len(average) == 46
+    np.testing.assert_allclose(average[:, 1], 3 * average[:, 0])
+
+
 def test_training_metrics_draw_every_panel(tmp_path):
     rng = np.random.default_rng(0)
     history = {key: rng.normal(size=300).tolist() for key, *_ in PANELS}
