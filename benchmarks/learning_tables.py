@@ -4,6 +4,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,6 +215,7 @@ def published(env: str) -> list[tuple[dict[str, Any], dict[str, list]]]:
     return [(each, each["scores"][name]) for each in _references() if name in each["scores"]]
 
 
+@cache
 def _references() -> list[dict[str, Any]]:
     return json.loads((Path(__file__).parent / "published.json").read_text())
 

@@ -104,6 +104,14 @@ def test_a_fixed_temperature_survives_loading(tmp_path):
     assert agent.alpha.item() == pytest.approx(0.3)
 
 
+def assert_refused(agent, path, words):
+    """Loading the file raises CheckpointError with these words, and leaves the agent as it was."""
+    before = copy.deepcopy(agent)
+    with pytest.raises(CheckpointError, match=words):
+        agent.load(path)
+    assert same_state(agent, before)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -119,10 +127,7 @@ def test_a_fixed_temperature_survives_loading(tmp_path):
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, other):
     make_agent().save(tmp_path / "a")
     agent = SACAgent(**{"state_dim": 5, "action_dim": 3, "hidden_dim": 16, **other}, seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match="saved with"):
-        agent.load(tmp_path / "a")
-    assert same_state(agent, before)
+    assert_refused(agent, tmp_path / "a", "saved with")
 
 
 def test_a_truncated_checkpoint_changes_nothing(tmp_path):
@@ -130,10 +135,7 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
     make_agent().save(path)
     path.write_bytes(path.read_bytes()[:-100])
     agent = make_agent(seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match="damaged"):
-        agent.load(path)
-    assert same_state(agent, before)
+    assert_refused(agent, path, "damaged")
 
 
 @pytest.mark.parametrize("name", ["obs", "action", "reward", "link", "side"])
@@ -152,10 +154,7 @@ def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
         tensors[f"replay.{name}"] = tensors[f"replay.{name}"].sum()
     checkpoint.write(tmp_path / "a", tensors, meta)
     agent = make_agent(seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match=rf"a cannot be loaded: .*\b({words})\b"):
-        agent.load(tmp_path / "a")
-    assert same_state(agent, before)
+    assert_refused(agent, tmp_path / "a", rf"a cannot be loaded: .*\b({words})\b")
 
 
 def test_more_transitions_than_are_described_change_nothing(tmp_path):
@@ -164,10 +163,7 @@ def test_more_transitions_than_are_described_change_nothing(tmp_path):
     meta["replay"]["size"] -= 1
     checkpoint.write(tmp_path / "a", tensors, meta)
     agent = make_agent(seed=7)
-    before = copy.deepcopy(agent)
-    with pytest.raises(CheckpointError, match=r"a cannot be loaded: it holds \d+ transitions, but describes"):
-        agent.load(tmp_path / "a")
-    assert same_state(agent, before)
+    assert_refused(agent, tmp_path / "a", r"a cannot be loaded: it holds \d+ transitions, but describes")
 
 
 def test_a_file_of_other_batches_loads_and_the_agent_keeps_its_own(tmp_path):
@@ -187,8 +183,6 @@ def test_observations_that_do_not_fit_change_nothing(tmp_path):
     tensors["replay.link"][7] = 402
     checkpoint.write(tmp_path / "b", tensors, meta)
     agent = make_agent(rows=3, seed=7, obs_dtype="float16")
-    before = copy.deepcopy(agent)
     for name, message in (("a", "obs holds 100000, which float16 cannot"), ("b", "lies outside it")):
-        with pytest.raises(CheckpointError, match=message):
-            agent.load(tmp_path / name)
-        assert same_state(agent, before) and len(agent.replay_buffer) == 3
+        assert_refused(agent, tmp_path / name, message)
+        assert len(agent.replay_buffer) == 3
