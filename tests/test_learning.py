@@ -24,6 +24,7 @@ import torch
 from sacfast import SACAgent, SACConfig, TrainConfig
 from sacfast.collector import Collector
 from sacfast.engines import reference
+from sacfast.engines.native import NativeEngine
 from sacfast.engines.reference import ReferenceEngine
 from sacfast.native.environment import environment_flag
 from sacfast.networks import ActorNetwork
@@ -128,13 +129,13 @@ def frozen_target(patch):
 
 
 def bootstrap_through_termination(patch):
-    target = ReferenceEngine.target
+    step = Collector.step
 
-    def wrong(self, state, batch, noise, alpha):
-        batch = dataclasses.replace(batch, terminated=torch.zeros_like(batch.terminated))
-        return target(self, state, batch, noise, alpha)
+    def wrong(self, action, *args):
+        rows, ended = step(self, action, *args)
+        return rows._replace(terminated=np.zeros_like(rows.terminated)), ended
 
-    patch(ReferenceEngine, "target", wrong)
+    patch(Collector, "step", wrong)
 
 
 def no_bootstrap_at_truncation(patch):
@@ -195,8 +196,44 @@ FAULTS = [
 ]
 
 
+def told_wrongly(**fields):
+    """The native engine with these fields of UpdateSpec: signs and numbers that its code might have wrong."""
+
+    def fault(patch):
+        spec = NativeEngine._spec
+
+        def wrong(self, state):
+            told = spec(self, state)
+            for name, value in fields.items():
+                setattr(told, name, value)
+            return told
+
+        patch(NativeEngine, "_spec", wrong)
+
+    return fault
+
+
+LR = QUICK["lr"]
+NATIVE_FAULTS = {
+    "frozen target": told_wrongly(tau=0),
+    "no discount": told_wrongly(gamma=1),
+    "actor against the critics": told_wrongly(lr=(-LR, LR, LR)),
+    "temperature the wrong way": told_wrongly(lr=(LR, LR, -LR)),
+    "bootstrap through termination": bootstrap_through_termination,
+    "no bootstrap at truncation": no_bootstrap_at_truncation,
+}
+
+
 @pytest.mark.native
-def test_a_fault_of_the_loop_fails_the_native_engine_too(monkeypatch, tmp_path):
+@pytest.mark.parametrize("fault", NATIVE_FAULTS.values(), ids=NATIVE_FAULTS)
+def test_a_planted_fault_fails_the_native_engine(fault, monkeypatch, tmp_path):
+    fault(monkeypatch.setattr)
+    outcome = train_on_the_pendulum("native", tmp_path)
+    assert not outcome.learned, outcome
+
+
+@pytest.mark.native
+def test_a_fault_of_the_loop_fails_with_what_the_defaults_add_too(monkeypatch, tmp_path):
     no_bootstrap_at_truncation(monkeypatch.setattr)
     outcome = train_on_the_pendulum("native", tmp_path, **ADDED)
     assert not outcome.learned, outcome
@@ -207,7 +244,7 @@ def test_a_fault_of_the_loop_fails_the_native_engine_too(monkeypatch, tmp_path):
     reason="the faults are in the reference engine, and acting takes far longer without native operators",
 )
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_planted_fault_fails_the_bar(fault, monkeypatch, tmp_path):
+def test_a_planted_fault_fails_the_reference_engine(fault, monkeypatch, tmp_path):
     fault(monkeypatch.setattr)
     outcome = train_on_the_pendulum("reference", tmp_path)
     assert not outcome.learned, outcome
