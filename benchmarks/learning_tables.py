@@ -245,14 +245,15 @@ def place(entry: Entry) -> tuple:
 
 
 def side_by_side(entries: list[Entry], name_all: bool = False) -> str:
-    """How many runs shared a machine: "2", and of other machines than the first's "6 on 16 cores, 5 on the H100"."""
+    """How many runs shared a machine: "2 or 3", and of other machines than the first's "6 on 16 cores"."""
     usual = None if name_all else place(entries[0])
-    texts = []
+    found: dict[str, dict[int, None]] = {}
     for entry in entries:
-        for machine in (run["machine"] for run in entry["runs"]):
-            other = _elsewhere(entry, usual)
-            texts.append(f"{machine['side_by_side']}" + (f" on {other}" if other else ""))
-    return ", ".join(dict.fromkeys(texts))
+        for run in entry["runs"]:
+            found.setdefault(_elsewhere(entry, usual), {})[run["machine"]["side_by_side"]] = None
+    return ", ".join(
+        " or ".join(map(str, counts)) + (f" on {other}" if other else "") for other, counts in found.items()
+    )
 
 
 def _together(entry: Entry) -> int:

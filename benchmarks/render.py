@@ -106,7 +106,8 @@ TABLES = {
             "One line from each of five tables below, other lines of which have smaller ratios; in brackets, how many "
             "times slower; -: not measured. The return is what Stable-Baselines3 has after {steps:,} steps, in runs "
             "on one core each; all else on a CPU is on two. In the first two lines each has its own default settings "
-            "(in the second but for 1,000 random steps), in the others all do the same work."
+            "(in the second but for 1,000 random steps), in the others all do the same work; on the GPU a call of "
+            "sacfast's makes 32 updates, a graph of the other's one."
         ),
         runs=None,
         choose=at_a_glance,
@@ -159,12 +160,12 @@ TABLES = {
         (
             "Whole training loops, one update per step from step 1,000 on, two hidden layers of 256, {threads} "
             "threads, each in a process of its own, {steps:,} steps of it timed, without evaluations; {rounds} "
-            "rounds. Batches of 256 but for the default settings, which are those of `python -m sacfast.train`: "
-            "batches of 128, the actor updated every second time. The ideal takes as long as the longer of "
-            "environment step and update, as they are in the strict loop of the same round (with the default "
-            "settings, in their own). Overlap's and the default's speed are in multiples of this loop's. Shares "
-            "of the wall clock; overlapped, `update` is what is left to wait for. SB3: Stable-Baselines3, SBX its JAX "
-            "sibling, as they come but for that."
+            "rounds, of which median (first to third quartile). Batches of 256 but for the default settings, which "
+            "are those of `python -m sacfast.train`: batches of 128, the actor updated every second time. The ideal "
+            "takes as long as the longer of environment step and update, as they are in the strict loop of the same "
+            "round (with the default settings, in their own). Overlap's and the default's speed are in multiples of "
+            "this loop's. Shares of the wall clock; overlapped, `update` is what is left to wait for. SB3: "
+            "Stable-Baselines3, SBX its JAX sibling, as they come but for that."
             f" {INTERLEAVED}"
         ),
     ),
@@ -202,7 +203,8 @@ TABLES = {
     "learning": Table(
         learning_table,
         (
-            "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own: "
+            "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own, from "
+            "the same starts every time: "
             "mean ± standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median "
             "over seeds, on a thread each, with so many runs side by side: {side_by_side}. Others' scores are as "
             "published: {published}."

@@ -135,7 +135,7 @@ def test_tables_of_learning(script, files, tmp_path):
     for part in (
         "sac.csv",
         "-v4 environments, of which",
-        "side by side: 2, 1 on the Test GPU, 16 on the Test GPU, 6 on 16 cores.",
+        "side by side: 2, 1 or 16 on the Test GPU, 6 on 16 cores.",
         "on 2025-11-21: Test CPU",
     ):
         assert part in caption
