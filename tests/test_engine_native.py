@@ -239,6 +239,17 @@ def test_profile_counts_every_phase():
     assert sum(agent.engine.profile().values()) == 0
 
 
+def test_a_single_thread_waits_for_nobody():
+    agent = make_agent((23, 7, (256, 256), 8), engine="native", threads=1)
+    shares = []
+    for _ in range(3):  # the system may suspend it in the little that counts as waiting
+        agent.engine.profile()
+        agent.train(20, 8)
+        phases = agent.engine.profile(False)
+        shares.append(phases["waiting"] / sum(phases.values()))
+    assert min(shares) < 0.02
+
+
 # ---- the state stays the user's
 
 

@@ -115,8 +115,36 @@ def test_a_bias_or_a_temperature_that_was_replaced_is_refused():
         agent.train(1, 40)
     agent = make_agent(engine="native")
     agent.state.log_alpha = torch.zeros(1, dtype=torch.float64)
-    with pytest.raises(SACError, match=r"state.log_alpha is torch.float64 on cpu; write into it"):
+    with pytest.raises(
+        SACError, match=r"state.log_alpha has been given torch.float64 \[1\] on cpu; write into"
+    ):
         agent.train(1, 40)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(3, dtype=torch.float16)])
+@pytest.mark.parametrize("adam", ["actor_adam", "critic_adam", "alpha_adam"])
+def test_moments_that_were_replaced_are_refused(adam, wrong):
+    agent = make_agent(engine="native")
+    getattr(agent.state, adam).exp_avg_sq = wrong
+    with pytest.raises(
+        SACError, match=rf"state.{adam} has been given {wrong.dtype} \[3\] on cpu; write into"
+    ):
+        agent.train(1, 40)
+
+
+def test_a_parametrised_layer_is_refused_in_one_sentence():
+    agent = make_agent(engine="native")
+    torch.nn.utils.parametrizations.weight_norm(agent.critic.fc1)
+    with pytest.raises(SACError, match=r"critic are no longer the float32 numbers of state.critic_params"):
+        agent.train(1, 40)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_an_actor_that_moved_away_does_not_act_with_the_old_weights(rows):
+    agent, other = make_agent(engine="native"), make_agent(engine="native")
+    agent.actor.load_state_dict(other.actor.state_dict(), assign=True)
+    with pytest.raises(SACError, match=r"actor are no longer the float32 numbers of state.actor_params"):
+        agent.select_action(np.zeros(5 if rows is None else (rows, 5)), evaluate=True)
 
 
 def test_a_normalizer_of_other_observations_is_refused():

@@ -348,6 +348,7 @@ void SacUpdate::pack_actor(const Piece& piece, Scratch&, Lap& lap) {
     math_.pack_backward(weight, layer.inputs, outputs, layer.inputs, task.begin, task.end,
                         networks_.actor_backward[l]);
   }
+  lap.mark(kAdam);
 }
 
 // ---------------------------------------------------------------------------- temperature and metrics

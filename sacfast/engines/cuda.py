@@ -9,6 +9,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from sacfast.engines import abi
 from sacfast.engines.base import Metrics, Policy, TorchPolicy, check_observation
 from sacfast.engines.native import NativeEngine
 from sacfast.engines.structs import (
-    obs_statistics,
+    aim_policy_call,
     policy_call,
     policy_spec,
     state_pointers,
@@ -97,7 +98,8 @@ class CudaEngine(NativeEngine):
         try:
             metrics = super().train(state, buffer, batch_size, updates)
         except BaseException:
-            wait()
+            with suppress(RuntimeError):  # of the GPU: what is raised already says more
+                wait()
             raise
 
         def finish() -> Metrics:
@@ -135,13 +137,20 @@ class CudaEngine(NativeEngine):
         if self._last is None or self._last() is not state:
             self._settle_last()
         self._last = weakref.ref(state)
-        if self.device.type == "cuda":
-            stream = torch.cuda.current_stream(self.device)
-            # The last metrics are perhaps not copied yet there.
-            if self._stream not in (None, stream):
-                stream.wait_stream(self._stream)
-            self._stream = stream
+        self._stream = self._after_updates()  # the last metrics are perhaps not copied yet there
         return super()._prepare(state, *args)
+
+    def _after_updates(self) -> torch.cuda.Stream | None:
+        """PyTorch's current stream, which from here on is behind this engine's last updates, whatever theirs was.
+
+        None for the tests' emulator.
+        """
+        if self.device.type != "cuda":
+            return None
+        stream = torch.cuda.current_stream(self.device)
+        if self._stream not in (None, stream):
+            stream.wait_stream(self._stream)
+        return stream
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
         """Seconds by phase, as Engine.profile; while it measures, phases are launched and awaited one by one."""
@@ -227,8 +236,8 @@ class CudaEngine(NativeEngine):
         """The workspace for this batch size, one that is large enough if there is one."""
         size = self._library.sacfast_cuda_update_workspace_bytes(handle, batch_size)
         if self._workspace is None or len(self._workspace) < size:
-            if self._workspace is not None and self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # updates may use it, on any stream
+            if self._workspace is not None and self._stream is not None:
+                self._stream.synchronize()  # updates may use it yet
             self._workspace = None
             try:
                 self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -243,7 +252,7 @@ class CudaEngine(NativeEngine):
 class CudaPolicy:
     """Observations [O] or [n, O] to actions in the environment's units: one launch that reads and writes pinned memory.
 
-    It is enqueued on PyTorch's current stream, behind the updates that it is to see, and awaited.
+    It is enqueued behind the updates that it is to see, on PyTorch's current stream, and awaited.
     """
 
     MOST = 64  # observations, beyond which products of matrices in PyTorch are faster
@@ -273,10 +282,10 @@ class CudaPolicy:
 
     def _act(self, rows: np.ndarray, evaluate: bool) -> np.ndarray:
         self._rows[: len(rows)] = rows
-        state, call = self._state, self._call
-        call.n, call.params, call.statistics = len(rows), state.actor_params.data_ptr(), obs_statistics(state)
-        call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
-        device = self._engine.device
+        call, device = self._call, self._engine.device
+        call.n = len(rows)
+        aim_policy_call(call, self._state, evaluate)
+        self._engine._after_updates()
         with on_device(device):
             result = self._library.sacfast_cuda_policy_act(
                 ctypes.byref(self._spec), ctypes.byref(call), current_stream(device)
@@ -284,5 +293,5 @@ class CudaPolicy:
         if result < 0:
             raise SACError(f"acting on CUDA failed: {self._library.sacfast_error().decode()}")
         if not evaluate:
-            state.action_step += 1
+            self._state.action_step += 1
         return self._actions[: len(rows)].copy()

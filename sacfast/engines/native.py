@@ -64,12 +64,15 @@ def available(library: ctypes.CDLL) -> dict[str, list[str]]:
 
 
 _engines: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
+_policies: "weakref.WeakSet[NativePolicy]" = weakref.WeakSet()
 
 
 def _renew_locks() -> None:
     """In a forked child, a lock that another thread held would stay locked for ever."""
     for engine in _engines:
         engine._lock, engine._started, engine._owner = threading.Lock(), None, None
+    for policy in _policies:
+        policy.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -165,7 +168,7 @@ class NativeEngine(Engine):
             self._started = threading.get_ident(), state, memory, call
             if self._library.sacfast_update_start(handle, ctypes.byref(call)) < 0:
                 self._started = None
-                raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
+                raise self._failed(call)
             self._owner = None
             return finish
         except BaseException:
@@ -236,16 +239,20 @@ class NativeEngine(Engine):
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
         seconds = np.zeros(len(PHASES))
-        if self._update:
-            self._library.sacfast_update_take_profile(self._update, seconds.ctypes.data)
-            self._library.sacfast_update_set_profiling(self._update, enabled)
-        self._profiling = enabled
+        self._check_turn()
+        with self._lock:
+            if self._update:
+                self._library.sacfast_update_take_profile(self._update, seconds.ctypes.data)
+                self._library.sacfast_update_set_profiling(self._update, enabled)
+            self._profiling = enabled
         return dict(zip(PHASES, seconds.tolist(), strict=True))
 
     def make_policy(self, state: SACState, bounds: ActionBounds) -> Policy:
         if state.device.type != "cpu":
             return super().make_policy(state, bounds)
-        return NativePolicy(self._library, self.path, state, bounds)
+        policy = NativePolicy(self._library, self.path, state, bounds)
+        _policies.add(policy)
+        return policy
 
     def _check_device(self, state: SACState) -> None:
         if state.device.type != "cpu":
@@ -330,13 +337,19 @@ class NativeEngine(Engine):
     def _conclude(self, result: int, state: SACState, call: abi.UpdateCall, first: int) -> None:
         """Raise SACError for what went wrong in the updates from number `first` on."""
         if result < 0:
-            raise SACError(f"the native update failed: {self._library.sacfast_error().decode()}")
+            raise self._failed(call)
         self._packed = self._next
         if result > 0:
             raise SACError(
                 f"the batch of update {state.step} holds a NaN or an infinity, so the update was not applied "
                 f"({state.step - first} of {call.updates} before it were); check what was pushed"
             )
+
+    def _failed(self, call: abi.UpdateCall) -> SACError:
+        return SACError(
+            f"the native update failed: {self._library.sacfast_error().decode()} (batch_size={call.batch_size}; a "
+            "smaller one needs less memory)"
+        )
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
@@ -355,7 +368,10 @@ class NativeEngine(Engine):
                 self._update = None
             handle, delete = self._new(self._spec(state))
             if not handle:
-                raise NativeUnavailable(f"the native engine failed: {self._library.sacfast_error().decode()}")
+                raise NativeUnavailable(
+                    f"the native engine failed: {self._library.sacfast_error().decode()} (threads={self.threads}; "
+                    "threads=1 starts none)"
+                )
             self._free = abi.free_with(self, delete, handle)
             self._update, self._shape, self._packed = handle, shape, None
         return self._update

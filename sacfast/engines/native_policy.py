@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sacfast.engines import abi
 from sacfast.engines.base import TorchPolicy, check_observation
-from sacfast.engines.structs import obs_statistics, policy_call, policy_spec
+from sacfast.engines.structs import aim_policy_call, policy_call, policy_spec
 from sacfast.envs import ActionBounds
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.state import SACState
@@ -25,7 +25,7 @@ class NativePolicy:
         self._library = abi.declare(ctypes.PyDLL(library._name))
         self._state, self._dims = state, (state.obs_dim, state.action_dim)
         self._many = TorchPolicy(state, bounds)
-        self._lock = threading.Lock()  # a robot per thread, say: each gets the action for its own observation
+        self.lock = threading.Lock()  # a robot per thread, say: each gets the action for its own observation
         spec = policy_spec(state, bounds.low.ctypes.data, bounds.high.ctypes.data)
         arithmetic = self._library.sacfast_arithmetic(path.encode(), b"float32")
         self._policy = arithmetic and self._library.sacfast_policy_new(ctypes.byref(spec), arithmetic)
@@ -41,21 +41,19 @@ class NativePolicy:
         plain = type(observation) is np.ndarray and observation.dtype.kind in "fiu"
         if not plain or observation.shape != self._obs.shape:
             return self._several(check_observation(observation, self._dims[0]), evaluate)
-        with self._lock:
+        with self.lock:
             self._obs[:] = observation
             self._run(self._call, self._reference, evaluate)
             return self._action.copy()
 
     def _run(self, call: abi.PolicyCall, reference: Any, evaluate: bool) -> None:
-        state = self._state
-        call.params, call.statistics = state.actor_params.data_ptr(), obs_statistics(state)
-        call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
+        aim_policy_call(call, self._state, evaluate)
         self._act(self._policy, reference)
         if call.bad >= 0:
             value = ctypes.cast(call.obs, ctypes.POINTER(ctypes.c_float))[call.bad]
             raise SACError(f"the observation holds {value}; check the environment")
         if not evaluate:
-            state.action_step += 1
+            self._state.action_step += 1
 
     def _several(self, obs: np.ndarray, evaluate: bool) -> np.ndarray:
         if obs.ndim == 2 and len(obs) >= SEVERAL:
@@ -63,6 +61,6 @@ class NativePolicy:
         rows = np.ascontiguousarray(obs).reshape(-1, self._dims[0])
         action = np.empty((len(rows), self._dims[1]), np.float32)
         call = policy_call(len(rows), rows.ctypes.data, action.ctypes.data)
-        with self._lock:
+        with self.lock:
             self._run(call, ctypes.byref(call), evaluate)
         return action.reshape(*obs.shape[:-1], self._dims[1])

@@ -70,8 +70,19 @@ def policy_spec(state: SACState, low: int, high: int) -> abi.PolicySpec:
 
 
 def policy_call(n: int, obs: int, action: int) -> abi.PolicyCall:
-    """For n observations at the address `obs`; where the state stands is filled in at every call."""
+    """For n observations at the address `obs`; aim_policy_call fills in the rest at every call."""
     return abi.PolicyCall(n=n, obs=obs, action=action, stream=Stream.EXPLORE)
+
+
+def aim_policy_call(call: abi.PolicyCall, state: SACState, evaluate: bool) -> None:
+    """Fill in where the state stands. Raises SACError where the actor as a whole was moved or replaced."""
+    call.params, call.statistics = state.actor_params.data_ptr(), obs_statistics(state)
+    call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
+    first = state.actor_layers[0]
+    # check_network's first comparison: all of them would make an action a third slower.
+    weight = state.actor._modules[first.name]._parameters.get("weight")  # type: ignore[union-attr]
+    if weight is None or weight.data_ptr() != call.params + 4 * first.weight_offset:
+        check_network(state, "actor")
 
 
 def transitions_of(
@@ -95,27 +106,42 @@ def take_counters(state: SACState, done: abi.StatePointers) -> None:
 
 
 def check_memory(state: SACState) -> None:
-    """Raise SACError unless each network's parameters, and log_alpha, are the float32 numbers that are trained."""
-    if state.log_alpha.dtype != torch.float32 or state.log_alpha.device != state.actor_params.device:
-        raise SACError(
-            f"state.log_alpha is {state.log_alpha.dtype} on {state.log_alpha.device}; write into it, "
-            "state.log_alpha.fill_(x), instead of replacing it"
-        )
-    first, second = state.critic_layers
-    for name, network, flat, layers in (
-        ("actor", state.actor, state.actor_params, state.actor_layers),
-        ("critic", state.critic, state.critic_params, first + second),
-        ("critic_target", state.critic_target, state.critic_target_params, first + second),
+    """Raise SACError unless what is trained, and Adam's moments of it, are the float32 numbers that are expected."""
+    for name in ("actor", "critic", "critic_target"):
+        check_network(state, name)
+    device = state.actor_params.get_device()
+    _check_numbers("log_alpha", state.log_alpha, 1, device)
+    for name, adam, count in (
+        ("actor_adam", state.actor_adam, state.actor_params.numel()),
+        ("critic_adam", state.critic_adam, state.critic_params.numel()),
+        ("alpha_adam", state.alpha_adam, 1),
     ):
-        # What network.fc1.weight finds, in a fraction of its time.
-        modules, begin, there = network._modules, flat.data_ptr(), flat.dtype == torch.float32
-        for layer in layers:
-            parameters = modules[layer.name]._parameters  # type: ignore[union-attr]
-            weight, bias = parameters["weight"], parameters["bias"]
-            there = there and weight is not None and weight.data_ptr() == begin + 4 * layer.weight_offset
-            there = there and bias is not None and bias.data_ptr() == begin + 4 * layer.bias_offset
-        if not there:
-            raise SACError(
-                f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to(), .double() "
-                "or a new layer took their place; make a new agent and load the weights into it"
-            )
+        _check_numbers(name, adam.exp_avg, count, device)
+        _check_numbers(name, adam.exp_avg_sq, count, device)
+
+
+def _check_numbers(name: str, tensor: Tensor, count: int, device: int) -> None:
+    there = tensor.dtype is torch.float32 and tensor.numel() == count and tensor.is_contiguous()
+    if not there or tensor.get_device() != device:
+        raise SACError(
+            f"state.{name} has been given {tensor.dtype} {list(tensor.shape)} on {tensor.device}; write into the "
+            "tensor that was there, with copy_ or fill_, instead of replacing it"
+        )
+
+
+def check_network(state: SACState, name: str) -> None:
+    """Raise SACError unless the parameters of this network lie where native code looks for them."""
+    layers = state.actor_layers if name == "actor" else state.critic_layers[0] + state.critic_layers[1]
+    flat: Tensor = getattr(state, f"{name}_params")
+    # What network.fc1.weight finds, in a fraction of its time.
+    modules, begin, there = getattr(state, name)._modules, flat.data_ptr(), flat.dtype == torch.float32
+    for layer in layers:
+        parameters = modules[layer.name]._parameters
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        there = there and weight is not None and weight.data_ptr() == begin + 4 * layer.weight_offset
+        there = there and bias is not None and bias.data_ptr() == begin + 4 * layer.bias_offset
+    if not there:
+        raise SACError(
+            f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to(), .double() "
+            "or a new layer took their place; make a new agent and load the weights into it"
+        )

@@ -164,6 +164,8 @@ class Builder:
                 target.mkdir(parents=True, exist_ok=True)
                 waited = stack.enter_context(_exclusively(self.cache / f"{target.name}.lock"))
                 tempfile.TemporaryFile(dir=target).close()
+                if os.statvfs(target).f_flag & getattr(os, "ST_NOEXEC", 0):
+                    raise OSError("its file system is mounted noexec")
             except OSError as error:
                 raise CacheUnusable(
                     f"cannot use the cache {self.cache} ({error}; SACFAST_CACHE_DIR names another place)"

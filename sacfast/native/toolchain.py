@@ -139,7 +139,10 @@ def version_of(command: Sequence[str]) -> str:
 @functools.cache
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        # In every locale the same: it is part of the cache's key.
+        environment = os.environ | {"LC_ALL": "C"}
+        done = subprocess.run(command, capture_output=True, check=False, env=environment)
+        return done.stdout.decode(errors="replace").strip()
     except OSError:
         return ""
 
@@ -422,7 +425,7 @@ def _cpp_runtime() -> list[str]:
     that two copies of the runtime have a part in ends the process.
     """
     with suppress(OSError):
-        loaded = Path("/proc/self/maps").read_text()
+        loaded = Path("/proc/self/maps").read_text(errors="surrogateescape")
         return re.findall(r"\s(/.*libstdc\+\+\.so[.\d]*)$", loaded, re.MULTILINE)[:1]
     return []
 

@@ -55,7 +55,8 @@ class ReplayBuffer:
     obs_dtype    how observations are stored: "float32", "float16" or "bfloat16"; they are sampled in float32
     storage      "device", or "host": the host's memory, pinned for a GPU `device`; batches come to `device`
 
-    One thread at a time: where one pushes while another samples, both need a lock of the caller's.
+    One thread at a time, and on a GPU one stream: where one pushes while another samples, both need a lock of the
+    caller's, and streams that wait for one another.
 
     Raises SACError for a capacity outside [1, 2**29], a wrong shape, or a NaN or infinity in a transition; the
     buffer is then as it was.

@@ -14,6 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -169,6 +170,22 @@ def test_unwritable_entry_in_a_writable_cache(fresh, tiny, capfd):
     assert "for this process only" in capfd.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="the system does not tell")
+def test_a_cache_from_which_no_code_may_be_run_is_not_used(fresh, tiny, monkeypatch, capfd):
+    builder = Builder(root=tiny, archs=[])
+    flags = os.statvfs(builder.cache.parent).f_flag
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags | os.ST_NOEXEC))
+    assert fresh.load()
+    said = capfd.readouterr().err
+    assert "its file system is mounted noexec; SACFAST_CACHE_DIR names another place" in said
+    assert "for this process only" in said and builder.cached() is None
+
+
+def test_what_a_tool_says_is_text_in_any_locale():
+    says = "import os, sys; sys.stdout.buffer.write(os.environ['LC_ALL'].encode() + bytes([255]))"
+    assert toolchain._output(sys.executable, "-c", says) == "C\ufffd"
+
+
 def test_full_disk_is_not_taken_for_an_unusable_cache(fresh, monkeypatch, capfd):
     calls = []
 
@@ -214,6 +231,7 @@ def test_command_line_without_a_home_directory(homeless, command):
     """Imports included, in a process of its own."""
     code = f"""
 from pathlib import Path
+from types import SimpleNamespace
 def home():
     raise RuntimeError("Could not determine home directory.")
 Path.home = home
