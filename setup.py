@@ -43,7 +43,7 @@ class BuildAheadOfTime(build_ext):
 
     def run(self):
         native = native_package()
-        builder = native.Builder(verbose=True, paths=native.toolchain.every_path())
+        builder = native.Builder(verbose=True, paths=native.machine.every_path())
         self.folder = (HERE if self.inplace else Path(self.build_lib)) / "sacfast" / native.PREBUILT.name
         shutil.rmtree(self.folder, ignore_errors=True)
         builder.build_into(self.folder)

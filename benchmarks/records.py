@@ -50,7 +50,7 @@ def describe_machine() -> dict[str, Any]:
 
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "cpu": native.toolchain.cpu_name(),
+        "cpu": native.machine.cpu_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -35,10 +35,12 @@ from pathlib import Path
 
 import torch
 
-from . import toolchain
+from . import machine, toolchain
 from .builder import LIBRARY, Builder, Record
 from .environment import environment_flag
-from .toolchain import BuildError, cache_directory, cpu_path, say
+from .machine import cpu_path
+from .reports import BuildError, say
+from .toolchain import cache_directory
 
 __all__ = [
     "BuildError",
@@ -226,13 +228,13 @@ def _prebuilt(builder: Builder) -> tuple[Path, Record] | None:
     covered = all(_covers(record, arch) for arch in builder.archs)
     if not covered and toolchain.find_nvcc():
         return None
-    return (PREBUILT, record) if set(record.cpu) <= set(toolchain.cpu_features()) else None
+    return (PREBUILT, record) if set(record.cpu) <= set(machine.cpu_features()) else None
 
 
 def _covers(record: Record, wanted: str) -> bool:
     """`wanted` may be an entry of TORCH_CUDA_ARCH_LIST, which with a suffix must be there literally."""
     plain = wanted.replace(".", "").isdigit()
-    return wanted in record.cuda_archs or (plain and toolchain.covers(record.cuda_archs, wanted))
+    return wanted in record.cuda_archs or (plain and machine.covers(record.cuda_archs, wanted))
 
 
 @dataclass(frozen=True)
@@ -289,8 +291,8 @@ def _compiled_for(record: Record | None) -> str:
     if record is None:
         return ""
     level = torch.ops.sacfast.cpu_features() if _process.found else "not loaded"
-    machine = " ".join(flag for flag in record.flags if flag.startswith(("-march", "-mcpu", "-fopenmp")))
-    return f"{level} ({machine or 'no flags for this machine'})"
+    target = " ".join(flag for flag in record.flags if flag.startswith(("-march", "-mcpu", "-fopenmp")))
+    return f"{level} ({target or 'no flags for this machine'})"
 
 
 def _arithmetic_names() -> str:
@@ -309,15 +311,15 @@ def _cuda_reason(record: Record | None) -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if record is None:
-        return "" if toolchain.gpu_architectures() else NO_GPU
+        return "" if machine.gpu_architectures() else NO_GPU
     if record.cuda_missing:
         return record.cuda_missing
     if not record.cuda_archs:
-        return "the extension was built without" if toolchain.gpu_architectures() else NO_GPU
-    gpus = toolchain.visible_gpus()
+        return "the extension was built without" if machine.gpu_architectures() else NO_GPU
+    gpus = machine.visible_gpus()
     if not gpus:
         return "torch shows no GPU to this process"
-    missing = ", ".join(gpu for gpu in gpus if not toolchain.covers(record.cuda_archs, gpu))
+    missing = ", ".join(gpu for gpu in gpus if not machine.covers(record.cuda_archs, gpu))
     built = ", ".join(record.cuda_archs)
     return (
         missing and f"the extension was built for {built}, not for a GPU of {missing} (TORCH_CUDA_ARCH_LIST)"

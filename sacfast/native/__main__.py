@@ -7,6 +7,8 @@ import re
 import shutil
 import sys
 
+import torch
+
 from sacfast import native
 from sacfast.errors import SACError
 
@@ -36,7 +38,7 @@ def print_status() -> None:
         "CUDA": ": ".join(filter(None, [" ".join(now.cuda_archs) or "none", now.cuda_reason])),
         "compiler": now.compiler,
         "nvcc": now.nvcc,
-        "torch": toolchain.torch.__version__,
+        "torch": torch.__version__,
         "cache": now.cache or "none: there is no home directory (SACFAST_CACHE_DIR names a place)",
         "key": now.key,
     }

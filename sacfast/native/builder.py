@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from . import locks, toolchain
-from .toolchain import BuildError, say
+from . import locks, machine, toolchain
+from .reports import BuildError, say
 
 LIBRARY = "_sacfast.so"
 RECORD = "build.json"
@@ -79,8 +79,8 @@ class Builder:
 
     root: Path = field(default_factory=toolchain.source_root)
     cache: Path | None = field(default_factory=toolchain.cache_directory)
-    archs: list[str] = field(default_factory=toolchain.gpu_architectures)
-    paths: list[str] = field(default_factory=toolchain.wanted_paths)
+    archs: list[str] = field(default_factory=machine.gpu_architectures)
+    paths: list[str] = field(default_factory=machine.wanted_paths)
     progress: bool = False
     verbose: bool = False
 
@@ -108,7 +108,7 @@ class Builder:
             self.source_hash(),
             toolchain.flags(),
             paths,
-            toolchain.cpu_features(),
+            machine.cpu_features(),
             cuda,
             python,
             versions,
@@ -198,16 +198,16 @@ class Builder:
         target.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="work-", dir=target))
         start = time.perf_counter()
-        machine = toolchain.cpu_name() + (f" and CUDA {', '.join(self.archs)}" if self.archs else "")
+        where = machine.cpu_name() + (f" and CUDA {', '.join(self.archs)}" if self.archs else "")
         usual = USUAL_SECONDS[bool(self.archs)]
-        say(f"building native kernels for {machine}: about {usual}, once for this torch and machine ...")
+        say(f"building native kernels for {where}: about {usual}, once for this torch and machine ...")
         try:
             missing, archs, (flags, paths) = self._compile_what_can_be(work, target)
             record = Record(
                 key=target.name,
                 sources=self.source_hash(),
                 torch=torch.__version__,
-                cpu=toolchain.cpu_features(),
+                cpu=machine.cpu_features(),
                 cuda_archs=archs,
                 cuda_missing=missing,
                 compiler=(toolchain.version_of(toolchain.find_compiler()).splitlines() or [""])[0],
@@ -250,8 +250,8 @@ class Builder:
         """
         compiler = toolchain.find_compiler()
         nvcc = toolchain.checked_nvcc(archs) if archs else None
-        machine = toolchain.machine_flags(compiler)
-        openmp = ["-fopenmp"] if "-fopenmp" in machine else []
+        native = toolchain.machine_flags(compiler)
+        openmp = ["-fopenmp"] if "-fopenmp" in native else []
         flags = toolchain.flags(cuda=bool(archs))
         paths = self._present_paths(compiler)
         include = toolchain.include_flags(self.root, torch=torch)
@@ -261,17 +261,17 @@ class Builder:
             commands["nvcc"] = [nvcc, *toolchain.cuda_flags(archs), f"-ccbin={host}", "-I", str(self.root)]
         linked = toolchain.link_flags(openmp=bool(openmp), nvcc=nvcc) if torch else ["-shared", *openmp]
         units = toolchain.sources(self.root, cuda=bool(archs), paths=paths, torch=torch)
-        own_flags = {unit: unit_flags(unit, paths, machine) for unit in units if unit.suffix != ".cu"}
+        own_flags = {unit: unit_flags(unit, paths, native) for unit in units if unit.suffix != ".cu"}
         (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
         self._run(_ninja_command(work, goal, verbose=self.verbose), log)
-        return [*flags, *machine], paths
+        return [*flags, *native], paths
 
     def compile_engine(self, directory: Path, paths: Sequence[str] | None = None) -> Path:
         """The engine without torch's operators, as a library of its own in `directory`: for tests.
 
         paths: every one that this CPU runs, AMX emulated where it is absent, unless they are given.
         """
-        chosen = replace(self, paths=list(toolchain.testable_paths() if paths is None else paths))
+        chosen = replace(self, paths=list(machine.testable_paths() if paths is None else paths))
         chosen.compile(directory, directory / "build.log", [], torch=False)
         return directory / LIBRARY
 
@@ -279,7 +279,7 @@ class Builder:
         """Those of `paths` that the sources have and the compiler can compile."""
         there = {toolchain.unit_path(unit) for unit in toolchain.sources(self.root)}
         return toolchain.compilable_paths(
-            compiler, [path for path in self.paths if toolchain.unit_stem(path) in there]
+            compiler, [path for path in self.paths if machine.unit_stem(path) in there]
         )
 
     def _run(self, command: list[str], log: Path) -> None:
@@ -296,11 +296,11 @@ class Builder:
             raise BuildError(f"the compiler failed (full log: {log})", "" if shown else "\n".join(tail))
 
 
-def unit_flags(unit: Path, paths: Sequence[str], machine: list[str]) -> list[str]:
+def unit_flags(unit: Path, paths: Sequence[str], native: list[str]) -> list[str]:
     """A unit's flags beyond everybody's: those of its arithmetic path, or else those for this machine."""
-    if own := next((path for path in paths if toolchain.unit_stem(path) == toolchain.unit_path(unit)), None):
+    if own := next((path for path in paths if machine.unit_stem(path) == toolchain.unit_path(unit)), None):
         return toolchain.path_flags(own)
-    return [*machine, *toolchain.path_definitions(paths)] if unit.stem == "arithmetic" else machine
+    return [*native, *toolchain.path_definitions(paths)] if unit.stem == "arithmetic" else native
 
 
 def _ninja_command(work: Path, goal: str, *, verbose: bool) -> list[str]:

@@ -16,7 +16,8 @@ import torch
 from native_arithmetic import AdamStep, Floats, Memory, Table, chosen_rows, hidden_layer, load, names, random
 from tolerances import error_bar
 
-from sacfast.native import toolchain
+from sacfast.native import machine, toolchain
+from sacfast.native.reports import BuildError
 
 SOURCES = toolchain.source_root()
 EXPORTS = """
@@ -44,7 +45,7 @@ PAIRS = [(1, 1), (7, 16), (16, 7), (17, 33), (33, 17), (32, 32), (64, 31), (14, 
 COLUMNS = [1, 7, 16, 17, 31, 32, 33, 64, 256]
 
 
-FOUND = toolchain.cpu_paths()
+FOUND = machine.cpu_paths()
 pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif("avx512" not in FOUND, reason="no AVX-512, which the AMX path is written in"),
@@ -55,7 +56,7 @@ PATHS = ["amx-emulated", "amx"] if "amx" in FOUND else ["amx-emulated"]
 def compile_library(path: str, folder: Path) -> Path:
     try:
         compiler = toolchain.find_compiler()
-    except toolchain.BuildError as error:
+    except BuildError as error:
         pytest.skip(str(error))
     exports = folder / "exports.cpp"
     exports.write_text(EXPORTS)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sacfast import native
-from sacfast.native import toolchain
+from sacfast.native import machine, toolchain
 from sacfast.native.builder import LIBRARY, RECORD, USUAL_SECONDS, Builder, Record
 
 
@@ -29,7 +29,7 @@ def test_second_build_uses_the_cache(builder, capfd):
     assert (directory / LIBRARY).stat().st_mtime_ns == modified
     assert capfd.readouterr().err == ""
     before, after = first
-    assert toolchain.cpu_name() in before and USUAL_SECONDS[False] in before
+    assert machine.cpu_name() in before and USUAL_SECONDS[False] in before
     assert f"{record.seconds:.1f} s" in after and str(directory / LIBRARY) in after
     assert not list(directory.glob("work-*"))
 
@@ -41,7 +41,7 @@ def test_key_depends_on_all_that_the_code_depends_on(builder, monkeypatch):
         (builder.root / f"new{suffix}").write_text("// nothing")
         keys.add(builder.key())
     with monkeypatch.context() as patch:
-        patch.setattr(toolchain, "cpu_features", lambda: ["another-cpu"])
+        patch.setattr(machine, "cpu_features", lambda: ["another-cpu"])
         keys.add(builder.key())
     with monkeypatch.context() as patch:
         patch.setattr(toolchain, "flags", lambda **_: ["-O0"])
@@ -147,7 +147,7 @@ def test_availability_by_device(fresh):
     ],
 )
 def test_gpus_that_code_runs_on(built, gpu, runs):
-    assert toolchain.covers(built, gpu) is runs
+    assert machine.covers(built, gpu) is runs
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_ahead_of_time_cuda_kernels_on_another_gpu(fresh, builder, tmp_path, mon
     monkeypatch.setattr(native, "PREBUILT", folder)
     monkeypatch.setattr(native, "Builder", lambda **options: replace(builder, archs=gpus))
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
-    monkeypatch.setattr(toolchain, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: gpus)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     capfd.readouterr()
     assert fresh.available("cpu") and fresh._process.found[0] == folder
@@ -262,7 +262,7 @@ def test_nvcc_that_appears_later_is_used(builder, monkeypatch, capfd):
 def test_architecture_list(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;8.0 12.0+PTX,9.0")
-    assert toolchain.gpu_architectures() == ["12.0+PTX", "8.0", "9.0"]
+    assert machine.gpu_architectures() == ["12.0+PTX", "8.0", "9.0"]
     ptx = [flag for flag in toolchain.cuda_flags(["12.0+PTX"]) if "gencode" in flag]
     assert ptx == ["-gencode=arch=compute_120,code=sm_120", "-gencode=arch=compute_120,code=compute_120"]
     with pytest.raises(native.BuildError, match=r"'Hopper'.*9\.0"):
@@ -305,8 +305,8 @@ def test_real_extension_was_built_for_this_machine():
     state = native.status()
     record = Record.read(state.path.parent)
     assert state.loaded and state.compiled_for and record is not None
-    assert set(record.cpu) <= set(toolchain.cpu_features())
-    assert record.paths == state.paths == toolchain.wanted_paths()
+    assert set(record.cpu) <= set(machine.cpu_features())
+    assert record.paths == state.paths == machine.wanted_paths()
     assert state.arithmetic.startswith(f"{record.paths[0]}:float32")
 
 

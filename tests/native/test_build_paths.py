@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sacfast import native
-from sacfast.native import toolchain
+from sacfast.native import machine, toolchain
 from sacfast.native.builder import Builder
 
-AMX_MACHINE = sorted({"x86_64", "avx2"}.union(*toolchain.PATH_FEATURES.values()))
+AMX_MACHINE = sorted({"x86_64", "avx2"}.union(*machine.PATH_FEATURES.values()))
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def cpu(monkeypatch):
     """cpu(features, wanted): pretend to be this CPU, with SACFAST_CPU_PATH set to `wanted`."""
 
     def pretend(features: list[str], wanted: str = "") -> None:
-        monkeypatch.setattr(toolchain, "cpu_features", lambda: features)
+        monkeypatch.setattr(machine, "cpu_features", lambda: features)
         monkeypatch.setenv("SACFAST_CPU_PATH", wanted)
 
     return pretend
@@ -55,7 +55,7 @@ def test_path_that_this_cpu_lacks(cpu, fresh, wanted, capfd):
 def engine_sources(tiny):
     """Units for every path that say how they were compiled."""
     (tiny / "cpu").mkdir()
-    for path in toolchain.PATH_FEATURES:
+    for path in machine.PATH_FEATURES:
         (tiny / "cpu" / f"arithmetic_{path}.cpp").write_text(f'extern "C" int {path}() {{ return 1; }}\n')
     (tiny / "cpu" / "arithmetic.cpp").write_text('extern "C" int arithmetic() { return 1; }\n')
     (tiny / "engine.cpp").write_text('extern "C" int engine() { return 1; }\n')
@@ -71,7 +71,7 @@ def commands_of(compiler, root, **options) -> dict[str, set[str]]:
     log.unlink()
     units = {Path(word).stem: set(line) for line in lines for word in line if word.endswith(".cpp")}
     assert {stem.removeprefix("arithmetic_") for stem in units if "arithmetic_" in stem} == {
-        toolchain.unit_stem(path) for path in record.paths
+        machine.unit_stem(path) for path in record.paths
     }
     return units
 
@@ -94,10 +94,10 @@ def test_units_of_a_path_get_its_flags(engine_sources, compiler, cpu):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the paths are those of x86-64")
 def test_every_path_of_the_architecture(engine_sources, compiler):
     """As an ahead-of-time build has them; a compiler too old for AMX does without."""
-    assert toolchain.every_path() == ["amx", "avx512", "avx2", "portable"]
+    assert machine.every_path() == ["amx", "avx512", "avx2", "portable"]
     script = 'for a in "$@"; do case $a in -mamx*) exit 1;; esac; done; exec c++ "$@"'
     compiler(script)
-    _, record = Builder(root=engine_sources, archs=[], paths=toolchain.every_path()).obtain()
+    _, record = Builder(root=engine_sources, archs=[], paths=machine.every_path()).obtain()
     assert record.paths == ["avx512", "avx2", "portable"]
 
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sacfast.errors import NativeUnavailable
 from sacfast.native import builder as builder_module
-from sacfast.native import toolchain
+from sacfast.native import machine, toolchain
 from sacfast.native.__main__ import main
 from sacfast.native.builder import FAILURE, LIBRARY, RECORD, Builder, check_cuda
-from sacfast.native.toolchain import BuildError
+from sacfast.native.reports import BuildError
 
 BROKEN = (
     'compiles "$@" && { for i in $(seq 50); do echo "error number $i" >&2; done; exit 1; }; exec c++ "$@"'
@@ -183,7 +184,7 @@ def test_a_cache_from_which_no_code_may_be_run_is_not_used(fresh, tiny, monkeypa
 
 def test_what_a_tool_says_is_text_in_any_locale():
     says = "import os, sys; sys.stdout.buffer.write(os.environ['LC_ALL'].encode() + bytes([255]))"
-    assert toolchain._output(sys.executable, "-c", says) == "C\ufffd"
+    assert machine.output_of(sys.executable, "-c", says) == "C\ufffd"
 
 
 def test_full_disk_is_not_taken_for_an_unusable_cache(fresh, monkeypatch, capfd):
@@ -372,7 +373,7 @@ def test_cuda_check_leaves_a_log_only_where_it_failed(tiny, tmp_path, monkeypatc
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(toolchain.torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "cuda", None)
     nvcc = tmp_path / "nvcc"
     nvcc.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; : > "$2"\n')
     nvcc.chmod(0o755)

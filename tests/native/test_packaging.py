@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sacfast.native import toolchain
+from sacfast.native import machine
 from sacfast.native.builder import LIBRARY, RECORD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ import site, sys
 site.addsitedir({str(site)!r})
 sys.meta_path.insert(0, sys.meta_path.pop())
 import sacfast
-from sacfast.native import toolchain
+from sacfast.native import machine, toolchain
 print(sacfast.__file__, toolchain.source_root(), sep="\\n")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -156,7 +156,7 @@ def test_ahead_of_time_wheel_needs_no_compiler(checkout, tiny, tmp_path, monkeyp
     shutil.rmtree(checkout / "csrc")
     shutil.copytree(tiny, checkout / "csrc")
     (checkout / "csrc" / "cpu").mkdir()
-    for path in toolchain.every_path():
+    for path in machine.every_path():
         (checkout / "csrc" / "cpu" / f"arithmetic_{path}.cpp").write_text(f"int {path}() {{ return 1; }}\n")
     wheel = build_wheel(checkout, SACFAST_AOT="1")
     assert not wheel.name.endswith("-none-any.whl")
@@ -181,5 +181,5 @@ print(native._process.found[0], *native._process.found[1].paths, sep="\\n")
     assert result.returncode == 0, result.stderr
     folder, *paths = result.stdout.split()
     assert Path(folder) == site / "sacfast" / "_native" and "portable" in paths
-    assert set(toolchain.cpu_paths()) <= set(paths)
+    assert set(machine.cpu_paths()) <= set(paths)
     assert result.stderr == ""
