@@ -88,10 +88,7 @@ BEFORE: dict[str, dict[str, Any]] = {FORMER: FORMER_SETTINGS}
 DEFAULTS = {"default": {}} | BEFORE
 ROWS = DEFAULTS | formerly(OBSERVATIONS | DEPARTURES)  # of the ablation
 # What led it, to be tried on fresh seeds: not those that made it lead.
-CANDIDATES = {
-    name + FRESH: settings
-    for name, settings in (DEFAULTS | FASTER | formerly(FASTER) | SMALL_BATCHES).items()
-}
+CANDIDATES = DEFAULTS | FASTER | formerly(FASTER) | SMALL_BATCHES
 # The default of before the former, beside which two things were tried that were not tried again.
 LONG_BEFORE = formerly(SMALL_EPSILON)
 TRIED_LONG_BEFORE = {
@@ -127,6 +124,11 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
 IN_BRIEF = {name: NOTEBOOKS[name] for name in ("notebook's", "notebook's, 1,000 random steps")}
 
 
+# Around today's default, on fresh seeds too.
+AROUND = OBSERVATIONS | BATCHES | DEPARTURES | {"critics and actor in one step": {"shared_step": True}}
+AROUND |= {"notebook's": NOTEBOOKS["notebook's"]}
+
+
 def searched(
     env: str,
     steps: int,
@@ -141,6 +143,11 @@ def searched(
         for name, each in settings.items()
         for seed in seeds
     ]
+
+
+def freshly(env: str, steps: int, settings: dict[str, dict[str, Any]], seeds: Iterable[int]) -> list[Job]:
+    """As `searched`, on seeds that the ablation's other tables have not."""
+    return searched(env, steps, {name + FRESH: each for name, each in settings.items()}, seeds)
 
 
 FIVE_SEEDS, FRESH_SEEDS = range(5), range(3, 7)
@@ -177,9 +184,10 @@ TABLES: dict[str, list[Job]] = {
         *(
             job
             for env in ("HalfCheetah-v5", "Hopper-v5", "Pusher-v5", "Walker2d-v5")
-            for job in searched(env, 50_000 if env == "Pusher-v5" else 100_000, CANDIDATES, FRESH_SEEDS)
+            for job in freshly(env, 50_000 if env == "Pusher-v5" else 100_000, CANDIDATES, FRESH_SEEDS)
         ),
-        *searched("Hopper-v5", 300_000, {name + FRESH: DEFAULTS[name] for name in DEFAULTS}, range(3, 6)),
+        *freshly("Hopper-v5", 300_000, DEFAULTS, range(3, 6)),
+        *(job for env in ABLATED for job in freshly(env, 50_000, AROUND, range(3, 6))),
     ],
     "gpu-search": [
         *searched(
