@@ -96,7 +96,7 @@ def _of_minutes(entries: list[Entry]) -> dict[str, Any]:
 
 def _of_seeds(entries: list[Entry]) -> dict[str, Any]:
     counts = sorted({len(entry["runs"]) for entry in entries})
-    return {"side_by_side": side_by_side(entries), "seeds": " or ".join(map(str, counts))}
+    return entries[0] | {"side_by_side": side_by_side(entries), "seeds": " or ".join(map(str, counts))}
 
 
 TABLES = {
@@ -230,29 +230,30 @@ TABLES = {
         choose=beside_peers,
         values=_of_minutes,
     ),
-    "ablation": Table(
+    "fresh_ablation": Table(
         ablation_table,
         (
             "sacfast with the settings changed that are named, from the default or the former one; the notebook's "
-            "with 5,000 random steps, unless named: mean ± standard deviation over three seeds or more, of the "
-            "deterministic policy over {episodes} episodes. "
-            f"{FORMERLY} Rows of fewer seeds are in results/learning.csv."
+            "with 5,000 random steps, unless named: mean ± standard deviation over {seeds} seeds, which the tables "
+            "below have not, of the deterministic policy over {episodes} episodes. "
+            f"{FORMERLY} Rows of fewer than three seeds are in results/learning.csv."
         ),
         runs="learning",
+        choose=partial(ablated, device="cpu", fresh=True),
+        values=_of_seeds,
+    ),
+    "ablation": Table(
+        ablation_table,
+        "As above, of {seeds} seeds.",
+        runs="learning",
         choose=partial(ablated, device="cpu"),
+        values=_of_seeds,
     ),
     "gpu_ablation": Table(
         ablation_table,
         "As above, of {seeds} seeds, with so many runs on the GPU at once: {side_by_side}.",
         runs="learning",
         choose=partial(ablated, device="cuda"),
-        values=_of_seeds,
-    ),
-    "fresh_ablation": Table(
-        ablation_table,
-        "As above, of {seeds} seeds that the first of these tables has not.",
-        runs="learning",
-        choose=partial(ablated, device="cpu", fresh=True),
         values=_of_seeds,
     ),
 }

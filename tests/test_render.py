@@ -75,9 +75,10 @@ def test_tables(script, files, tmp_path):
         "sacfast 0.1.0 (avx512)",
     ):
         assert all(part in caption for caption in captions)
-    *others, other_settings, minutes, ablation, gpu_ablation, fresh = captions
+    *others, other_settings, minutes, fresh, ablation, gpu_ablation = captions
     assert "2025-11-22: Test GPU" in gpu_ablation and "2025-11-21" not in gpu_ablation
-    assert fresh.startswith("<sub>As above, of 3 seeds that the first of these tables has not.")
+    assert "deviation over 3 seeds, which the tables below have not" in fresh
+    assert ablation.startswith("<sub>As above, of 3 seeds.")
     assert all("2025-11-22" in caption for caption in others)
     for caption in (other_settings, minutes, ablation):
         assert "2025-11-21" in caption and "2025-11-22" not in caption
@@ -142,7 +143,7 @@ def test_tables_of_learning(script, files, tmp_path):
     assert (
         "; on 2025-11-22: Test GPU, Test CPU" in caption and "; on 2025-11-23: Test CPU, 16 cores" in caption
     )
-    ablation = next(line for line in lines if line.startswith("<sub>sacfast with the settings changed"))
+    ablation = next(line for line in lines if line.startswith("<sub>As above, of 3 seeds. "))
     assert "2025-11-23" not in ablation  # where nothing but the default was tried
     beside = next(line for line in lines if line.startswith("<sub>When the mean over seeds"))
     assert "by evaluations every 50,000 steps" in beside and "with 2 runs side by side" in beside
