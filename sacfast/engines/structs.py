@@ -48,7 +48,7 @@ def obs_statistics(state: SACState) -> abi.ObsStatistics:
     if normalizer is None:
         return abi.ObsStatistics()
     shift, scale = normalizer.shift, normalizer.scale
-    if shift.device != state.device or len(shift) != state.obs_dim:
+    if shift.get_device() != state.actor_params.get_device() or shift.numel() != state.obs_dim:
         raise SACError(
             f"state.normalizer is for {len(shift)} numbers on {shift.device}; this agent needs "
             f"ObservationNormalizer({state.obs_dim}, device={str(state.device)!r})"
