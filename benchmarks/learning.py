@@ -12,7 +12,8 @@ evaluation made so far, of all tables; a run that is longer in one table than in
 from another day or machine stays, as long as the tables still have those settings and nothing longer takes its place.
 Such runs are not made once more, but with --again.
 
-One row of the ablation is no setting: the reference engine with both gradients by the weights of before the update.
+Critics and actor in one step are no setting: they are the reference engine with both gradients by the weights of before
+the update.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def searched(
 
 
 def freshly(env: str, steps: int, settings: dict[str, dict[str, Any]], seeds: Iterable[int]) -> list[Job]:
-    """As `searched`, on seeds that the ablation's other tables have not."""
+    """As `searched`, on seeds that the ablation has not."""
     return searched(env, steps, {name + FRESH: each for name, each in settings.items()}, seeds)
 
 

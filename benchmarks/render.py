@@ -234,8 +234,8 @@ TABLES = {
         ablation_table,
         (
             "sacfast with the settings changed that are named, from the default or the former one; the notebook's "
-            "with 5,000 random steps, unless named: mean ± standard deviation over {seeds} seeds, which the tables "
-            "below have not, of the deterministic policy over {episodes} episodes. "
+            "with 5,000 random steps, unless named: mean ± standard deviation over {seeds} seeds, which the other "
+            "table on CPUs has not, of the deterministic policy over {episodes} episodes. "
             f"{FORMERLY} Rows of fewer than three seeds are in results/learning.csv."
         ),
         runs="learning",

@@ -292,7 +292,8 @@ class SACAgent:
 
     def act(self, obs: Tensor, evaluate: bool = False) -> Tensor:
         """select_action for tensors: observations [n, O] to float32 actions [n, A] on the device of `obs`, with
-        nothing copied to the host and so no value checked. Raises SACError for a wrong shape.
+        nothing copied to the host and so no value checked. On a GPU it belongs on the stream of the updates, or on one
+        that waits for it. Raises SACError for a wrong shape.
         """
         return TorchPolicy(self.state, self.bounds).act(obs, evaluate)
 

@@ -330,6 +330,19 @@ def test_what_was_started_on_a_stream_may_be_finished_on_another(storage):
 
 
 @GPU
+@pytest.mark.parametrize("rows", [1, 80])
+def test_acting_waits_for_updates_on_another_stream(rows):
+    agent = cuda_agent({"device": "cuda"})
+    obs = np.ones((rows, agent.state_dim))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        agent.train(300, 40)
+    action = agent.select_action(obs, evaluate=True)
+    torch.cuda.synchronize()
+    np.testing.assert_array_equal(action, agent.select_action(obs, evaluate=True))
+
+
+@GPU
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two NVIDIA GPUs")
 def test_another_device_than_the_current():
     with torch.cuda.device(0):

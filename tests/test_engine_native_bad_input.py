@@ -121,15 +121,30 @@ def test_a_bias_or_a_temperature_that_was_replaced_is_refused():
         agent.train(1, 40)
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(3, dtype=torch.float16)])
-@pytest.mark.parametrize("adam", ["actor_adam", "critic_adam", "alpha_adam"])
-def test_moments_that_were_replaced_are_refused(adam, wrong):
+REPLACEMENTS = {
+    "shorter": lambda moment: torch.cat([moment, moment]),
+    "float16": lambda moment: moment.half(),
+    "strided": lambda moment: moment.repeat_interleave(2)[::2],
+}
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS.values(), ids=REPLACEMENTS)
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("adam", ["actor_adam", "critic_adam"])
+def test_moments_that_were_replaced_are_refused(adam, moment, replace):
     agent = make_agent(engine="native")
-    getattr(agent.state, adam).exp_avg_sq = wrong
-    with pytest.raises(
-        SACError, match=rf"state.{adam} has been given {wrong.dtype} \[3\] on cpu; write into"
-    ):
+    moments = getattr(agent.state, adam)
+    setattr(moments, moment, replace(getattr(moments, moment)))
+    with pytest.raises(SACError, match=rf"state.{adam} has been given torch.float.* on cpu; write into"):
         agent.train(1, 40)
+
+
+def test_an_actor_without_one_of_its_layers_is_refused():
+    agent = make_agent(engine="native")
+    del agent.actor.fc1
+    for use in (lambda: agent.train(1, 40), lambda: agent.select_action(np.zeros(5))):
+        with pytest.raises(SACError, match=r"actor are no longer the float32 numbers"):
+            use()
 
 
 def test_a_parametrised_layer_is_refused_in_one_sentence():

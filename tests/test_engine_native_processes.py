@@ -241,6 +241,6 @@ print(agent.state.critic_params.equal(twin.state.critic_params), agent.training_
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.splitlines() == [
-        "the native update failed: out of memory (batch_size=8192; a smaller one needs less memory)",
+        "the native update failed: out of memory (batch_size=8192; a smaller one needs less)",
         "True 2",
     ], done.stderr

@@ -77,7 +77,7 @@ def test_tables(script, files, tmp_path):
         assert all(part in caption for caption in captions)
     *others, other_settings, minutes, fresh, ablation, gpu_ablation = captions
     assert "2025-11-22: Test GPU" in gpu_ablation and "2025-11-21" not in gpu_ablation
-    assert "deviation over 3 seeds, which the tables below have not" in fresh
+    assert "deviation over 3 seeds, which the other table on CPUs has not" in fresh
     assert ablation.startswith("<sub>As above, of 3 seeds.")
     assert all("2025-11-22" in caption for caption in others)
     for caption in (other_settings, minutes, ablation):

@@ -156,7 +156,8 @@ class Engine(ABC):
     def profile(self, enabled: bool = True) -> dict[str, float]:
         """Seconds by phase of the updates since the last call, summed over threads; then measures, or stops doing so.
 
-        {} where the engine does not measure itself. With SACFAST_PROFILE=1 measuring is on from the start.
+        {} where the engine does not measure itself. With SACFAST_PROFILE=1 measuring is on from the start. Raises
+        SACError while updates that `start` began are under way.
         """
         return {}
 

@@ -274,6 +274,7 @@ class CudaPolicy:
 
     def __call__(self, observation: np.ndarray | Tensor, evaluate: bool = False) -> np.ndarray:
         obs = check_observation(observation, self._dims[0])
+        self._engine._after_updates()
         if obs.size > self._rows.size:
             return self._many(obs, evaluate)
         rows = obs.reshape(-1, self._dims[0])
@@ -285,7 +286,6 @@ class CudaPolicy:
         call, device = self._call, self._engine.device
         call.n = len(rows)
         aim_policy_call(call, self._state, evaluate)
-        self._engine._after_updates()
         with on_device(device):
             result = self._library.sacfast_cuda_policy_act(
                 ctypes.byref(self._spec), ctypes.byref(call), current_stream(device)

@@ -346,10 +346,10 @@ class NativeEngine(Engine):
             )
 
     def _failed(self, call: abi.UpdateCall) -> SACError:
-        return SACError(
-            f"the native update failed: {self._library.sacfast_error().decode()} (batch_size={call.batch_size}; a "
-            "smaller one needs less memory)"
-        )
+        reason = self._library.sacfast_error().decode()
+        if "out of memory" in reason:
+            reason += f" (batch_size={call.batch_size}; a smaller one needs less)"
+        return SACError(f"the native update failed: {reason}")
 
     def _handle(self, state: SACState) -> int:
         """The native object for networks of this shape."""
@@ -368,10 +368,7 @@ class NativeEngine(Engine):
                 self._update = None
             handle, delete = self._new(self._spec(state))
             if not handle:
-                raise NativeUnavailable(
-                    f"the native engine failed: {self._library.sacfast_error().decode()} (threads={self.threads}; "
-                    "threads=1 starts none)"
-                )
+                raise NativeUnavailable(f"the native engine failed: {self._library.sacfast_error().decode()}")
             self._free = abi.free_with(self, delete, handle)
             self._update, self._shape, self._packed = handle, shape, None
         return self._update

@@ -250,8 +250,8 @@ class Builder:
         """
         compiler = toolchain.find_compiler()
         nvcc = toolchain.checked_nvcc(archs) if archs else None
-        native = toolchain.machine_flags(compiler)
-        openmp = ["-fopenmp"] if "-fopenmp" in native else []
+        tuning = toolchain.machine_flags(compiler)
+        openmp = ["-fopenmp"] if "-fopenmp" in tuning else []
         flags = toolchain.flags(cuda=bool(archs))
         paths = self._present_paths(compiler)
         include = toolchain.include_flags(self.root, torch=torch)
@@ -261,10 +261,10 @@ class Builder:
             commands["nvcc"] = [nvcc, *toolchain.cuda_flags(archs), f"-ccbin={host}", "-I", str(self.root)]
         linked = toolchain.link_flags(openmp=bool(openmp), nvcc=nvcc) if torch else ["-shared", *openmp]
         units = toolchain.sources(self.root, cuda=bool(archs), paths=paths, torch=torch)
-        own_flags = {unit: unit_flags(unit, paths, native) for unit in units if unit.suffix != ".cu"}
+        own_flags = {unit: unit_flags(unit, paths, tuning) for unit in units if unit.suffix != ".cu"}
         (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
         self._run(_ninja_command(work, goal, verbose=self.verbose), log)
-        return [*flags, *native], paths
+        return [*flags, *tuning], paths
 
     def compile_engine(self, directory: Path, paths: Sequence[str] | None = None) -> Path:
         """The engine without torch's operators, as a library of its own in `directory`: for tests.
@@ -296,11 +296,11 @@ class Builder:
             raise BuildError(f"the compiler failed (full log: {log})", "" if shown else "\n".join(tail))
 
 
-def unit_flags(unit: Path, paths: Sequence[str], native: list[str]) -> list[str]:
+def unit_flags(unit: Path, paths: Sequence[str], tuning: list[str]) -> list[str]:
     """A unit's flags beyond everybody's: those of its arithmetic path, or else those for this machine."""
     if own := next((path for path in paths if machine.unit_stem(path) == toolchain.unit_path(unit)), None):
         return toolchain.path_flags(own)
-    return [*native, *toolchain.path_definitions(paths)] if unit.stem == "arithmetic" else native
+    return [*tuning, *toolchain.path_definitions(paths)] if unit.stem == "arithmetic" else tuning
 
 
 def _ninja_command(work: Path, goal: str, *, verbose: bool) -> list[str]:

@@ -35,8 +35,8 @@ def unit_stem(path: str) -> str:
 
 @functools.cache
 def output_of(*command: str) -> str:
+    """What the command prints, in every locale the same: it is part of the cache's key. "" where it cannot be run."""
     try:
-        # In every locale the same: it is part of the cache's key.
         environment = os.environ | {"LC_ALL": "C"}
         done = subprocess.run(command, capture_output=True, check=False, env=environment)
         return done.stdout.decode(errors="replace").strip()

@@ -263,7 +263,7 @@ def _cpp_runtime() -> list[str]:
     that two copies of the runtime have a part in ends the process.
     """
     with suppress(OSError):
-        loaded = Path("/proc/self/maps").read_text(errors="surrogateescape")
+        loaded = Path("/proc/self/maps").read_text(errors="replace")
         return re.findall(r"\s(/.*libstdc\+\+\.so[.\d]*)$", loaded, re.MULTILINE)[:1]
     return []
 

@@ -232,7 +232,6 @@ def test_command_line_without_a_home_directory(homeless, command):
     """Imports included, in a process of its own."""
     code = f"""
 from pathlib import Path
-from types import SimpleNamespace
 def home():
     raise RuntimeError("Could not determine home directory.")
 Path.home = home

@@ -99,7 +99,7 @@ import site, sys
 site.addsitedir({str(site)!r})
 sys.meta_path.insert(0, sys.meta_path.pop())
 import sacfast
-from sacfast.native import machine, toolchain
+from sacfast.native import toolchain
 print(sacfast.__file__, toolchain.source_root(), sep="\\n")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
