@@ -12,6 +12,7 @@ from tables import NONE, OURS, Entry, number
 
 AS_ANT_V4 = "as Ant-v4"  # with its observation and reward
 FORMER = "former default"  # begins the names of its departures
+MANY = 4  # variants that end after as many steps have a column for these
 FRESH = ", fresh seeds"  # ends the names of what was tried once more, on seeds that the ablation has not
 SUCCESSORS = {FORMER: "default", f"{FORMER}, {AS_ANT_V4}": AS_ANT_V4}
 SHOWN = (*SUCCESSORS, *SUCCESSORS.values(), "notebook's")  # variants whose scores are shown
@@ -157,35 +158,33 @@ def _measured(entry: Entry) -> dict[int, str]:
 
 
 def ablation_table(entries: list[Entry]) -> list[str]:
-    """Of `ablated` entries: one line per variant of the settings, one column per environment, after as many steps for
-    all; one that is not that far has no score.
+    """Of `ablated` entries: one line per variant of the settings, one column per environment and number of steps; one
+    that is not that far has no score.
     """
-    environments = list(dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default"))
+    environments = dict.fromkeys(entry["env"] for entry in entries if entry["variant"] != "default")
+    columns: list[str] = []
     cells: dict[str, dict[str, str]] = {}
-    steps = {}
     for env in environments:
         rivals = [entry for entry in entries if entry["env"] == env]
-        steps[env] = _compared_after(rivals)
-        for entry in rivals:
-            cells.setdefault(entry["variant"], {})[env] = _mean_and_deviation(_at(entry, steps[env]))
-    lines = [
-        "| settings | " + " | ".join(f"{env}, {steps[env]:,} steps" for env in environments) + " |",
-        "|---|" + "---:|" * len(environments),
-    ]
-    for variant, by_env in cells.items():
-        lines.append(
-            f"| {variant.removesuffix(FRESH)} | {' | '.join(by_env.get(env, NONE) for env in environments)} |"
-        )
+        for step in _compared_after(rivals):
+            columns.append(f"{env}, {step:,} steps")
+            for entry in rivals:
+                cells.setdefault(entry["variant"], {})[columns[-1]] = _mean_and_deviation(_at(entry, step))
+    lines = [f"| settings | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for variant, scores in cells.items():
+        shown = " | ".join(scores.get(column, NONE) for column in columns)
+        lines.append(f"| {variant.removesuffix(FRESH)} | {shown} |")
     return lines
 
 
-def _compared_after(entries: list[Entry]) -> int:
+def _compared_after(entries: list[Entry]) -> list[int]:
     """Of the steps where two or more of them end (one that ends alone may not be finished), the last of those that most
-    were evaluated after.
+    were evaluated after; and those where many end.
     """
     ends = Counter(last_step(entry) for entry in entries)
     shared = [step for step, count in ends.items() if count > 1] or list(ends)
-    return max(shared, key=lambda step: (sum(bool(_at(entry, step)) for entry in entries), step))
+    best = max(shared, key=lambda step: (sum(bool(_at(entry, step)) for entry in entries), step))
+    return sorted({best, *(step for step, count in ends.items() if count >= MANY)})
 
 
 def ablated(entries: list[Entry], device: str, fresh: bool = False) -> list[Entry]:

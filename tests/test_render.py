@@ -170,6 +170,10 @@ def test_another_task_is_shown_but_not_an_ablation_and_other_kernels_are_named(s
     unfinished = learning_entry("Ant-v5", [[[50_000, 0.0, 0.0, 1.0]]] * 3, variant="begun")["extra_info"]
     several = [default, default, longer, longer, longer, unfinished]
     assert tables.ablation_table(several)[0] == "| settings | Ant-v5, 100,000 steps |"
+    # Where many end there is a column, which the others have no score in.
+    many = tables.ablation_table([default, default, *[longer] * 4])
+    assert many[0] == "| settings | Ant-v5, 100,000 steps | Ant-v5, 300,000 steps |"
+    assert many[2:] == ["| default | 1.0 ± 0.0 | - |", "| tau 0.01 | 1.0 ± 0.0 | 2.0 ± 0.0 |"]
     assert tables.defaults(entries) == [default]
     others = script["TABLES"]["learning_others"]
     learned = others.lines(others.choose(entries))
