@@ -63,6 +63,7 @@ EPSILONS = SMALL_EPSILON | {"obs_epsilon 1": {"obs_epsilon": 1.0}}
 OBSERVATIONS = EPSILONS | {"observations as they are": {"normalize_obs": False}}
 SMALL_BATCHES: dict[str, dict[str, Any]] = {"batches of 64": {"batch_size": 64}}
 BATCHES = SMALL_BATCHES | {"batches of 256": {"batch_size": 256}}
+ONE_STEP: dict[str, dict[str, Any]] = {"critics and actor in one step": {"shared_step": True}}
 FASTER: dict[str, dict[str, Any]] = {"actor's learning rate 1e-3": {"lr": 1e-3}}
 DEPARTURES: dict[str, dict[str, Any]] = {
     "1,000 random steps": {"learning_starts": 1_000},
@@ -95,10 +96,7 @@ LONG_BEFORE = formerly(SMALL_EPSILON)
 TRIED_LONG_BEFORE = {
     f"{name}, {tried}": settings | change
     for name, settings in LONG_BEFORE.items()
-    for tried, change in {
-        "log_std from -5": {"log_std_min": -5.0},
-        "critics and actor in one step": {"shared_step": True},
-    }.items()
+    for tried, change in ({"log_std from -5": {"log_std_min": -5.0}} | ONE_STEP).items()
 }
 
 
@@ -126,8 +124,7 @@ IN_BRIEF = {name: NOTEBOOKS[name] for name in ("notebook's", "notebook's, 1,000 
 
 
 # Around today's default, on fresh seeds too.
-AROUND = OBSERVATIONS | BATCHES | DEPARTURES | {"critics and actor in one step": {"shared_step": True}}
-AROUND |= {"notebook's": NOTEBOOKS["notebook's"]}
+AROUND = OBSERVATIONS | BATCHES | DEPARTURES | ONE_STEP | {"notebook's": NOTEBOOKS["notebook's"]}
 
 
 def searched(
