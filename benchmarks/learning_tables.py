@@ -56,7 +56,7 @@ def shown(entries: list[Entry]) -> list[Entry]:
 
 def learning_table(entries: list[Entry]) -> list[str]:
     """By environment, a line per learner, and one per published source. The first entry's machine is not named."""
-    return _learning_table(entries, place(entries[0]), published)
+    return _learning_table(entries, place(entries[0]["runs"][0]), published)
 
 
 def others_table(entries: list[Entry]) -> list[str]:
@@ -75,14 +75,14 @@ def _learning_table(
     ]
     for env in dict.fromkeys(entry["env"] for entry in entries):
         for entry in (entry for entry in entries if entry["env"] == env):
-            minutes = _at(entry, MILESTONES[0], MINUTES)
+            minutes = _at(_at_first_place(entry), MILESTONES[0], MINUTES)
             cells = _cells(_measured(entry))
             cells.append(number(statistics.median(minutes)) if minutes else NONE)
             name = learner(entry)
             if entry["device"] != "cpu":
                 name += f", {_together(entry)} at once"
-            elif place(entry) != usual:
-                name += f", on {_elsewhere(entry, usual)}"
+            elif elsewhere := _elsewhere(entry["runs"][0], usual):
+                name += f", on {elsewhere}"
             if entry["implementation"] == OURS and entry["variant"] == "default":
                 name = f"**{name}**"
             lines.append(f"| {env} | {name} | {len(entry['runs'])} | {' | '.join(cells)} |")
@@ -95,10 +95,14 @@ def _learning_table(
 
 
 def beside_peers(entries: list[Entry]) -> list[Entry]:
-    """Those of environments that Stable-Baselines3 learned too, on the same machine."""
-    places = {(entry["env"], place(entry)) for entry in entries if entry["implementation"] == "sb3"}
-    timed = (entry for entry in entries if entry["variant"] in TIMED)
-    return [entry for entry in timed if (entry["env"], place(entry)) in places]
+    """Those of environments that Stable-Baselines3 learned too, on the same machine.
+
+    Raises ValueError where the seeds of one of them ran on different machines.
+    """
+    learned = {entry["env"] for entry in entries if entry["implementation"] == "sb3"}
+    timed = [entry for entry in entries if entry["env"] in learned and entry["variant"] in TIMED]
+    theirs = {(entry["env"], _only_place(entry)) for entry in timed if entry["implementation"] == "sb3"}
+    return [entry for entry in timed if (entry["env"], _only_place(entry)) in theirs]
 
 
 def minutes_table(entries: list[Entry]) -> list[str]:
@@ -232,10 +236,13 @@ def mean_curve(entry: Entry) -> list[list[float]]:
     return [[statistics.mean(column) for column in zip(*rows, strict=True)] for rows in together]
 
 
-def place(entry: Entry) -> tuple:
-    """What minutes are of. Raises ValueError where the seeds ran on different machines."""
-    names = ("cpu", "cores", "kernels", "gpu")
-    places = {tuple(run["machine"].get(name) for name in names) for run in entry["runs"]}
+def place(run: dict[str, Any]) -> tuple:
+    """The machine, which is what its minutes are of."""
+    return tuple(run["machine"].get(name) for name in ("cpu", "cores", "kernels", "gpu"))
+
+
+def _only_place(entry: Entry) -> tuple:
+    places = {place(run) for run in entry["runs"]}
     if len(places) > 1:
         raise ValueError(
             f"{entry['env']}, {entry['variant']}: seeds of different machines, {sorted(map(str, places))}"
@@ -243,13 +250,19 @@ def place(entry: Entry) -> tuple:
     return places.pop()
 
 
+def _at_first_place(entry: Entry) -> Entry:
+    """Of the seeds that shared a machine with the first: scores of several go together, minutes do not."""
+    runs = entry["runs"]
+    return entry | {"runs": [run for run in runs if place(run) == place(runs[0])]}
+
+
 def side_by_side(entries: list[Entry], name_all: bool = False) -> str:
     """How many runs shared a machine: "2 or 3", and of other machines than the first's "6 on 16 cores"."""
-    usual = None if name_all else place(entries[0])
+    usual = None if name_all else place(entries[0]["runs"][0])
     found: dict[str, dict[int, None]] = {}
     for entry in entries:
         for run in entry["runs"]:
-            found.setdefault(_elsewhere(entry, usual), {})[run["machine"]["side_by_side"]] = None
+            found.setdefault(_elsewhere(run, usual), {})[run["machine"]["side_by_side"]] = None
     return ", ".join(
         " or ".join(map(str, counts)) + (f" on {other}" if other else "") for other, counts in found.items()
     )
@@ -260,10 +273,10 @@ def _together(entry: Entry) -> int:
     return max(run["machine"]["side_by_side"] for run in entry["runs"])
 
 
-def _elsewhere(entry: Entry, usual: tuple | None) -> str:
-    """What tells the entry's machine from the usual one, if it is another."""
-    machine = entry["runs"][0]["machine"]
-    if place(entry) == usual:
+def _elsewhere(run: dict[str, Any], usual: tuple | None) -> str:
+    """What tells the run's machine from the usual one, if it is another."""
+    machine = run["machine"]
+    if place(run) == usual:
         return ""
     if "gpu" in machine:
         return f"the {machine['gpu']}"

@@ -204,10 +204,9 @@ TABLES = {
         learning_table,
         (
             "The deterministic policy after as many steps, over {episodes} episodes in an environment of its own, from "
-            "the same starts every time: "
-            "mean ± standard deviation over seeds; -: not measured, or not reached. Minutes are of training, median "
-            "over seeds, on a thread each, with so many runs side by side: {side_by_side}. Others' scores are as "
-            "published: {published}."
+            "the same starts every time: mean ± standard deviation over seeds; -: not measured, or not reached. "
+            "Minutes are of training, median over the seeds that ran where the first did, on a thread each, with so "
+            "many runs side by side: {side_by_side}. Others' scores are as published: {published}."
         ),
         choose=defaults,
         values=_of_learning,

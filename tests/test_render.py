@@ -182,6 +182,24 @@ def test_another_task_is_shown_but_not_an_ablation_and_other_kernels_are_named(s
     assert any(line.startswith(f"| Ant-v5 | {name} | 3 | - | 1.0 ± 0.0 | 2.0 ± 0.0") for line in learned)
 
 
+def test_seeds_of_several_machines_have_one_score_and_the_minutes_of_the_first_machine(script):
+    tables = importlib.import_module("learning_tables")
+    rows = [[[50_000, score, 0.0, minutes]] for score, minutes in ((10.0, 1.0), (20.0, 3.0), (60.0, 30.0))]
+    mixed, peer = (
+        learning_entry("Ant-v5", rows, implementation=learner)["extra_info"] for learner in ("sacfast", "sb3")
+    )
+    slower = mixed["runs"][2]["machine"] | {"kernels": "avx2", "side_by_side": 3}
+    mixed["runs"][2]["machine"] = slower
+    for lines in (tables.learning_table([mixed]), tables.learning_table([peer, mixed])):
+        assert any(line.startswith("| Ant-v5 | **sacfast** | 3 | 30.0 ± 26.5 |") for line in lines)
+        assert any(line.endswith(" | 2.00 |") for line in lines)
+    assert "**sacfast, on 2 cores with avx512** | 3 |" in "".join(tables.others_table([mixed]))
+    assert tables.side_by_side([mixed]) == "2, 3 on 2 cores with avx2"
+    assert tables.beside_peers([mixed]) == []
+    with pytest.raises(ValueError, match="Ant-v5, default: seeds of different machines"):
+        tables.beside_peers([mixed, peer])
+
+
 def test_the_former_default_is_shown_where_it_was_trained_for_longer(script):
     tables = importlib.import_module("learning_tables")
     rows = [[100_000, 1.0, 0.0, 1.0], [300_000, 2.0, 0.0, 3.0]]
