@@ -106,24 +106,31 @@ def beside_peers(entries: list[Entry]) -> list[Entry]:
 
 
 def minutes_table(entries: list[Entry]) -> list[str]:
-    """Of `beside_peers` entries: when the mean over seeds first was as high as Stable-Baselines3's was at its end, and
-    how many times longer Stable-Baselines3 took.
+    """Of `beside_peers` entries, two lines per environment: when the mean over seeds first was as high as
+    Stable-Baselines3's was at its end, and when as many steps were done; and how many times longer Stable-Baselines3
+    took.
     """
     ours = list(dict.fromkeys(learner(entry) for entry in entries if entry["implementation"] == OURS))
     theirs = [entry for entry in entries if entry["implementation"] == "sb3"]
     lines = [
-        f"| minutes to a mean return of | {' | '.join([learner(theirs[0]), *ours])} |",
+        f"| minutes | {' | '.join([learner(theirs[0]), *ours])} |",
         "|---|" + "---:|" * (1 + len(ours)),
     ]
     for entry in theirs:
         rivals = {learner(each): each for each in entries if each["env"] == entry["env"]}
-        goal = minutes_to_match(entry, entry)
-        cells = [number(goal.theirs)]
-        for name in ours:
-            minutes = minutes_to_match(rivals[name], entry).ours if name in rivals else None
-            cells.append(NONE if minutes is None else f"{number(minutes)} ({number(goal.theirs / minutes)}x)")
-        described = f"{goal.score}, its score after {goal.steps:,} steps"
-        lines.append(f"| {entry['env']}: {described} | {' | '.join(cells)} |")
+        last = mean_curve(entry)[-1]
+        score, steps = _score(last[MEAN], None), f"{last[STEP]:,.0f} steps"
+        for goal, minutes, value in (
+            (f"to a mean return of {score}, its score after {steps}", _minutes_to, last[MEAN]),
+            (f"for {steps}", _minutes_for, last[STEP]),
+        ):
+            least = minutes(entry, value)
+            assert least is not None
+            cells = [number(least)]
+            for name in ours:
+                each = minutes(rivals[name], value) if name in rivals else None
+                cells.append(NONE if each is None else f"{number(each)} ({number(least / each)}x)")
+            lines.append(f"| {entry['env']}, {goal} | {' | '.join(cells)} |")
     return lines
 
 
@@ -286,6 +293,10 @@ def _elsewhere(run: dict[str, Any], usual: tuple | None) -> str:
 
 def _minutes_to(entry: Entry, score: float) -> float | None:
     return next((minutes for _, mean, _, minutes in mean_curve(entry) if mean >= score), None)
+
+
+def _minutes_for(entry: Entry, steps: float) -> float | None:
+    return next((minutes for step, *_, minutes in mean_curve(entry) if step == steps), None)
 
 
 def learner(entry: Entry) -> str:

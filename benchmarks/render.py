@@ -221,9 +221,9 @@ TABLES = {
     "learning_minutes": Table(
         minutes_table,
         (
-            "When the mean over seeds first was as high, by evaluations every {every:,.0f} steps, and how many times "
-            "longer Stable-Baselines3 took, with {side_by_side} runs side by side on the same machine. -: not in the "
-            "steps that were run."
+            "Mean over seeds: when its return first was as high, by evaluations every {every:,.0f} steps, and when as "
+            "many steps were done; and how many times longer Stable-Baselines3 took, with {side_by_side} runs side by "
+            "side on the same machine. -: not in the steps that were run."
         ),
         runs="learning",
         choose=beside_peers,

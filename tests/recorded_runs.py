@@ -204,7 +204,11 @@ LEARNING = {
             implementation="sb3",
         ),
         learning_entry("HalfCheetah-v5", [[[50_000, 5550.0, 9.0, 15.0]]], variant="notebook's"),
-        learning_entry("HalfCheetah-v5", [[[50_000, 5650.0, 9.0, 2.5]]], variant="former default"),
+        learning_entry(
+            "HalfCheetah-v5",
+            [[[50_000, 5650.0, 9.0, 2.5], [150_000, 5640.0, 9.0, 7.5]]],
+            variant="former default",
+        ),
         learning_entry(
             "HalfCheetah-v5",
             [[[1_000_000, 11000.0, 50.0, 50.0]]],
