@@ -44,7 +44,8 @@ def test_action(benchmark, when):
     if peers.installed("sb3"):
         model = peers.make("sb3", transitions, SHAPE.hidden)
         contestants["sb3"] = (lambda: model.predict(obs)[0], peers.updater(model, BATCH))
-    _check_same_action(ours, reference, obs)
+    # From the same weights and key.
+    np.testing.assert_allclose(ours.select_action(obs), reference.select_action(obs), rtol=1e-4, atol=1e-5)
     race(
         benchmark,
         Case("action", "one action", when),
@@ -53,8 +54,3 @@ def test_action(benchmark, when):
         seconds=2.0 if when == "again and again" else 6.0,
         before=None if when == "again and again" else {r: update for r, (_, update) in contestants.items()},
     )
-
-
-def _check_same_action(ours, reference, obs: np.ndarray) -> None:
-    """From the same weights and key."""
-    np.testing.assert_allclose(ours.select_action(obs), reference.select_action(obs), rtol=1e-4, atol=1e-5)

@@ -31,16 +31,10 @@ def operators_table(entries: list[Entry]) -> list[str]:
     for entry in entries:
         results = entry["contestants"]
         cells = [with_range(results[OURS]["us"])]
-        cells += [_baseline(results.get(role)) for role in ("usual", "eager", "compiled")]
+        cells += [_time_and_ratio(results.get(role), 1.0) for role in ("usual", "eager", "compiled")]
         cells.append(_bandwidth(results))
         lines.append(f"| {entry['operation']} | {entry['shape']} | {' | '.join(cells)} |")
     return lines
-
-
-def _baseline(result: dict[str, Any] | None) -> str:
-    if result is None:
-        return NONE
-    return f"{number(result['us'][1])} ({number(result['ratio'][1])}x)"
 
 
 def _bandwidth(results: dict[str, Any]) -> str:

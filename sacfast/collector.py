@@ -97,9 +97,8 @@ class Collector:
     def reset(self, at: int = 0) -> None:
         """Begin the episodes that `episodes` counts up to, in every environment. `at` as in `step`."""
         self.obs = self._reset(None, at)
-        zeros, count = self._zeros, self.num_envs
-        self._returns, self._lengths = zeros(count, "float64"), zeros(count, "int64")
-        self._resetting = zeros(count, "bool")  # under NEXT_STEP: the coming row is a reset
+        self._returns, self._lengths = self._zeros("float64"), self._zeros("int64")
+        self._resetting = self._zeros("bool")  # under NEXT_STEP: the coming row is a reset
         self._any_resetting = False
 
     def random_action(self) -> Array:
@@ -245,12 +244,13 @@ class Collector:
     def _tensors(self) -> bool:
         return isinstance(self.obs, Tensor)
 
-    def _zeros(self, count: int, dtype: str) -> Array:
+    def _zeros(self, dtype: str) -> Array:
+        """One per environment."""
         if self._tensors:
-            return torch.zeros(count, dtype=getattr(torch, dtype), device=self.obs.device)
-        return np.zeros(count, dtype)
+            return torch.zeros(self.num_envs, dtype=getattr(torch, dtype), device=self.obs.device)
+        return np.zeros(self.num_envs, dtype)
 
-    def _reset(self, mask: Array, at: int = 0) -> Array:
+    def _reset(self, mask: Array, at: int) -> Array:
         """Reset all environments, or those in `mask`; the observations of all, [N, O]."""
         begun = range(self.num_envs) if mask is None else np.flatnonzero(np.asarray(mask.tolist())).tolist()
         seeds: list[int | None] = [None] * self.num_envs
@@ -263,7 +263,7 @@ class Collector:
         obs = self._own(self._call(lambda: self.envs.reset(seed=seed, options=options), at, RESET)[0], at)
         self.obs = obs
         self._seed_spaces(begun)
-        self._look(obs, self._zeros(self.num_envs, "float64"), None, at)
+        self._look(obs, self._zeros("float64"), None, at)
         return obs
 
     def _seed_spaces(self, begun: Any) -> None:
@@ -373,7 +373,7 @@ class Collector:
                         f"{self._called(i)} ended an episode at step {step}, but row {i} of final_obs "
                         f"{_described(final)} is not its last observation; it must have one row per environment."
                     ) from error
-        self._look(next_obs, self._zeros(self.num_envs, "float64"), None, step)
+        self._look(next_obs, self._zeros("float64"), None, step)
         return next_obs
 
 

@@ -322,7 +322,7 @@ class TrainConfig:
     sac: SACConfig = field(default_factory=SACConfig)
 
     def __post_init__(self) -> None:
-        for name in ("env", "device", "engine", "out"):
+        for name in ("env", "device", "out"):
             require_text(self, name)
         require_choice(self, "engine", ENGINES)
         require_choice(self, "storage", STORAGES)

@@ -65,10 +65,6 @@ class ActionBounds:
         """Bounds [-1, 1] in every dimension, for which both maps are the identity."""
         return cls(-np.ones(action_dim, np.float32), np.ones(action_dim, np.float32))
 
-    @classmethod
-    def from_space(cls, space: Box) -> ActionBounds:
-        return cls(space.low, space.high)
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ActionBounds):
             return NotImplemented
@@ -285,7 +281,7 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> Spaces:
             f"{'gymnasium.vector.VectorActionWrapper' if vector else 'gymnasium.ActionWrapper'}."
         )
     try:
-        return Spaces(observation.shape[0], ActionBounds.from_space(action))
+        return Spaces(observation.shape[0], ActionBounds(action.low, action.high))
     except SACError as error:
         raise SACError(
             f"{name}: {str(error).rstrip('.')}, for instance by {wrappers}.TransformAction."

@@ -80,19 +80,12 @@ class RunFolder:
 
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path, self.keep = path, keep
+        self.best, self.checkpoints, self.replay = (
+            path / "best.safetensors",
+            path / "checkpoints",
+            path / "replay",
+        )
         self._named: dict[str, list[Segment]] = {}  # the replay segments of every checkpoint in the folder
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.safetensors"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def replay(self) -> Path:
-        return self.path / "replay"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -28,14 +28,8 @@ def flatten_parameters(module: nn.Module) -> Tensor:
 
 def _link(module: nn.Module, flat: Tensor) -> None:
     params = list(module.parameters())
-    for param, view in zip(params, split_like(flat, params), strict=True):
-        param.data = view
-
-
-def split_like(flat: Tensor, params: list[nn.Parameter]) -> list[Tensor]:
-    """Views of `flat` [P] with the shapes of `params`, in order."""
-    pieces = flat.split([p.numel() for p in params])
-    return [piece.view_as(p) for piece, p in zip(pieces, params, strict=True)]
+    for param, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        param.data = piece.view_as(param)
 
 
 @dataclass(frozen=True)

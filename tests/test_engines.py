@@ -183,7 +183,7 @@ def test_actor_and_temperature_wait_for_their_turn(engine):
 def test_an_engine_that_has_not_seen_the_actors_turn_says_nan(engine):
     agent = make_agent(engine, actor_update_period=2)
     agent.train(1, 32)
-    agent.engine = agent.engine.clone()
+    agent.engine = copy.deepcopy(agent.engine)
     metrics = agent.train(1, 32).as_dict()
     unknown = {name for name, value in metrics.items() if np.isnan(value)}
     assert unknown == {"actor_loss", "alpha_loss", "log_prob_mean"}

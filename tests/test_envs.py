@@ -91,7 +91,7 @@ def test_what_a_user_flattened_is_used_as_it_is():
 @given(bound=st.floats(0.01, 1e3))
 def test_bounds_that_float32_does_not_have_are_never_left(bound):
     space = Box(-bound, bound, (1,), np.float64)
-    bounds = ActionBounds.from_space(space)
+    bounds = ActionBounds(space.low, space.high)
     for unit in (-1.0, 1.0):
         assert space.contains(bounds.to_env(np.array([unit], np.float32)))
         assert space.contains(bounds.to_env(torch.tensor([unit])).numpy())

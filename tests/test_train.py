@@ -53,7 +53,7 @@ def test_transitions_are_stored_as_they_happened(tmp_path):
     )  # at a reset too: never the next episode's start
     np.testing.assert_array_equal(replay["obs"][:, 1], episode)
     np.testing.assert_array_equal(replay["reward"], t)
-    bounds = ActionBounds.from_space(Clockwork.action_space)
+    bounds = ActionBounds(Clockwork.action_space.low, Clockwork.action_space.high)
     np.testing.assert_allclose(replay["action"], bounds.to_unit(np.array(env.actions)), atol=1e-6)
     assert np.ptp(env.actions, axis=0)[1] > 3  # the environment gets its own units, not [-1, 1]
     assert env.seeds[:3] == [episode_seed(7, i) for i in range(3)]

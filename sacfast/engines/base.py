@@ -84,7 +84,7 @@ class Engine(ABC):
     threads: how many the engine may use, where the threads are its own; None and 0 mean one per physical core.
     name: what a person is told about the engine in use.
 
-    A copy, by `clone`, copy.deepcopy or pickle, is a new engine of the same settings with resources of its own.
+    A copy, by copy.deepcopy or pickle, is a new engine of the same settings with resources of its own.
     """
 
     name: str
@@ -101,12 +101,6 @@ class Engine(ABC):
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that make an equal engine."""
         return {"config": self.config, "threads": self.threads}
-
-    def clone(self) -> "Engine":
-        return type(self)(**self.settings())
-
-    def __deepcopy__(self, memo: dict) -> "Engine":
-        return self.clone()
 
     def __reduce__(self) -> tuple:
         return partial(type(self), **self.settings()), ()
