@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from time import perf_counter
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -15,7 +16,15 @@ Row = dict[str, float | int | None]
 
 
 class PatientConsole(Console):
-    """One whose program goes on, and prints no more, once that fails: `| head`, a closed terminal, a full disk."""
+    """One whose program goes on, and prints no more, once that fails: `| head`, a closed terminal, a full disk.
+
+    Where the encoding has no "±", a "?" stands in its place.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if not self.encoding.startswith("utf") and hasattr(self.file, "reconfigure"):
+            self.file.reconfigure(errors="replace")
 
     def on_broken_pipe(self) -> None:
         with suppress(SystemExit):

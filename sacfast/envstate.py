@@ -5,8 +5,9 @@ What can be: MuJoCo environments on gymnasium.envs.mujoco.MujocoEnv, the classic
     get_state() -> numbers, text, arrays, and lists, tuples and dictionaries of them
     set_state(state)                    of what get_state returned, in another process perhaps
 
-together with their wrappers, as long as these hold such plain values alone. For any other environment nobody can know
-where its state is kept (a simulator's memory, a connection), so `capture` refuses rather than guess.
+together with their wrappers, as long as these hold such plain values alone, and functions that keep no objects. For any
+other environment nobody can know where its state is kept (a simulator's memory, a connection), so `capture` refuses
+rather than guess.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import gymnasium
@@ -30,7 +31,8 @@ class NotCapturable(Exception):
 
 
 # What the constructor made for good, or what concerns pictures and the clock alone.
-_CONSTANT_TYPES = (gymnasium.Space, EnvSpec, FunctionType, MethodType, ModuleType, type)
+_CONSTANT_TYPES = (EnvSpec, ModuleType, type)
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType)
 _CONSTANT_NAMES = frozenset(
     {"env", "metadata", "mujoco_renderer", "render_mode"}
     | {"episode_start_time", "time_queue", "_previous_data", "_np_random"}
@@ -131,7 +133,26 @@ def _has_protocol(env: gymnasium.Env) -> bool:
 def _is_variable(name: str, value: Any) -> bool:
     if name in _OF_PICTURES:
         return isinstance(value, (int, float, np.ndarray, np.generic))
+    if isinstance(value, gymnasium.Space):
+        return value._np_random is not None  # it draws from that, or will
+    if isinstance(value, _FUNCTIONS):
+        return not _is_constant(value)
     return name not in _CONSTANT_NAMES and not isinstance(value, _CONSTANT_TYPES)
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a function, or what it has taken along, can be taken for what does not change: no object that may count
+    or remember, a filter or a generator say.
+    """
+    if isinstance(value, (MethodType, BuiltinFunctionType)):
+        return _is_constant(value.__self__) and _is_constant(getattr(value, "__func__", None))
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _is_constant([cells, value.__defaults__, value.__kwdefaults__])
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(_is_constant, value.values() if isinstance(value, dict) else value))
+    plain = (bool, int, float, str, np.ndarray, np.generic, np.dtype, np.ufunc)
+    return value is None or isinstance(value, (*plain, gymnasium.Env, gymnasium.Space, *_CONSTANT_TYPES))
 
 
 def _check_views(layers: list[gymnasium.Env]) -> None:
@@ -241,8 +262,8 @@ def _plain(value: Any, where: str, within: bool = False) -> Any:
         return value
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.char in _TYPES and value.dtype.isnative:
         return value.copy()
-    if isinstance(value, np.random.Generator) and not within:
-        return {_GENERATOR: _generator(value)}
+    if isinstance(value, (np.random.Generator, gymnasium.Space)) and not within:
+        return {_GENERATOR: _generator(getattr(value, "np_random", value))}
     if isinstance(value, (list, tuple)) or (isinstance(value, deque) and not within):
         items = [_plain(item, f"{where}[{i}]", within=True) for i, item in enumerate(value)]
         if isinstance(value, deque):
@@ -252,6 +273,8 @@ def _plain(value: Any, where: str, within: bool = False) -> Any:
         return {key: _plain(item, f"{where}[{key!r}]", within=True) for key, item in value.items()}
     if type(value).__module__.startswith("gymnasium.wrappers.") and not within:  # RunningMeanStd
         return {key: _plain(item, f"{where}.{key}") for key, item in vars(value).items()}
+    if isinstance(value, _FUNCTIONS) and not _is_constant(value):
+        raise NotCapturable(f"{where} is a function with an object of its own, which may change")
     raise NotCapturable(f"{where} is a {type(value).__name__}, not plain numbers or arrays")
 
 
@@ -286,6 +309,7 @@ def _put(target: Any, name: str, value: Any) -> None:
         setattr(target, name, deque(value[_DEQUE], value["maxlen"]))
     elif isinstance(value, dict) and _GENERATOR in value:
         state = value[_GENERATOR]
+        existing = getattr(existing, "np_random", existing)  # a space has one
         if not isinstance(existing, np.random.Generator):
             existing = np.random.Generator(getattr(np.random, state["bit_generator"])())
             setattr(target, name, existing)

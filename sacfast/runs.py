@@ -123,9 +123,13 @@ def check_resume(saved: TrainConfig, wanted: TrainConfig, by_name: bool = False)
                 f"{_typed(before[name])}; {remedy}"
             )
     if wanted.steps < saved.steps:
+        remedy = (
+            f"give --steps {saved.steps} or more, or another --name"
+            if by_name
+            else "leave it out or raise it"
+        )
         raise SACError(
-            f"--steps {wanted.steps} is below the {saved.steps} of the run being resumed; leave it out or "
-            "raise it."
+            f"--steps {wanted.steps} is below the {saved.steps} of the run being resumed; {remedy}."
         )
 
 

@@ -261,8 +261,8 @@ class Trainer:
                 "episodes": len(score.returns),
                 "mean_length": sum(score.lengths) / len(score.lengths),
             }
+            self.at.evaluated_step = self.at.step  # first: a row that was written is not written again
             self.logger.evaluation(row, is_best)
-            self.at.evaluated_step = self.at.step
             if self._shared:
                 following = self.collector.next_episodes()
                 self.at.episode = sum(following)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from test_logger import EVALUATION, ROW
 
-from sacfast.display import Display, LiveDisplay, duration, make_display
+from sacfast.display import Display, LiveDisplay, PatientConsole, duration, make_display, say
 
 
 def test_the_live_display_shows_every_number_in_eighty_columns():
@@ -108,3 +108,10 @@ def test_a_terminal_gets_the_live_display(monkeypatch):
 
 def test_duration():
     assert [duration(s) for s in (0.4, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
+
+
+def test_an_encoding_without_the_sign_ends_nothing():
+    file = io.TextIOWrapper(io.BytesIO(), "ascii")
+    say("-30.8 ± 4.4", PatientConsole(file=file))
+    file.seek(0)
+    assert file.read() == "-30.8 ? 4.4\n"

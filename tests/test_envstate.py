@@ -1,5 +1,6 @@
 """An environment's state, put into a fresh one, goes on with the same bytes."""
 
+import math
 from collections import deque
 
 import gymnasium
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.spaces import Box
 from gymnasium.wrappers import (
     FlattenObservation,
     FrameStackObservation,
     NormalizeObservation,
     RecordEpisodeStatistics,
+    RescaleAction,
     TimeLimit,
+    TransformObservation,
 )
 from training_runs import Clockwork, WithState
 
@@ -216,6 +220,71 @@ def test_what_cannot_be_captured_is_named():
     env.unwrapped.simulator = object()
     with pytest.raises(NotCapturable, match=r"HopperEnv.simulator is a object, not plain"):
         envstate.capture(env)
+
+
+class LowPass:
+    """A filter, which remembers."""
+
+    def __init__(self):
+        self.last = 0.0
+
+    def __call__(self, obs):
+        self.last = 0.9 * self.last + 0.1 * obs
+        return self.last
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda smooth, random: smooth.__call__,
+        lambda smooth, random: lambda obs: smooth(obs),
+        lambda smooth, random: lambda obs, smooth=smooth: smooth(obs),
+        lambda smooth, random: (lambda inner: lambda obs: inner(obs))(lambda obs: smooth(obs)),
+        lambda smooth, random: lambda obs: obs + random.normal(),
+        lambda smooth, random: random.permutation,
+    ],
+    ids=["method", "closure", "default", "nested", "generator", "built-in method"],
+)
+def test_a_function_that_may_remember_is_no_constant(make):
+    env = gymnasium.make("Pendulum-v1")
+    env = TransformObservation(env, make(LowPass(), np.random.default_rng(0)), env.observation_space)
+    env.reset(seed=0)
+    with pytest.raises(
+        NotCapturable, match="TransformObservation.func is a function with an object of its own"
+    ):
+        envstate.capture(env)
+
+
+@pytest.mark.parametrize("scale", [2.0, np.ones(3), [1.0, 2.0, 3.0], {"by": 2}])
+def test_a_function_with_constants_is_one(scale):
+    def scaled(obs, by=(1, None)):
+        return np.tanh(obs * (scale["by"] if isinstance(scale, dict) else np.array(scale)) * by[0])
+
+    env = gymnasium.make("Pendulum-v1")
+    env = RescaleAction(TransformObservation(env, lambda obs: scaled(obs), env.observation_space), -1, 1)
+    env.reset(seed=0)
+    env.unwrapped.squash, env.unwrapped.root, env.unwrapped.own = scaled, math.sqrt, env.unwrapped.step
+    assert "squash" not in envstate.capture(env)["state"]
+
+
+class Jittery(gymnasium.ActionWrapper):
+    """Draws from a space of its own."""
+
+    def reset(self, **kwargs):
+        self.spread = Box(-1.0, 1.0, (1,), seed=4)
+        return super().reset(**kwargs)
+
+    def action(self, action):
+        return action + self.spread.sample()
+
+
+def test_the_random_numbers_of_a_space_go_on():
+    first, second = (Jittery(gymnasium.make("Pendulum-v1")) for _ in range(2))
+    for env in (first, second):
+        env.reset(seed=0)
+    steps(first, 5)
+    envstate.restore(second, unpack(*pack(envstate.capture(first))))
+    assert steps(second, 5) == steps(first, 5)
 
 
 def test_another_environment_is_refused():

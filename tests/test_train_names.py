@@ -58,7 +58,10 @@ def test_a_finished_run_is_left_alone_until_more_steps_are_asked_for(tmp_path, c
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert {path.name for path in run.parent.iterdir()} == {"a-s4", "a-s2"}
     assert main([*flags, "--steps", "55", "--seeds", "4"]) == 2
-    assert "--steps 55 is below the 60" in capsys.readouterr().err
+    assert (
+        "--steps 55 is below the 60 of the run being resumed; give --steps 60 or more, or another --name"
+        in capsys.readouterr().err
+    )
     assert main([*flags, "--steps", "90", "--seeds", "4"]) == 0
     assert json.loads((run / "summary.json").read_text())["step"] == counters_of(run)["step"] == 90
 
