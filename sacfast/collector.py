@@ -121,15 +121,14 @@ class Collector:
         results = self._call(lambda: self.envs.step(given), at + 1, STEP)
         following, reward, terminated, truncated, info = results
         following = self._own(following, at + 1)
-        if isinstance(reward, Tensor):
-            reward = reward.detach()  # else the returns would keep the graph of every step
         done = _either(terminated, truncated)
         if not all(self._is_column(each) for each in (reward, terminated, done)):
             raise SACError(
                 f"{self.name} returned at step {at + 1} rewards {_described(reward)}, terminated "
                 f"{_described(terminated)} and truncated {_described(truncated)}; they must be [{self.num_envs}] "
-                f"{'tensors' if self._tensors else 'arrays'}, one number per environment."
+                f"{'tensors' if self._tensors else 'NumPy arrays'}, one number per environment."
             )
+        reward, terminated = _copied(reward), _copied(terminated)  # a reset may clear them
         if self._any_resetting:
             done = done & ~resetting
         any_done, next_obs = self._look(following, reward, done, at + 1, action), following
@@ -280,7 +279,7 @@ class Collector:
     def _own(self, obs: Array, step: int) -> Array:
         """A copy, since simulators and vectorisers may write into what they returned; its shape checked."""
         try:
-            obs = obs.detach().clone() if isinstance(obs, Tensor) else np.array(as_numbers(obs))
+            obs = _copied(obs if isinstance(obs, Tensor) else as_numbers(obs))
         except EnvironmentFault as fault:
             raise SACError(f"{self.name}, at step {step}, {fault}.") from fault.__cause__
         if obs.shape != (self.num_envs, self._obs_dim):
@@ -377,20 +376,28 @@ class Collector:
         return next_obs
 
 
+def _copied(value: Array) -> Array:
+    """With memory of its own, and without a graph, which would keep those of all steps."""
+    return value.detach().clone() if isinstance(value, Tensor) else np.array(value)
+
+
 def _either(terminated: Any, truncated: Any) -> Array:
-    """Whether one or the other, as booleans; None where they do not fit together."""
+    """Whether one or the other, as booleans; None where they do not fit together, or are no arrays."""
+    if not hasattr(terminated, "dtype") or not hasattr(truncated, "dtype"):
+        return None
     try:
         done = terminated | truncated
     except Exception:
         try:
-            done = (terminated != 0) | (truncated != 0)  # numbers that are no integers, or no arrays
+            done = (terminated != 0) | (truncated != 0)  # numbers that are no integers
         except Exception:
             return None
     return done if isinstance(done, np.ndarray) and done.dtype.kind == "b" else done != 0
 
 
 def _described(value: Any) -> str:
-    kind, shape = getattr(value, "dtype", type(value).__name__), getattr(value, "shape", None)
+    known, shape = isinstance(value, (np.ndarray, np.generic, Tensor)), getattr(value, "shape", None)
+    kind = value.dtype if known else type(value).__name__
     where = f" on {value.device}" if isinstance(value, Tensor) else ""
     return f"of type {kind}{where}" if shape is None else f"of type {kind} and shape {list(shape)}{where}"
 

@@ -37,6 +37,7 @@ _CONSTANT_NAMES = frozenset(
     {"env", "metadata", "mujoco_renderer", "render_mode"}
     | {"episode_start_time", "time_queue", "_previous_data", "_np_random"}
     | {"_metadata", "_cached_spec", "_action_space", "_observation_space"}
+    | {"action_space", "observation_space"}  # Gymnasium makes generators for these, which nobody draws from
     | {"_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 _OF_PICTURES = frozenset({"screen", "clock", "surf", "isopen"})  # of pygame, unless they are numbers
@@ -133,11 +134,11 @@ def _has_protocol(env: gymnasium.Env) -> bool:
 def _is_variable(name: str, value: Any) -> bool:
     if name in _OF_PICTURES:
         return isinstance(value, (int, float, np.ndarray, np.generic))
+    if name in _CONSTANT_NAMES or isinstance(value, _CONSTANT_TYPES):
+        return False
     if isinstance(value, gymnasium.Space):
         return value._np_random is not None  # it draws from that, or will
-    if isinstance(value, _FUNCTIONS):
-        return not _is_constant(value)
-    return name not in _CONSTANT_NAMES and not isinstance(value, _CONSTANT_TYPES)
+    return not isinstance(value, _FUNCTIONS) or not _is_constant(value)
 
 
 def _is_constant(value: Any) -> bool:
@@ -263,7 +264,8 @@ def _plain(value: Any, where: str, within: bool = False) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.char in _TYPES and value.dtype.isnative:
         return value.copy()
     if isinstance(value, (np.random.Generator, gymnasium.Space)) and not within:
-        return {_GENERATOR: _generator(getattr(value, "np_random", value))}
+        generator = value.np_random if isinstance(value, gymnasium.Space) else value
+        return {_GENERATOR: _generator(generator)}
     if isinstance(value, (list, tuple)) or (isinstance(value, deque) and not within):
         items = [_plain(item, f"{where}[{i}]", within=True) for i, item in enumerate(value)]
         if isinstance(value, deque):

@@ -21,6 +21,7 @@ RESUMABLE_FIELDS = frozenset(
         "steps",
         "device",
         "storage",
+        "obs_dtype",
         "engine",
         "threads",
         "checkpoint_every",

@@ -84,7 +84,7 @@ def _fit(env: Any) -> Any:
 
 
 def _is_environment(env: Any) -> bool:
-    return isinstance(env, gymnasium.Env) or is_vector(env)
+    return isinstance(env, gymnasium.Env) or (is_vector(env) and not isinstance(env, type))
 
 
 def _second(env: AnyEnv) -> AnyEnv:

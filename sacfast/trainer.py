@@ -207,7 +207,10 @@ class Trainer:
         self._stopwatch.lap("env")
         self._storing = True
         # A time limit is not an end: only `terminated` stops the bootstrap, from the true last observation.
-        self.agent.replay_buffer.push_batch(*rows)
+        try:
+            self.agent.replay_buffer.push_batch(*rows)
+        except SACError as error:
+            raise SACError(f"{collector.name}, at step {at.step + 1}: {error}") from None
         at.step += len(rows.reward)
         self._storing = False
         self._stopwatch.lap("insert")

@@ -175,6 +175,8 @@ def _in_processes(make: Callable[[], gymnasium.Env], num_envs: int) -> AsyncVect
                 for signum in (signal.SIGTERM, signal.SIGHUP):
                     if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
                         signal.signal(signum, lambda *_: signal.alarm(RESPITE))
+            # PyTorch's other threads were not forked, and it would wait for them for ever.
+            torch.set_num_threads(1)
         env = CheckedEnv(make())
         names.append(env_name(env))
         return env
@@ -256,8 +258,10 @@ def dead_worker(envs: VectorEnv) -> str | None:
 
 def close_env(env: gymnasium.Env | VectorEnv) -> None:
     """Close, without waiting for workers that are dead or in the middle of something; of several environments each,
-    whatever the others raise.
+    whatever the others raise. A simulator may have nothing to close.
     """
+    if not hasattr(env, "close"):
+        return
     bare: Any = getattr(env, "unwrapped", env)
     if type(bare) is SyncVectorEnv and not bare.closed:
         bare.closed = True  # its own closing would stop at the first that raises

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exact_env import COUNT, MODES, STEPS, Exact, Torch, collect, expected_rows, length, makers, seeds
 from gymnasium.error import AlreadyPendingCallError
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from sacfast.checked import CheckedEnv
@@ -69,6 +70,40 @@ def test_every_transition_of_tensors_is_true(mode):
     check(rows, ended, mode)
     new, _ = collector.step(torch.zeros(COUNT, 1))
     assert all(isinstance(column, torch.Tensor) for column in new)
+
+
+class Clearing:
+    """Its reset clears what its last step returned, as simulators on a GPU do; terminates at every third step."""
+
+    num_envs = 2
+    single_observation_space, single_action_space = Box(-99, 99, (1,)), Box(-1, 1, (1,))
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+
+    def __init__(self, zeros):
+        self.t, self.reward = zeros(2), zeros(2)
+        self.terminated, self.truncated = zeros(2) != 0, zeros(2) != 0
+
+    def reset(self, *, seed=None, options=None):
+        mask = options["reset_mask"] if options else slice(None)
+        for each in (self.t, self.reward, self.terminated):
+            each[mask] = 0
+        return self.t.reshape(2, 1), {}
+
+    def step(self, action):
+        self.t += 1
+        self.reward[:] = 5
+        self.terminated[:] = self.t >= 3
+        return self.t.reshape(2, 1), self.reward, self.terminated, self.truncated, {}
+
+
+@pytest.mark.parametrize("zeros", [np.zeros, torch.zeros], ids=["numpy", "torch"])
+def test_a_reset_does_not_reach_what_the_step_before_it_returned(zeros):
+    collector = Collector(Clearing(zeros), "Clearing", seeds)
+    collector.reset()
+    for t in range(1, 13):
+        rows, ended = collector.step(collector.random_action())
+        assert rows.reward.tolist() == [5, 5]
+        assert rows.terminated.tolist() == [t % 3 == 0] * 2 and len(ended) == 2 * (t % 3 == 0)
 
 
 def test_a_single_environment_is_a_vector_of_one():

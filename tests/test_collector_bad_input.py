@@ -138,6 +138,13 @@ def test_the_old_interface_is_told_with_what_is_missing():
         Collector(OldReset(), "OldReset", seeds).reset()
 
 
+class Foreign:
+    """An array of another library's."""
+
+    def __init__(self, array):
+        self.dtype, self.shape = array.dtype, array.shape
+
+
 def with_none(array):
     """The array with a last entry that is no number."""
     array = array.astype(object)
@@ -168,6 +175,12 @@ def with_none(array):
             r"rewards of type object and shape \[3\], terminated",
         ),
         (lambda o, r, t, *rest: (o, r, t[:2], *rest), r"terminated of type bool and shape \[2\]"),
+        (lambda o, r, t, _, info: (o, r, t, None, info), "truncated of type NoneType; they must be"),
+        (lambda o, r, t, _, info: (o, r, t, (), info), "truncated of type tuple; they must be"),
+        (
+            lambda o, r, *rest: (o, Foreign(r), *rest),
+            r"rewards of type Foreign and shape \[3\].* \[3\] NumPy arrays",
+        ),
     ],
 )
 def test_whatever_a_vector_returns_is_one_sentence(spoiled, words):

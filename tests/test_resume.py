@@ -157,11 +157,12 @@ def test_what_a_resumed_run_may_change_it_changes(tmp_path, stop_at, capsys):
         "log_every": 40,
         "tensorboard": True,
     }
-    assert train(dataclasses.replace(config, resume=str(run), **changes)) == run
+    half = dataclasses.replace(config.sac, obs_dtype="float16")
+    assert train(dataclasses.replace(config, resume=str(run), sac=half, **changes)) == run
     told = capsys.readouterr().out
     assert "engine native" in told and ", 2 threads, seed 7" in told
     saved = json.loads((run / "config.json").read_text())
-    assert {name: saved[name] for name in changes} == changes
+    assert {name: saved[name] for name in changes} == changes and saved["sac"]["obs_dtype"] == "float16"
     assert [folder.name for folder in complete(run)] == ["000000200"]
     assert [row["step"] for row in read_csv(run / "progress.csv")] == [50, 120, 160, 200]
     assert list(run.glob("events.out.tfevents*"))

@@ -1,5 +1,6 @@
 """What users bring along: one robot for everything, episodes without end, wrappers, constructors that fail."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
 from training_runs import (
+    SMALL,
     Clockwork,
     WithState,
     counters_of,
     described,
+    only_run,
     quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
@@ -132,6 +135,53 @@ def test_one_environment_cannot_be_several(tmp_path):
     robot = Clockwork()
     with pytest.raises(SACError, match="returned the same Clockwork twice"):
         train(small(tmp_path, num_envs=2), env=lambda: robot)
+
+
+class Spike(Clockwork):
+    """Its hundredth observation is more than float16 holds."""
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return np.where(len(self.actions) == 100, 7e4, observation), *rest
+
+
+def test_what_a_small_type_cannot_hold_ends_the_run_which_goes_on_in_a_larger_one(tmp_path):
+    config = small(tmp_path, steps=120, eval_every=0, sac=dataclasses.replace(SMALL, obs_dtype="float16"))
+    with pytest.raises(SACError, match="^Spike, at step 100: next_obs holds 70000, which float16 cannot"):
+        train(config, env=Spike)
+    run = only_run(config)
+    again = parse(["--resume", str(run), "--obs-dtype", "float32"])
+    assert train(again, env=Spike) == run
+    assert counters_of(run)["step"] == 120
+    assert (
+        train(parse(["--resume", str(run), "--steps", "130"]), env=Spike) == run
+    )  # of segments in either type
+
+
+def test_a_class_of_vectors_is_a_function_that_makes_one(tmp_path):
+    class Bare:
+        """What README says that a vector needs, and no more."""
+
+        num_envs, metadata = 2, {"autoreset_mode": AutoresetMode.SAME_STEP}
+        single_observation_space, single_action_space = Clockwork.observation_space, Clockwork.action_space
+
+        def reset(self, *, seed=None, options=None):
+            self.t = 0
+            return np.zeros((2, 2)), {}
+
+        def step(self, action):
+            self.t += 1
+            done = np.full(2, self.t % 4 == 0)
+            return (
+                np.full((2, 2), self.t % 4),
+                np.ones(2),
+                done,
+                ~done & False,
+                {"final_obs": np.ones((2, 2))},
+            )
+
+    run = train(small(tmp_path, steps=60, eval_every=0), env=Bare)
+    assert counters_of(run)["step"] == 60
 
 
 def test_a_name_is_no_environment(tmp_path):

@@ -105,6 +105,32 @@ def test_workers_draw_numbers_of_their_own():
     assert all(len(set(column)) == 3 for column in drawn.T.tolist())
 
 
+class Networked(Careless):
+    """Asks PyTorch for more than one thread would do."""
+
+    def step(self, action):
+        return np.full(3, (torch.ones(2_000_000) * 2).sum().item()), 0.0, False, False, {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the workers are forked")
+def test_workers_do_not_wait_for_threads_that_were_not_forked():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    envs = None
+    try:
+        (torch.ones(2_000_000) * 2).sum()  # PyTorch's threads are there now
+        envs = vectorise(Networked, 2, "async")
+        envs.reset()
+        envs.step_async(np.zeros((2, 1), np.float32))
+        assert (envs.step_wait(timeout=30)[0] == 4e6).all()
+    finally:
+        torch.set_num_threads(before)
+        if envs is not None:
+            for process in envs.processes:
+                process.kill()  # one that waits for ever would not hear that it is to close
+            close_env(envs)
+
+
 def test_a_vector_of_one_is_the_same_run_as_its_environment(tmp_path):
     config = small(tmp_path, steps=130, make_kwargs=SHORT)
 
