@@ -27,13 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What neither changes what is learned nor how it is scored does not set curves apart; who wants to compare engines
-# or devices, or halves of the numbers, wants them named all the same.
-UNIMPORTANT = (RESUMABLE_FIELDS | {"env", "seed", "out", "name", "eval_every"}) - {
-    "engine",
-    "device",
-    "obs_dtype",
-}
+# What neither changes what is learned nor how it is scored does not set curves apart, but for what is compared.
+COMPARED = {"engine", "device", "obs_dtype"}
+UNIMPORTANT = RESUMABLE_FIELDS - COMPARED | {"env", "seed", "out", "name", "eval_every"}
 CONFIDENCE, RESAMPLES = 0.95, 2000
 MOST_NAMES = 3  # of runs in one note
 

@@ -37,7 +37,7 @@ _CONSTANT_NAMES = frozenset(
     {"env", "metadata", "mujoco_renderer", "render_mode"}
     | {"episode_start_time", "time_queue", "_previous_data", "_np_random"}
     | {"_metadata", "_cached_spec", "_action_space", "_observation_space"}
-    | {"action_space", "observation_space"}  # Gymnasium makes generators for these, which nobody draws from
+    | {"action_space", "observation_space"}  # vectorisers make generators of chance for these
     | {"_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 _OF_PICTURES = frozenset({"screen", "clock", "surf", "isopen"})  # of pygame, unless they are numbers

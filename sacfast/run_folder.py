@@ -80,11 +80,8 @@ class RunFolder:
 
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path, self.keep = path, keep
-        self.best, self.checkpoints, self.replay = (
-            path / "best.safetensors",
-            path / "checkpoints",
-            path / "replay",
-        )
+        self.best = path / "best.safetensors"
+        self.checkpoints, self.replay = path / "checkpoints", path / "replay"
         self._named: dict[str, list[Segment]] = {}  # the replay segments of every checkpoint in the folder
 
     @contextmanager
