@@ -138,7 +138,6 @@ class Match(NamedTuple):
     """The minutes after which two means were as high as `theirs` was at its end, or None for ours where never."""
 
     score: str
-    steps: int
     theirs: float
     ours: float | None
 
@@ -147,7 +146,7 @@ def minutes_to_match(ours: Entry, theirs: Entry) -> Match:
     last = mean_curve(theirs)[-1]
     least = _minutes_to(theirs, last[MEAN])
     assert least is not None
-    return Match(_score(last[MEAN], None), int(last[STEP]), least, _minutes_to(ours, last[MEAN]))
+    return Match(_score(last[MEAN], None), least, _minutes_to(ours, last[MEAN]))
 
 
 def _cells(scores: dict[int, str]) -> list[str]:
