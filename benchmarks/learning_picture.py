@@ -71,7 +71,7 @@ def draw(entries: list[Entry], path: Path) -> None:
             ha="left",
         )
 
-    render(fill, (6.5, 1.2 + 1.75 * rows), path, PRINT_STYLE)
+    render(fill, (6.5, 1.2 + 1.75 * rows), [path], PRINT_STYLE)
 
 
 def _panel(

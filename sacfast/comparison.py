@@ -180,13 +180,7 @@ def settings_in_effect(config: TrainConfig) -> dict[str, Any]:
     values = config.to_dict()
     rates = config.sac.learning_rates
     values |= values.pop("sac") | {"critic_lr": rates.critic, "alpha_lr": rates.alpha}
-    learned = values["automatic_entropy_tuning"]
-    unread = {"alpha"} if learned else {"initial_alpha", "alpha_lr", "target_entropy"}
-    if not learned or values["target_entropy"] is not None:
-        unread.add("target_entropy_per_dim")
-    if not values["normalize_obs"]:
-        unread.add("obs_epsilon")
-    return {name: value for name, value in values.items() if name not in unread}
+    return {name: value for name, value in values.items() if name not in config.sac.unread}
 
 
 def _curve(env: str, settings: tuple[str, ...], runs: list[Run]) -> Curve:
@@ -244,8 +238,7 @@ def plot_comparison(
         figure.supxlabel(_caption(panels), fontsize=9, x=0.02, ha="left")
 
     files = [pictures_folder(folder) / f"{name}.{suffix}" for suffix in ("png", "svg")]
-    for file in files:
-        render(draw, (6.5, 0.6 + sum(heights)), file, PRINT_STYLE)
+    render(draw, (6.5, 0.6 + sum(heights)), files, PRINT_STYLE)
     notes = [f"left out: {note}" for note in left_out]
     return files, notes + [f"drawn over common steps: {curve.note}" for curve in curves if curve.note]
 

@@ -215,6 +215,22 @@ class SACConfig:
         return LearningRates(self.lr, critic, alpha)
 
     @property
+    def unread(self) -> dict[str, str]:
+        """By name, the settings that nothing reads beside the others, and why."""
+        why: dict[str, str] = {}
+        if self.automatic_entropy_tuning:
+            why["alpha"] = "the temperature is learned: --initial-alpha says where it starts, "
+            why["alpha"] += "--no-automatic-entropy-tuning fixes it"
+            if self.target_entropy is not None:
+                why["target_entropy_per_dim"] = "target_entropy is given"
+        else:
+            names = ("initial_alpha", "alpha_lr", "target_entropy", "target_entropy_per_dim")
+            why |= dict.fromkeys(names, "the temperature is fixed, at --alpha")
+        if not self.normalize_obs:
+            why["obs_epsilon"] = "observations are not normalised"
+        return why
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the hidden layers, first to last."""
         return hidden_widths(self.hidden_dim)
@@ -285,7 +301,8 @@ class TrainConfig:
 
     schedule: str = "strict"
     """strict: environments and updates take turns. overlap: updates run while the environments are stepped, so that
-    the policy that acts is one step's updates behind. In either the same seed gives the same run; the two differ."""
+    the policy that acts is one step's updates behind, and those of the last step are not made. In either the same seed
+    gives the same run; the two differ."""
 
     eval_every: int = 5_000
     """Steps between deterministic evaluations on a separate environment; 0 evaluates at the end only."""

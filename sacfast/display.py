@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -178,11 +180,24 @@ class _TwoLineProgress(Progress):
         yield Text("  " + self._display.numbers(" · "), no_wrap=True, overflow="ellipsis")
 
 
+def in_ipython() -> bool:
+    """Whether this is a notebook's kernel, or IPython's shell."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def started_by_notebook() -> bool:
+    """Whether a cell's `!` started this program: on a terminal whose cursor no notebook moves up, and with the kernel's
+    MPLBACKEND, which is of no use here.
+    """
+    return "inline" in os.environ.get("MPLBACKEND", "") and not in_ipython()
+
+
 def make_display(name: str, total_steps: int) -> Display:
-    """A live display on a terminal, plain lines anywhere else."""
+    """A live display on a terminal that can redraw lines, plain lines anywhere else."""
     console = PatientConsole(highlight=False)
     # rich also takes a file for a terminal where FORCE_COLOR or TTY_COMPATIBLE is set, as batch systems do.
-    live = console.is_terminal and getattr(console.file, "isatty", bool)()
+    live = console.is_interactive and getattr(console.file, "isatty", bool)() and not started_by_notebook()
     return (LiveDisplay if live else Display)(name, total_steps, console)
 
 

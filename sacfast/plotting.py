@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sacfast.display import Row
+from sacfast.display import Row, in_ipython, started_by_notebook
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
 
@@ -82,7 +83,7 @@ def plot_training_metrics(metrics_history: Mapping[str, Sequence[float]], save_p
             if key in LOGARITHMIC and values.size and not (values <= 0).any():
                 axes.set_yscale("log")
 
-    render(draw, (18, 10), save_path)
+    render(draw, (18, 10), [save_path])
 
 
 def plot_episode_rewards(episode_rewards: Sequence[float], save_path: SavePath = None) -> None:
@@ -95,7 +96,7 @@ def plot_episode_rewards(episode_rewards: Sequence[float], save_path: SavePath =
         if values.size:
             _curve(axes, values, None, "tab:blue", "tab:red", "episode")
 
-    render(draw, (14, 6), save_path)
+    render(draw, (14, 6), [save_path])
 
 
 def plot_learning_curve(
@@ -124,7 +125,7 @@ def plot_learning_curve(
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(loc="best")
 
-    render(draw, (10, 6), save_path)
+    render(draw, (10, 6), [save_path])
 
 
 def plot_run(
@@ -214,37 +215,45 @@ def _curve(
 def render(
     draw: Callable[[Figure], None],
     size: tuple[float, float],
-    save_path: SavePath,
+    save_paths: Sequence[SavePath],
     style: Mapping[Any, Any] = TEXT_STYLE,
 ) -> None:
-    """Run `draw` on a new figure of `size` in inches, under `style` (matplotlib's rcParams); write it to save_path,
-    and show it where somebody is looking.
+    """Run `draw` on a new figure of `size` in inches, under `style` (matplotlib's rcParams); write it to each path that
+    is not None, and show it where somebody is looking.
     """
-    import matplotlib
-
+    matplotlib, paths = _import_matplotlib(), [path for path in save_paths if path is not None]
     with matplotlib.rc_context(dict(style)):
-        if save_path is None or _in_notebook(matplotlib):
+        backend = matplotlib.get_backend().lower()
+        # Inside a document showing one never blocks.
+        inside = in_ipython() and any(name in backend for name in ("inline", "ipympl", "nbagg", "widget"))
+        if inside or not paths:
             from matplotlib import pyplot
 
             figure = pyplot.figure(figsize=size, layout="constrained")
-            draw(figure)
-            if save_path is not None:
-                _save(figure, save_path)
-            if matplotlib.get_backend().lower() != "agg":  # Agg cannot show, and warns when asked to
-                pyplot.show()
-            pyplot.close(figure)
         else:
             from matplotlib.figure import Figure
 
             figure = Figure(figsize=size, layout="constrained")
-            draw(figure)
-            _save(figure, save_path)
+        draw(figure)
+        for path in paths:
+            _save(figure, path)
+        if inside or not paths:
+            if inside and "inline" in backend:  # where pyplot.show() shows and closes the user's own too
+                import_module("IPython.display").display(figure)
+            elif backend != "agg":  # Agg cannot show, and warns when asked to
+                pyplot.show()
+            pyplot.close(figure)
 
 
-def _in_notebook(matplotlib: Any) -> bool:
-    """Whether figures appear inside a document (inline, ipympl, nbagg): showing one there never blocks."""
-    backend = matplotlib.get_backend().lower()
-    return any(name in backend for name in ("inline", "ipympl", "nbagg", "widget"))
+def _import_matplotlib() -> Any:
+    """With the backend of a kernel that is not ours it could not be imported where matplotlib_inline is missing."""
+    inherited = os.environ.pop("MPLBACKEND") if started_by_notebook() else None
+    try:
+        import matplotlib
+    finally:
+        if inherited is not None:
+            os.environ["MPLBACKEND"] = inherited
+    return matplotlib
 
 
 def _save(figure: Figure, save_path: str | os.PathLike) -> None:

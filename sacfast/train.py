@@ -201,11 +201,9 @@ def _advise(
             f"{config.env}: {name} has statistics of its own in training, evaluation and use; leave it out: "
             "observations are normalised by --normalize-obs, rewards scaled by --reward-scale"
         )
-    if sac.automatic_entropy_tuning and sac.alpha != SACConfig.alpha:
-        say(
-            f"alpha={sac.alpha:g} is not used, since the temperature is learned: --initial-alpha says where it starts, "
-            "--no-automatic-entropy-tuning fixes it"
-        )
+    for name, why in sac.unread.items():
+        if (value := getattr(sac, name)) != getattr(SACConfig, name):
+            say(f"{name}={value} is not used, since {why}")
     if sac.automatic_entropy_tuning and engine.target_entropy >= (most := math.log(2) * action_dim):
         say(
             f"target entropy {engine.target_entropy:g} cannot be reached: {action_dim} actions have {most:.3g} at the "

@@ -106,6 +106,20 @@ def test_a_terminal_gets_the_live_display(monkeypatch):
         assert type(make_display("Toy", 10)) is LiveDisplay
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
+@pytest.mark.parametrize(
+    ("name", "value"), [("TERM", "dumb"), ("MPLBACKEND", "module://matplotlib_inline.backend_inline")]
+)
+def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch, name, value):
+    """Emacs' shell, and what a notebook's `!` starts."""
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal, open(ours):
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv(name, value)
+        assert type(make_display("Toy", 10)) is Display
+
+
 def test_duration():
     assert [duration(s) for s in (0.4, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
 

@@ -1,7 +1,9 @@
 """Pictures: the notebook's two functions and the learning curve write real images and leave nothing open."""
 
+import os
 import subprocess
 import sys
+import types
 
 import matplotlib
 import matplotlib.image
@@ -109,14 +111,30 @@ def test_an_interactive_backend_is_shown_the_figure(monkeypatch):
 
 
 def test_in_a_notebook_a_saved_figure_is_shown_too(monkeypatch, tmp_path):
+    """And no other: pyplot.show() would show and close the user's own."""
     from matplotlib import pyplot
 
     shown = []
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: "a shell"))
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=shown.append))
     monkeypatch.setattr(matplotlib, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
-    monkeypatch.setattr(pyplot, "show", lambda: shown.append(True))
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append("all"))
+    theirs = pyplot.figure()
     plot_episode_rewards([1.0, 2.0], tmp_path / "x.png")
-    assert shown == [True]
+    assert [type(each) for each in shown] == [Figure]
     assert (tmp_path / "x.png").exists()
+    assert pyplot.get_fignums() == [theirs.number]
+    pyplot.close(theirs)
+
+
+def test_a_notebooks_child_draws_without_its_backend(tmp_path):
+    """`!python -m sacfast.plot`, where matplotlib_inline is the kernel's alone."""
+    (tmp_path / "episodes.csv").write_text("episode,step,return,length\n1,100,-3.5,100\n2,200,-2.5,100\n")
+    environment = os.environ | {"MPLBACKEND": "module://missing.backend_inline"}
+    command = [sys.executable, "-m", "sacfast.plot", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == [str(tmp_path / f"episode_rewards.{kind}") for kind in ("png", "svg")]
+    assert not done.stderr
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):

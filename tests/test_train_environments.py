@@ -231,8 +231,12 @@ def test_a_temperature_that_nothing_reads_is_told(tmp_path, capsys):
     sac = {"hidden_dim": 8, "batch_size": 16, "buffer_capacity": 2000, "alpha": 0.05}
     train(small(tmp_path, sac=SACConfig(**sac)))
     assert "alpha=0.05 is not used, since the temperature is learned" in capsys.readouterr().out
-    train(small(tmp_path, sac=SACConfig(**sac, automatic_entropy_tuning=False)))
+    fixed = SACConfig(**sac, automatic_entropy_tuning=False)
+    train(small(tmp_path, sac=fixed))
     assert "is not used" not in capsys.readouterr().out
+    train(small(tmp_path, sac=dataclasses.replace(fixed, initial_alpha=0.05)))
+    told = capsys.readouterr().out
+    assert "initial_alpha=0.05 is not used, since the temperature is fixed, at --alpha" in told
 
 
 def test_a_target_entropy_without_its_minus_sign_is_told(tmp_path, capsys):
