@@ -118,8 +118,6 @@ class SACAgent:
             on_push=None if self.normalizer is None else self.normalizer.update,
         )
         self.bounds = self.replay_buffer.bounds or ActionBounds.unit(self.action_dim)
-        if self.bounds.dim != self.action_dim:
-            raise SACError(f"action_low has {self.bounds.dim} entries, but action_dim is {self.action_dim}")
 
     @classmethod
     def from_env(cls, env: gymnasium.Env | VectorEnv, **kwargs: Any) -> "SACAgent":
@@ -205,6 +203,7 @@ class SACAgent:
             torch.default_generator.manual_seed(seed)
             return self._draw_state(seed)
 
+    @torch.inference_mode(False)  # in which tensors could not be trained
     def _draw_state(self, seed: int) -> SACState:
         config = self.config
         dims = self.state_dim, self.action_dim, config.widths
@@ -342,6 +341,7 @@ class SACAgent:
         with suppress(SACError):  # for an update that was refused: it is about what is replaced now
             self.engine.settle(self.state)
         agent_file.take_over(filepath, tensors, meta, self.state, self.config, self.replay_buffer)
+        self.engine.recall(Metrics.unknown(self.device))
         return meta.get("extra", {})
 
 

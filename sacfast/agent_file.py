@@ -62,6 +62,11 @@ def read(
     live = dict(state.named_tensors()) | _statistics(state)
     wanted = {name: tuple(tensor.shape) for name, tensor in live.items()}
     _check_shapes(path, tensors, wanted)
+    if config.automatic_entropy_tuning and torch.isneginf(tensors["log_alpha"]).any():
+        raise CheckpointError(
+            f"{path} has a fixed temperature of 0, from which none can be learned; make the agent with "
+            "automatic_entropy_tuning=False"
+        )
     return tensors, meta
 
 

@@ -247,7 +247,8 @@ def _networks(weights: Mapping[str, Tensor], layers: int) -> dict[str, dict[str,
 def _load_moments(path: Path, adam: Adam, optimizer: Mapping[str, Any]) -> None:
     """Take over torch.optim.Adam's moments, whose parameters come in the order of our flat buffer."""
     moments, group = optimizer["state"], optimizer["param_groups"][0]
-    if any(group.get(name, value) != value for name, value in _PLAIN_ADAM.items()) or "betas" not in group:
+    plain = "amsgrad" in group  # RAdam and others have no such option
+    if not plain or any(group.get(name, value) != value for name, value in _PLAIN_ADAM.items()):
         _warn(
             f"{path} was trained with another optimizer than plain Adam; sacfast goes on with Adam from zero moments"
         )

@@ -85,7 +85,7 @@ class Judge:
         """Of a resumed run: what was found after its checkpoint must not be overwritten by less."""
         with suppress(CheckpointError, KeyError, TypeError):
             found = checkpoint.read_meta(self._best)["extra"]
-            if found["best_step"] > self.at.step and self.is_best(found["best"]):
+            if found["best_step"] >= self.at.step and self.is_best(found["best"]):
                 self.at.best, self.at.best_step = found["best"], found["best_step"]
 
     def report(self) -> tuple[dict[str, Any], str]:

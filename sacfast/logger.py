@@ -159,7 +159,7 @@ class RunLogger:
     """Writes what a run reports to its CSV files, to TensorBoard and Weights & Biases when asked, and to its display.
 
     `wandb` is a project there, `settings` what it shows of the run. `resume_step` continues the logs of an earlier part
-    of the run after that step.
+    of the run after that step, whose last evaluation was at `evaluated_step`.
     """
 
     def __init__(
@@ -171,6 +171,7 @@ class RunLogger:
         wandb: str = "",
         settings: dict[str, Any] | None = None,
         resume_step: int | None = None,
+        evaluated_step: int | None = None,
     ) -> None:
         self.display = display
         self._trackers: list[Tracker] = []
@@ -179,7 +180,8 @@ class RunLogger:
             self._trackers.append(WandbTracker(wandb, run, settings or {}))
         self._progress = CSVLog(run / "progress.csv", PROGRESS_FIELDS, resume_step)
         self._episodes = CSVLog(run / "episodes.csv", EPISODE_FIELDS, resume_step)
-        self._evaluations = CSVLog(run / "evaluation.csv", EVALUATION_FIELDS, resume_step)
+        evaluated_step = resume_step if evaluated_step is None else evaluated_step
+        self._evaluations = CSVLog(run / "evaluation.csv", EVALUATION_FIELDS, evaluated_step)
         if tensorboard:
             self._trackers.append(TensorBoardTracker(run, resume_step))
 

@@ -44,14 +44,19 @@ class Pilot:
         return action
 
     def check(self, step: int) -> None:
-        """Raise DivergedError where the networks or the temperature are no longer numbers."""
+        """Raise DivergedError where the networks, the temperature or Adam's moments are no longer numbers."""
         state = self.agent.state
         self.agent.engine.settle(state)
         learned = {
             "actor": state.actor_params,
             "critics": state.critic_params,
-            "alpha": state.log_alpha.exp(),  # a fixed one may be 0
+            "alpha": state.log_alpha.exp(),
+            # One infinite square stays in the mean for ever, and by it no step is more than 0.
+            "actor_adam": state.actor_adam.exp_avg_sq,
+            "critic_adam": state.critic_adam.exp_avg_sq,
         }
+        if self.agent.automatic_entropy_tuning:  # a fixed temperature may be 0
+            learned |= {"log_alpha": state.log_alpha, "alpha_adam": state.alpha_adam.exp_avg_sq}
         for name, weights in learned.items():
             if not torch.isfinite(weights).all():
                 raise self.diverged(f"{name} at step {step} holds NaN or an infinity")

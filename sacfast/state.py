@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sacfast.errors import SACError
 from sacfast.networks import ActorNetwork, CriticNetwork
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops import Stream, random_key
@@ -56,6 +57,12 @@ def dense_layers(module: nn.Module) -> tuple[Layer, ...]:
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
     )
+
+
+def parameters_of(network: nn.Module, layer: Layer) -> dict[str, nn.Parameter | None]:
+    """What network.fc1.weight and bias find, in a fraction of the time; {} without such a layer."""
+    module = network._modules.get(layer.name)
+    return {} if module is None else module._parameters
 
 
 @dataclass
@@ -140,11 +147,26 @@ class SACState:
         step = self.action_step if stream == Stream.EXPLORE else self.step
         return random_key(self.seed, stream, step, device=self.device)
 
+    def check_network(self, name: str) -> None:
+        """Raise SACError unless the parameters of this network are still views of its flat buffer."""
+        network, flat = getattr(self, name), getattr(self, f"{name}_params")
+        begin, size = flat.data_ptr(), flat.element_size()
+        for layer in self.actor_layers if name == "actor" else self.critic_layers[0] + self.critic_layers[1]:
+            parameters = parameters_of(network, layer)
+            for kind, offset in (("weight", layer.weight_offset), ("bias", layer.bias_offset)):
+                parameter = parameters.get(kind)
+                if parameter is None or parameter.data_ptr() != begin + size * offset:
+                    raise SACError(
+                        f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: "
+                        ".to(), .double(), vector_to_parameters, load_state_dict(assign=True) or a new layer took "
+                        "their place; make a new agent and load the weights into it"
+                    )
+
     def version(self) -> int:
         """A number that grows with every write to a weight of any network or to log_alpha, whoever writes.
 
         It follows load_state_dict, optimizers, in-place operations on parameters or flat buffers, and engines, but
-        not writes through `.data` or NumPy.
+        not writes through `.data` or NumPy, nor optimizers with fused=True, which torch does not count.
         """
         return sum([tensor._version for tensor in self._watched])
 

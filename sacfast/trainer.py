@@ -93,6 +93,7 @@ class Trainer:
             wandb=config.wandb,
             settings=config.to_dict(),
             resume_step=resume_step,
+            evaluated_step=resume_step and self.at.evaluated_step,
         )
         self._returns: list[float] = []  # of the episodes that ended since the last log row
         self._storing = False  # a transition is being stored

@@ -357,6 +357,13 @@ def test_bad_arguments_are_named(change, name):
         SACAgent(**{"state_dim": 5, "action_dim": 3, **change})
 
 
+def test_an_agent_made_in_inference_mode_learns():
+    with torch.inference_mode():
+        agent = make_agent(normalize_obs=True)
+    agent.train(2, 32)
+    assert agent.training_steps == 2
+
+
 def test_storage_on_the_host_learns_the_same():
     first, second = make_agent(), make_agent(storage="host")
     for agent in (first, second):

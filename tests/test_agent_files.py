@@ -104,6 +104,12 @@ def test_a_fixed_temperature_survives_loading(tmp_path):
     assert agent.alpha.item() == pytest.approx(0.3)
 
 
+def test_a_temperature_of_zero_is_no_start_for_one_that_is_learned(tmp_path):
+    make_agent(automatic_entropy_tuning=False, alpha=0.0).save(tmp_path / "a")
+    assert_refused(make_agent(), tmp_path / "a", "a fixed temperature of 0, from which none can be learned")
+    assert SACAgent.from_checkpoint(tmp_path / "a").alpha.item() == 0
+
+
 def assert_refused(agent, path, words):
     """Loading the file raises CheckpointError with these words, and leaves the agent as it was."""
     before = copy.deepcopy(agent)

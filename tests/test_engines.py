@@ -7,7 +7,7 @@ import agents
 import numpy as np
 import pytest
 import torch
-from agents import draw, gradients
+from agents import draw, gradients, same_state
 
 from sacfast import Batch, NativeUnavailable, Noise, SACAgent, SACError, make_engine, native
 from sacfast.engines import ReferenceEngine
@@ -188,6 +188,42 @@ def test_an_engine_that_has_not_seen_the_actors_turn_says_nan(engine):
     unknown = {name for name, value in metrics.items() if np.isnan(value)}
     assert unknown == {"actor_loss", "alpha_loss", "log_prob_mean"}
     assert not np.isnan(list(agent.train(1, 32).as_dict().values())).any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_metrics_are_never_of_what_a_load_replaced(engine, tmp_path):
+    agent = make_agent(engine, actor_update_period=2)
+    agent.train(1, 32)
+    agent.save(tmp_path / "a")
+    agent.train(2, 32)
+    agent.load(tmp_path / "a")
+    assert np.isnan(agent.train(1, 32).as_dict()["actor_loss"])
+
+
+@pytest.mark.parametrize("replace", ["a flat vector", "assign", "a new head"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_parameters_that_left_the_flat_buffer_are_refused(engine, replace):
+    agent = make_agent(engine)
+    if replace == "a flat vector":
+        vector = torch.nn.utils.parameters_to_vector(agent.actor.parameters()).detach().clone()
+        torch.nn.utils.vector_to_parameters(vector, agent.actor.parameters())
+    elif replace == "assign":
+        agent.critic.load_state_dict(copy.deepcopy(agent.critic).state_dict(), assign=True)
+    else:
+        agent.actor.log_std = torch.nn.Linear(*agent.actor.log_std.weight.shape[::-1])
+    before = agent.state.actor_params.clone()
+    with pytest.raises(SACError, match=r"are no longer the float32 numbers of state\.(actor|critic)_params"):
+        agent.train(1, 32)
+    assert torch.equal(agent.state.actor_params, before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_autocast_changes_nothing(engine):
+    agent, twin = make_agent(engine), make_agent(engine)
+    agent.train(1, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        twin.train(1, 32)
+    assert same_state(agent, twin)
 
 
 def test_the_reference_never_computes_in_a_lower_precision():

@@ -314,6 +314,10 @@ def test_nothing_in_the_file_is_run(tmp_path, where):
             "another optimizer than plain Adam",
         ),
         (
+            lambda m: m["critic.optimizer.pth"]["param_groups"][0].pop("amsgrad"),  # as torch.optim.RAdam's
+            "another optimizer than plain Adam",
+        ),
+        (
             lambda m: m["actor.optimizer.pth"].update(param_groups=[{"lr": 0.1, "momentum": 0.9}]),
             "another optimizer",
         ),

@@ -155,6 +155,17 @@ def test_events_of_steps_that_are_taken_again_are_dropped(tmp_path):
     assert scalars(tmp_path)["evaluation/mean"] == [(100, 100), (200, 300)]
 
 
+def test_an_evaluation_after_the_checkpoint_of_its_step_is_made_again(tmp_path):
+    """A signal in an evaluation: the checkpoint is of its step, but has yet to see it."""
+    for steps in (None, None), (200, 100):
+        display = Display("Toy", 200, Console(file=io.StringIO()))
+        logger = RunLogger(tmp_path, display, resume_step=steps[0], evaluated_step=steps[1])
+        for step in (200,) if steps[0] else (100, 200):
+            logger.evaluation({**EVALUATION, "step": step}, False)
+        logger.close()
+    assert [row["step"] for row in read_csv(tmp_path / "evaluation.csv")] == [100, 200]
+
+
 def test_before_the_first_update_metrics_are_empty_and_events_are_optional(tmp_path):
     logger = RunLogger(tmp_path, Display("Toy", 200, Console(file=io.StringIO())), tensorboard=False)
     logger.progress(ROW, None)

@@ -79,6 +79,12 @@ def test_actions_are_kept_in_unit_bounds_and_given_back_in_the_environments():
         assert buffer.segment()["action"][-1].tolist() == within
 
 
+@pytest.mark.parametrize("low", [-2.0, [-2.0, -2.0]])
+def test_bounds_of_another_width_are_refused(low):
+    with pytest.raises(SACError, match=r"action_low has \d entries, but action_dim is 3"):
+        ReplayBuffer(4, action_dim=3, action_low=np.array(low), action_high=-np.array(low))
+
+
 def test_what_sample_draws_goes_on_after_a_restore():
     source, copy = ReplayBuffer(100, seed=3), ReplayBuffer(100)
     for i in range(100):

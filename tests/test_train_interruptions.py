@@ -31,6 +31,7 @@ from sacfast import SACAgent, checkpoint, judge, trainer
 from sacfast.config import TrainConfig
 from sacfast.errors import SACError
 from sacfast.logger import read_csv
+from sacfast.pilot import Pilot
 from sacfast.run_folder import RunFolder, latest, resume_command
 from sacfast.train import main, train
 from sacfast.trainer import TrainingInterrupted
@@ -242,6 +243,19 @@ class Enormous(Clockwork):
     def step(self, action):
         observation, reward, *rest = super().step(action)
         return observation, reward * 1e37, *rest
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("critic_adam.exp_avg_sq", torch.inf), ("log_alpha", -torch.inf), ("log_alpha", 100)]
+)
+def test_moments_and_temperatures_without_end_are_no_checkpoint(tmp_path, name, value):
+    """With an infinite second moment the weights stay finite, and never change any more."""
+    agent = SACAgent(3, 1, hidden_dim=8, automatic_entropy_tuning=True)
+    pilot = Pilot(small(tmp_path), agent, tmp_path)
+    pilot.check(5)
+    dict(agent.state.named_tensors())[name].view(-1)[0] = value
+    with pytest.raises(SACError, match="at step 5 holds NaN or an infinity: training diverged"):
+        pilot.check(5)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ class Metrics(Mapping[str, Tensor]):
     """The seven numbers of one update, by name, in one float32 tensor [7] that stays on the device.
 
     critic_loss is the sum of both critics' mean squared errors, alpha the temperature after the update, log_prob_mean
-    in nats. actor_loss, alpha_loss and log_prob_mean are of the actor's last turn, NaN before one. `metrics["alpha"]`
-    is a 0-d tensor; `as_dict()` makes Python numbers of all, for which it waits for the device once.
+    in nats. actor_loss, alpha_loss and log_prob_mean are of the actor's last turn with this engine, NaN before one and
+    after a load. `metrics["alpha"]` is a 0-d tensor; `as_dict()` makes Python numbers of all, for which it waits for
+    the device once.
     """
 
     tensor: Tensor
@@ -61,6 +62,11 @@ class Metrics(Mapping[str, Tensor]):
         "q2_mean",
         "log_prob_mean",
     )
+
+    @classmethod
+    def unknown(cls, device: torch.device) -> "Metrics":
+        """Of no update: NaN."""
+        return cls(torch.full((len(cls.names),), torch.nan, dtype=torch.float32, device=device))
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
@@ -140,7 +146,9 @@ class Engine(ABC):
         """Wait until the updates of `state` so far have happened; raises SACError for what they met."""
 
     def sync(self) -> None:  # noqa: B027 (most engines read the weights where they are)
-        """Take the weights anew before the next update: for writes that bypass torch's version counters."""
+        """Take the weights anew before the next update: for writes that bypass torch's version counters, as
+        SACState.version says.
+        """
 
     def recall(self, metrics: Metrics) -> None:  # noqa: B027 (an engine that renews all of them need not remember)
         """Take over the metrics of the last update by another engine. An update that leaves the actor as it is repeats

@@ -1,9 +1,9 @@
 """The whole SAC update in one native call on the CPU (csrc/cpu/sac_update.cpp), behind the Engine protocol.
 
 The state's own tensors are updated in place; packed copies of the weights belong to the engine and are rebuilt
-when torch's version counters say that somebody else wrote (after a write through `.data` or NumPy, which leaves no
-trace there, call `NativeEngine.sync()`). The interface is csrc/engine.cpp (abi.py), one struct per
-call.
+when torch's version counters say that somebody else wrote (after a write that leaves no trace there, by `.data`,
+NumPy or an optimizer with fused=True, call `NativeEngine.sync()`). The interface is csrc/engine.cpp (abi.py), one
+struct per call.
 """
 
 import atexit
@@ -133,7 +133,7 @@ class NativeEngine(Engine):
         # The state, and its version, that the packed weights are of.
         self._packed: tuple[weakref.ref, int] | None = None
         self._next: tuple[weakref.ref, int] | None = None  # what that will be after the update under way
-        self._metrics = torch.full((len(Metrics.names),), torch.nan, dtype=torch.float32, device=device)
+        self._metrics = Metrics.unknown(device).tensor
         self._profiling = native.profiling()
 
     def settings(self) -> dict[str, Any]:

@@ -41,9 +41,8 @@ class ReferenceEngine(Engine):
         self._squash: Callable = squashed_gaussian if native_operators else squashed_gaussian_reference
         self._polyak_: Callable = polyak_update_ if native_operators else polyak_update_reference_
         # actor_loss, alpha_loss and the mean of log pi, of the last update that computed them
-        self._actor_metrics: tuple[Tensor, ...] = (
-            torch.tensor(torch.nan, dtype=torch.float32, device="cpu"),
-        ) * 3
+        self._actor_metrics: tuple[Tensor, ...]
+        self.recall(Metrics.unknown(torch.device("cpu")))
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"native_operators": self._native_operators}
@@ -51,6 +50,12 @@ class ReferenceEngine(Engine):
     def update(self, state: SACState, batch: Batch, noise: Noise | None = None) -> Metrics:
         noise = noise or Noise.draw(state, len(batch.reward))
         check_inputs(state, batch, noise)
+        for network in ("actor", "critic", "critic_target"):
+            state.check_network(network)
+        with torch.autocast(state.device.type, enabled=False):  # in float32, whoever asks
+            return self._update(state, batch, noise)
+
+    def _update(self, state: SACState, batch: Batch, noise: Noise) -> Metrics:
         batch = batch if state.normalizer is None else state.normalizer.batch(batch)
         alpha = state.log_alpha.detach().exp()
 

@@ -1,12 +1,12 @@
 """A state, its layers and what it learns from, as the structs of abi.py that native code is called with."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sacfast.engines import abi
 from sacfast.errors import SACError
 from sacfast.ops import Stream
-from sacfast.state import Layer, SACState
+from sacfast.state import Layer, SACState, parameters_of
 
 
 def layer_specs(layers: tuple[Layer, ...]) -> tuple[abi.LayerSpec, ...]:
@@ -75,16 +75,16 @@ def policy_call(n: int, obs: int, action: int) -> abi.PolicyCall:
 
 
 def aim_policy_call(call: abi.PolicyCall, state: SACState, evaluate: bool) -> None:
-    """Fill in where the state stands. Raises SACError where the actor as a whole was moved or replaced, and for a
-    normalizer that is not for this state.
+    """Fill in where the state stands. Raises SACError where the actor as a whole, its first layer or the
+    mean was moved or replaced, and for a normalizer that is not for this state.
     """
     call.params, call.statistics = state.actor_params.data_ptr(), obs_statistics(state)
     call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
-    first = state.actor_layers[0]
-    # check_network's first comparison: all of them would make an action a third slower.
-    weight = _parameters(state.actor, first).get("weight")
-    if weight is None or weight.data_ptr() != call.params + 4 * first.weight_offset:
-        check_network(state, "actor")
+    # Two of check_network's comparisons: all of them would make an action a third slower.
+    for layer in (state.actor_layers[0], state.actor_layers[-2]):
+        weight = parameters_of(state.actor, layer).get("weight")
+        if weight is None or weight.data_ptr() != call.params + 4 * layer.weight_offset:
+            check_network(state, "actor")
 
 
 def transitions_of(
@@ -133,22 +133,6 @@ def _check_numbers(name: str, tensor: Tensor, count: int, device: int) -> None:
 
 def check_network(state: SACState, name: str) -> None:
     """Raise SACError unless the parameters of this network lie where native code looks for them."""
-    layers = state.actor_layers if name == "actor" else state.critic_layers[0] + state.critic_layers[1]
+    state.check_network(name)
     flat: Tensor = getattr(state, f"{name}_params")
-    network, begin, there = getattr(state, name), flat.data_ptr(), flat.dtype == torch.float32
-    for layer in layers:
-        parameters = _parameters(network, layer)
-        weight, bias = parameters.get("weight"), parameters.get("bias")
-        there = there and weight is not None and weight.data_ptr() == begin + 4 * layer.weight_offset
-        there = there and bias is not None and bias.data_ptr() == begin + 4 * layer.bias_offset
-    if not there:
-        raise SACError(
-            f"the parameters of {name} are no longer the float32 numbers of state.{name}_params: .to(), .double() "
-            "or a new layer took their place; make a new agent and load the weights into it"
-        )
-
-
-def _parameters(network: nn.Module, layer: Layer) -> dict[str, nn.Parameter | None]:
-    """What network.fc1.weight and bias find, in a fraction of the time; {} without such a layer."""
-    module = network._modules.get(layer.name)
-    return {} if module is None else module._parameters
+    _check_numbers(f"{name}_params", flat, flat.numel(), flat.get_device())

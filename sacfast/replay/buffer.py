@@ -49,7 +49,8 @@ class ReplayBuffer:
     The first push gives the dimensions that are missing, and takes the memory (unless `allocate` did). With
     `action_low`/`action_high` [A], `push` and `sample` have actions in the environment's units, storage and
     `sample_batch` in [-1, 1]; without them all have them as given. Rewards likewise: storage and `sample_batch` have
-    them times `reward_scale`. `on_push` is called with the observations [n, O] of every push.
+    them times `reward_scale`. `on_push` is called with the observations [n, O] of every push,
+    of which it copies what it keeps.
     `seed` keys `sample`; None takes one from torch's global generator.
 
     obs_dtype    how observations are stored: "float32", "float16" or "bfloat16"; they are sampled in float32
@@ -97,6 +98,8 @@ class ReplayBuffer:
         for name, dim in (("obs_dim", obs_dim), ("action_dim", action_dim)):
             if dim is not None:
                 check_whole(name, dim, 1)
+        if self.bounds is not None and self.bounds.dim != action_dim:
+            raise SACError(f"action_low has {self.bounds.dim} entries, but action_dim is {action_dim}")
 
     def allocate(self) -> None:
         """Take the memory now, where the dimensions are known, instead of at the first push. Raises SACError without
