@@ -17,14 +17,6 @@ from sacfast import native
 DEFAULT_THREADS = 2
 
 
-def pytest_collect_file(file_path: Path, parent):
-    """bench_*.py files are collected by `pytest benchmarks`, and by nothing else."""
-    named = parent.session.isinitpath(file_path)  # on the command line: pytest collects it by itself
-    if file_path.suffix == ".py" and file_path.name.startswith("bench_") and not named:
-        return pytest.Module.from_parent(parent, path=file_path)
-    return None
-
-
 @pytest.fixture(scope="session", autouse=True)
 def native_operators():
     """The fall-back is never timed: without the extension every benchmark is an error that says why."""

@@ -53,7 +53,7 @@ class Learner:
     def learn(self, step: int) -> None:
         """The updates that are due by `step`, unless they are for the next step to begin."""
         if self.config.schedule == "strict":
-            left = self._measure(self._due(step))
+            left = self._measure(step)
             if left > 0:
                 self._update(left)
 
@@ -63,7 +63,7 @@ class Learner:
         if self.config.schedule == "strict":
             yield
             return
-        left = self._measure(self._due(step))
+        left = self._measure(step)
         if left <= 0:
             self.stopwatch.lap("update")
             yield
@@ -79,18 +79,16 @@ class Learner:
             self.updating = False
             self.stopwatch.lap("update")
 
-    def _due(self, step: int) -> int:
-        return self.config.updates_by(step) - self.agent.training_steps
-
     def _update(self, updates: int) -> None:
         self.updating = True
         self.metrics = self.agent.train(updates)
         self.updating = False
 
-    def _measure(self, due: int) -> int:
-        """Of the updates that are due make those whose gradients the next row of the log reports, one at a time: the
-        first since the row before, as a rule. Returns how many are left.
+    def _measure(self, step: int) -> int:
+        """Of the updates that are due by `step` make those whose gradients the next row of the log reports, one at a
+        time: the first since the row before, as a rule. Returns how many are left.
         """
+        due = self.config.updates_by(step) - self.agent.training_steps
         while due > 0 and any(norm is None for norm in self._norms.values()):
             norms = GradientNorms(self.agent.state)
             self._update(1)

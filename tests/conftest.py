@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sacfast
-from sacfast import native
+from sacfast import native, trainer
 from sacfast.native.builder import Builder
 from sacfast.native.environment import environment_flag
 
@@ -33,6 +33,22 @@ def pytest_runtest_setup(item):
     """A test about native code fails without it; passing on the reference would prove nothing."""
     if item.get_closest_marker("native"):
         native.require()
+
+
+@pytest.fixture(autouse=True)
+def quick_and_clean(monkeypatch):
+    """No pictures of runs, which take longer than the runs, unless a test asks for them; threads are put back."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(trainer, "plot_run", lambda _: [])
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[pytest.param("native", marks=pytest.mark.native), "reference"])
+def either_path(request, monkeypatch):
+    """Operators natively, and by their references as where nothing is compiled."""
+    if request.param == "reference":
+        monkeypatch.setattr(native, "available", lambda device_type="cpu": False)
 
 
 @pytest.fixture(scope="session")

@@ -167,7 +167,7 @@ def test_workspace_is_written_before_it_is_read_and_never_left(cuda_emulation, p
 
 
 @pytest.mark.parametrize("capacity", [1000, 5000])
-@pytest.mark.parametrize("storage", ["device", "host"])
+@pytest.mark.parametrize("storage", ["device", pytest.param("host", marks=GPU)])
 @pytest.mark.parametrize("obs_dtype", ["float32", "float16", "bfloat16"])
 def test_draws_the_batch_and_noise_of_the_reference(cuda_place, obs_dtype, storage, capacity):
     """From a ring that has gone round, or is not full, in which half of the next observations are the following

@@ -80,11 +80,14 @@ def test_modules_import_only_upwards():
         assert not late, f"{path.name} imports {late}, which come after it"
 
 
-def test_importing_compiles_nothing(tmp_path):
-    """A fresh process that imports every public name leaves the build cache empty."""
-    code = "import sacfast, sacfast.train, sacfast.evaluate, os; print(os.listdir(os.environ['SACFAST_CACHE_DIR']))"
+def test_importing_compiles_nothing_and_draws_nothing(tmp_path):
+    """A fresh process that imports every public name leaves the build cache empty, and has no matplotlib."""
+    code = """
+import os, sys, sacfast, sacfast.train, sacfast.evaluate
+print(os.listdir(os.environ["SACFAST_CACHE_DIR"]), "matplotlib" in sys.modules)
+"""
     environment = {**os.environ, "SACFAST_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[] False"

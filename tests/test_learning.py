@@ -91,13 +91,9 @@ def value(agent: SACAgent, obs: np.ndarray) -> float:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """More threads cost such small networks more than they give; and nobody looks at the pictures of these runs."""
-    monkeypatch.setattr("sacfast.trainer.plot_run", lambda folder: None)
-    before = torch.get_num_threads()
+def one_thread():
+    """More threads cost such small networks more than they give."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from training_runs import SMALL, quick_and_clean, replay_of, small  # noqa: F401 (a fixture)
+from training_runs import SMALL, replay_of, small
 
 from sacfast.agent import SACAgent
 from sacfast.errors import CheckpointError, SACError

@@ -174,8 +174,3 @@ def test_a_damaged_summary_costs_the_baselines_only(tmp_path, summary):
     (tmp_path / "evaluation.csv").write_text("step,mean,std\n1,2,3\n2,3,4\n")
     (tmp_path / "summary.json").write_text(summary)
     assert [path.name for path in plot_run(tmp_path)] == ["learning_curve.png"]
-
-
-def test_importing_the_modules_does_not_import_matplotlib():
-    code = "import sacfast.plotting, sacfast.comparison, sys; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import quick_and_clean  # noqa: F401 (a fixture)
 
 from sacfast import evaluate
 from sacfast.run_folder import latest

@@ -17,7 +17,6 @@ from training_runs import (
     WithState,
     assert_same_run,
     counters_of,
-    quick_and_clean,  # noqa: F401 (a fixture)
     small,
     start,
     wait_until_training,

@@ -15,7 +15,6 @@ from training_runs import (
     Clockwork,
     assert_same_run,
     counters_of,
-    quick_and_clean,  # noqa: F401 (a fixture)
     small,
 )
 

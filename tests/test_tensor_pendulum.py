@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from training_runs import quick_and_clean, replay_of, small  # noqa: F401 (a fixture)
+from training_runs import replay_of, small
 
 from sacfast.agent import SACAgent
 from sacfast.config import SACConfig

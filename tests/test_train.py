@@ -19,7 +19,6 @@ from training_runs import (
     assert_same_run,
     counters_of,
     described,
-    quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
 )

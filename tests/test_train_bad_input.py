@@ -10,7 +10,6 @@ from gymnasium.wrappers import RescaleAction, TransformReward
 from training_runs import (
     Clockwork,
     assert_one_error_line,
-    quick_and_clean,  # noqa: F401 (a fixture)
     small,
     start,
 )

@@ -19,7 +19,6 @@ from training_runs import (
     counters_of,
     described,
     only_run,
-    quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
 )

@@ -11,7 +11,6 @@ from training_runs import (
     assert_same_run,
     counters_of,
     only_run,
-    quick_and_clean,  # noqa: F401 (a fixture)
     small,
 )
 

@@ -8,7 +8,6 @@ import pytest
 from training_runs import (
     FLAGS,
     assert_one_error_line,
-    quick_and_clean,  # noqa: F401 (a fixture)
 )
 
 import sacfast.train as module

@@ -15,7 +15,6 @@ from training_runs import (
     Faulty,
     counters_of,
     only_run,
-    quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
     start,

@@ -22,7 +22,6 @@ from training_runs import (
     assert_same_run,
     counters_of,
     described,
-    quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
     start,
@@ -114,21 +113,17 @@ class Networked(Careless):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the workers are forked")
 def test_workers_do_not_wait_for_threads_that_were_not_forked():
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    envs = None
+    (torch.ones(2_000_000) * 2).sum()  # PyTorch's threads are there now
+    envs = vectorise(Networked, 2, "async")
     try:
-        (torch.ones(2_000_000) * 2).sum()  # PyTorch's threads are there now
-        envs = vectorise(Networked, 2, "async")
         envs.reset()
         envs.step_async(np.zeros((2, 1), np.float32))
         assert (envs.step_wait(timeout=30)[0] == 4e6).all()
     finally:
-        torch.set_num_threads(before)
-        if envs is not None:
-            for process in envs.processes:
-                process.kill()  # one that waits for ever would not hear that it is to close
-            close_env(envs)
+        for process in envs.processes:
+            process.kill()  # one that waits for ever would not hear that it is to close
+        close_env(envs)
 
 
 def test_a_vector_of_one_is_the_same_run_as_its_environment(tmp_path):

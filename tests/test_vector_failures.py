@@ -14,7 +14,6 @@ from gymnasium.vector import VectorWrapper
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from training_runs import (
     only_run,
-    quick_and_clean,  # noqa: F401 (a fixture)
     replay_of,
     small,
 )

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-import pytest
-import torch
 from gymnasium.spaces import Box
 
-from sacfast import checkpoint, trainer
+from sacfast import checkpoint
 from sacfast.config import SACConfig, TrainConfig
 from sacfast.logger import TIMING_FIELDS, read_csv
 from sacfast.replay import FIELDS, ReplayBuffer
@@ -25,15 +23,6 @@ FLAGS = [
     *("--hidden-dim", "8", "--batch-size", "16", "--buffer-capacity", "2000"),
     *("--engine", "reference", "--threads", "1", "--eval-episodes", "1"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def quick_and_clean(monkeypatch):
-    """No pictures, which take longer than these runs, unless a test asks for them; threads are put back."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(trainer, "plot_run", lambda _: [])
-    yield
-    torch.set_num_threads(before)
 
 
 def small(tmp_path, **changes):

@@ -98,7 +98,7 @@ class Engine(ABC):
     def __init__(self, config: SACConfig, *, threads: int | None = None):
         if config.target_entropy is None:
             raise SACError(
-                "target_entropy=None: an engine needs a number, in nats; SACAgent's is -1 per action"
+                "target_entropy=None: an engine needs a number in nats; SACAgent's is target_entropy_per_dim per action"
             )
         self.config = config
         self.target_entropy = config.target_entropy

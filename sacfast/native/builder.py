@@ -263,7 +263,7 @@ class Builder:
         units = toolchain.sources(self.root, cuda=bool(archs), paths=paths, torch=torch)
         own_flags = {unit: unit_flags(unit, paths, tuning) for unit in units if unit.suffix != ".cu"}
         (work / "build.ninja").write_text(_ninja_file(self.root, units, commands, own_flags, linked))
-        self._run(_ninja_command(work, goal, verbose=self.verbose), log)
+        self._run([toolchain.find_ninja(), "-C", str(work), "-k", "0", *["-v"] * self.verbose, goal], log)
         return [*flags, *tuning], paths
 
     def compile_engine(self, directory: Path, paths: Sequence[str] | None = None) -> Path:
@@ -301,10 +301,6 @@ def unit_flags(unit: Path, paths: Sequence[str], tuning: list[str]) -> list[str]
     if own := next((path for path in paths if machine.unit_stem(path) == toolchain.unit_path(unit)), None):
         return toolchain.path_flags(own)
     return [*tuning, *toolchain.path_definitions(paths)] if unit.stem == "arithmetic" else tuning
-
-
-def _ninja_command(work: Path, goal: str, *, verbose: bool) -> list[str]:
-    return [toolchain.find_ninja(), "-C", str(work), "-k", "0", *["-v"] * verbose, goal]
 
 
 def _digest(parts: Sequence[object]) -> str:

@@ -6,8 +6,3 @@ import os
 def environment_flag(name: str) -> bool:
     """Whether SACFAST_<name> is set to something other than 0, false or no."""
     return os.environ.get(f"SACFAST_{name}", "").lower() not in ("", "0", "false", "no")
-
-
-def environment_choice(name: str) -> str:
-    """SACFAST_<name> in lower case; "" where it is not set."""
-    return os.environ.get(f"SACFAST_{name}", "").strip().lower()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from .environment import environment_choice
 from .reports import BuildError
 
 AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
@@ -75,7 +74,7 @@ def cpu_path() -> str:
 
     "amx" is "amx-emulated" on a CPU without. Raises BuildError where there is no such path on this CPU.
     """
-    wanted = environment_choice("CPU_PATH")
+    wanted = os.environ.get("SACFAST_CPU_PATH", "").strip().lower()
     choices = {unit_stem(path): path for path in testable_paths()}
     if wanted and wanted not in choices:
         raise BuildError(f"SACFAST_CPU_PATH is {wanted!r}; the choices on this CPU are {', '.join(choices)}")

@@ -77,12 +77,10 @@ def replay_batch(
     replay_sample's. Links are not checked: one beyond N + S reads foreign memory. Raises SACError as replay_sample
     does.
     """
-    if obs.device.type != "cpu":
+    if obs.device.type != "cpu" or not native.available("cpu"):
         _check(obs, action, reward, link, side)
         rows, _ = replay_sample([obs, action, reward, link], size, batch_size, key)
         return _resolve(rows, obs, side)
-    if not native.available("cpu"):
-        return replay_batch_reference(obs, action, reward, link, side, size, batch_size, key)
     if not isinstance(key, Tensor):
         key = as_key(key, obs.device)
     try:

@@ -87,10 +87,7 @@ def test_the_number_of_threads_changes_no_byte():
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("native_path", [pytest.param(True, marks=pytest.mark.native), False])
-def test_parameters_outside_autograd_with_their_version_counted(monkeypatch, native_path):
-    if not native_path:
-        monkeypatch.setattr("sacfast.native.available", lambda device_type="cpu": False)
+def test_parameters_outside_autograd_with_their_version_counted(either_path):
     target, source = nn.Linear(3, 2), nn.Linear(3, 2)
     expected = [
         torch.lerp(t.detach(), s.detach(), 0.1)
@@ -147,7 +144,6 @@ def test_empty_lists_and_other_dtypes():
 _FLAT = torch.zeros(10)
 
 
-@pytest.mark.parametrize("native_path", [pytest.param(True, marks=pytest.mark.native), False])
 @pytest.mark.parametrize(
     "target, source, tau, message",
     [
@@ -172,9 +168,7 @@ _FLAT = torch.zeros(10)
         (torch.zeros(1).expand(3), torch.zeros(3), 0.1, "overlaps itself|or its own"),
     ],
 )
-def test_bad_input(monkeypatch, native_path, target, source, tau, message):
-    if not native_path:
-        monkeypatch.setattr("sacfast.native.available", lambda device_type="cpu": False)
+def test_bad_input(either_path, target, source, tau, message):
     with pytest.raises(SACError, match=message):
         polyak_update_(target, source, tau)
     assert _FLAT.count_nonzero() == 0

@@ -14,15 +14,6 @@ from sacfast.ops import (
     replay_sample_reference,
 )
 
-BOTH_PATHS = pytest.mark.parametrize("native_path", [pytest.param(True, marks=pytest.mark.native), False])
-
-
-@pytest.fixture
-def path(monkeypatch, request):
-    """Runs the public functions natively or, with native_path False, on their references."""
-    if not request.node.callspec.params["native_path"]:
-        monkeypatch.setattr("sacfast.native.available", lambda device_type="cpu": False)
-
 
 def test_reference_by_hand():
     """Key (0, 0, 0): the first two indices from the generator's known answer."""
@@ -42,8 +33,7 @@ def test_native_equals_the_reference(B):
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(rows, expected, strict=True))
 
 
-@BOTH_PATHS
-def test_more_fields_than_the_cuda_kernel_takes(path, native_path):
+def test_more_fields_than_the_cuda_kernel_takes(either_path):
     storage = [torch.arange(5 * f, 5 * f + 5) for f in range(40)]
     rows, indices = replay_sample(storage, 5, 16, (1, 2, 3))
     assert all(torch.equal(row, 5 * f + indices) for f, row in enumerate(rows))
@@ -91,11 +81,10 @@ def test_native_indices_are_uniform():
     assert ((counts - expected) ** 2 / expected).sum().item() < 1142.8
 
 
-@BOTH_PATHS
 @pytest.mark.parametrize(
     "n, position", [(0, 3), (1, 0), (1, 9), (4, 8), (10, 0), (10, 3), (13, 7), (20, 0), (37, 9)]
 )
-def test_insertion_goes_round_and_keeps_the_last(path, native_path, n, position):
+def test_insertion_goes_round_and_keeps_the_last(either_path, n, position):
     """Against the definition: one row after the other."""
     storage = replay_storage(10)
     rows = [field.clone()[:1].expand(n, *field.shape[1:]).clone() for field in storage]
@@ -113,8 +102,7 @@ def test_insertion_goes_round_and_keeps_the_last(path, native_path, n, position)
     )
 
 
-@BOTH_PATHS
-def test_fields_may_be_columns_of_one_record(path, native_path):
+def test_fields_may_be_columns_of_one_record(either_path):
     """Their bytes are those of fields of their own, also for offsets that no vector width divides."""
     records = torch.arange(500 * 40, dtype=torch.float32).reshape(500, 40)
     columns = [records[:, 1:24], records[:, 24:31], records[:, 31], records.view(500, 8, 5)[:, 7]]
@@ -126,14 +114,12 @@ def test_fields_may_be_columns_of_one_record(path, native_path):
     assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(rows, expected, strict=True))
 
 
-@BOTH_PATHS
-def test_columns_of_a_record_are_not_written(path, native_path):
+def test_columns_of_a_record_are_not_written(either_path):
     with pytest.raises(SACError, match="expected a contiguous tensor"):
         replay_insert_([torch.zeros(8, 6)[:, :3]], [torch.ones(2, 3)], 0)
 
 
-@BOTH_PATHS
-def test_no_gradients_flow_to_the_storage(path, native_path):
+def test_no_gradients_flow_to_the_storage(either_path):
     rows, _ = replay_sample([torch.zeros(4, 3, requires_grad=True)], 4, 2, (1, 2, 3))
     assert not rows[0].requires_grad
 
@@ -174,7 +160,6 @@ def test_compiles_without_a_graph_break():
         assert all(torch.equal(a, b) for a, b in zip(compiled, expected, strict=True))
 
 
-@BOTH_PATHS
 @pytest.mark.parametrize(
     "storage, size, batch_size, key, message",
     [
@@ -190,12 +175,11 @@ def test_compiles_without_a_graph_break():
         ([torch.zeros(4)], 4, 2, torch.zeros(3), "key is"),
     ],
 )
-def test_bad_samples(path, native_path, storage, size, batch_size, key, message):
+def test_bad_samples(either_path, storage, size, batch_size, key, message):
     with pytest.raises(SACError, match=message):
         replay_sample(storage, size, batch_size, key)
 
 
-@BOTH_PATHS
 @pytest.mark.parametrize(
     "rows, position, message",
     [
@@ -207,15 +191,14 @@ def test_bad_samples(path, native_path, storage, size, batch_size, key, message)
         ([torch.zeros(2, 3), torch.zeros(2)], -1, "position is -1; expected 0 to 4"),
     ],
 )
-def test_bad_insertions(path, native_path, rows, position, message):
+def test_bad_insertions(either_path, rows, position, message):
     storage = [torch.ones(5, 3), torch.ones(5)]
     with pytest.raises(SACError, match=message):
         replay_insert_(storage, rows, position)
     assert all((field == 1).all() for field in storage)
 
 
-@BOTH_PATHS
-def test_rows_may_not_be_part_of_the_storage(path, native_path):
+def test_rows_may_not_be_part_of_the_storage(either_path):
     storage = torch.arange(10.0)
     with pytest.raises(SACError, match="overlaps"):
         replay_insert_([storage], [storage[2:5]], 4)

@@ -246,7 +246,6 @@ def test_the_step_of_a_key_may_be_a_number_that_changes_under_inductor():
     assert all(torch.equal(compiled(step), act(step)) for step in (0, 5, 6, -1, 2**62))
 
 
-@pytest.mark.parametrize("native_path", [pytest.param(True, marks=pytest.mark.native), False])
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -267,9 +266,7 @@ def test_the_step_of_a_key_may_be_a_number_that_changes_under_inductor():
         ({"noise": None, "key": (1, 2)}, "key is"),
     ],
 )
-def test_bad_input(monkeypatch, native_path, change, message):
-    if not native_path:
-        monkeypatch.setattr("sacfast.native.available", lambda device_type="cpu": False)
+def test_bad_input(either_path, change, message):
     arguments = (
         dict(zip(("mean", "log_std", "noise"), (torch.zeros(3, 7) for _ in range(3)), strict=True)) | change
     )
