@@ -335,9 +335,11 @@ class SACAgent:
 
         The agent keeps its own hyper-parameters and, with a fixed temperature, its own alpha. A replay buffer in the
         file replaces the agent's. Raises CheckpointError, before anything is changed, if the file is damaged or was
-        made for other dimensions, action bounds, bounds of log_std, scales of rewards or normalisation.
+        made for other dimensions, action bounds, bounds of log_std, scales of rewards or normalisation, and SACError
+        while updates that `start` began are under way.
         """
         tensors, meta = agent_file.read(filepath, self.state, self.config, self.bounds)
+        self.engine.check_turn()
         with suppress(SACError):  # for an update that was refused: it is about what is replaced now
             self.engine.settle(self.state)
         agent_file.take_over(filepath, tensors, meta, self.state, self.config, self.replay_buffer)

@@ -42,7 +42,20 @@ class ObservationNormalizer:
         self.shift = torch.zeros(obs_dim, dtype=torch.float32, device=device)
         self.scale = torch.ones_like(self.shift)
         self._writer: MomentsWriter | None = None
+        self._addresses: tuple[int, ...] = ()  # of the four tensors that it was made for
         self._in_place = False  # it writes to shift and scale themselves
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse, for what native code reads and writes, a tensor of another type or shape, with SACError."""
+        old = self.__dict__.get(name)
+        if isinstance(old, Tensor):
+            fits = isinstance(value, Tensor) and (value.dtype, value.shape) == (old.dtype, old.shape)
+            if not fits or not value.is_contiguous():
+                raise SACError(
+                    f"the normalizer's {name} is {old.dtype} {list(old.shape)}; write into it, with copy_, what it is "
+                    "to be"
+                )
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what knows this normalizer's own memory."""
@@ -78,7 +91,9 @@ class ObservationNormalizer:
 
     def _update_by_one(self, obs: np.ndarray) -> None:
         writer, results = self._writer, (self.shift, self.scale)
-        if writer is None or writer.mean is not self.mean:
+        addresses = tuple(each.data_ptr() for each in (self.mean, self.squares, *results))
+        if writer is None or addresses != self._addresses:  # multiprocessing moves what it shares
+            self._addresses = addresses
             device = self.shift.device
             self._in_place = device.type == "cpu" and not can_put(device, 2 * len(self.shift))
             arrays = [each.numpy() if self._in_place else np.zeros(len(each), np.float32) for each in results]

@@ -116,6 +116,15 @@ def test_acting_follows_the_engine_the_state_and_the_bounds():
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+def test_bounds_of_another_width_are_refused(engine):
+    """Native code would read behind them."""
+    agent, one = make_agent(engine=engine, action_low=-np.ones(3), action_high=np.ones(3)), np.ones(1)
+    agent.bounds = type(agent.bounds)(-one, one)
+    with pytest.raises(SACError, match="the bounds have 1 entries, but this agent has 3 actions"):
+        agent.select_action(np.ones(5))
+
+
 def test_threads_above_the_cores_are_warned_about_and_bad_ones_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

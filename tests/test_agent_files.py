@@ -163,6 +163,14 @@ def test_a_damaged_replay_buffer_changes_nothing(tmp_path, damage, name):
     assert_refused(agent, tmp_path / "a", rf"a cannot be loaded: .*\b({words})\b")
 
 
+def test_fewer_transitions_ever_pushed_than_are_held_change_nothing(tmp_path):
+    make_agent().save(tmp_path / "a")
+    tensors, meta = checkpoint.read(tmp_path / "a")
+    meta["replay"]["pushed"] = 0
+    checkpoint.write(tmp_path / "a", tensors, meta)
+    assert_refused(make_agent(seed=7), tmp_path / "a", "are held of 0 that were ever pushed")
+
+
 def test_more_transitions_than_are_described_change_nothing(tmp_path):
     make_agent().save(tmp_path / "a")
     tensors, meta = checkpoint.read(tmp_path / "a")

@@ -10,6 +10,7 @@ from agents import draw, make_agent, state_bytes
 from sacfast import Batch, NativeEngine, SACError
 from sacfast.normalizer import ObservationNormalizer
 from sacfast.ops import Stream
+from sacfast.state import SACState
 
 pytestmark = pytest.mark.native
 
@@ -89,6 +90,13 @@ def test_networks_of_different_widths_are_refused():
         SACError, match=r"actor's hidden layers are \[32, 16\] wide and the critics' \[32, 24\]"
     ):
         NativeEngine(agent.config).train(agent.state, agent.replay_buffer, 40)
+
+
+def test_a_critic_of_other_inputs_is_refused():
+    agent = make_agent(engine="native")
+    actor, critic = agent.actor, make_agent((8, 3, (32, 24), 1)).critic
+    with pytest.raises(SACError, match="the critics do not take 5 observations and 3 actions"):
+        agent.engine.train(SACState(actor, critic, torch.zeros(1), 0), agent.replay_buffer, 40)
 
 
 def test_parameters_that_moved_away_are_refused():

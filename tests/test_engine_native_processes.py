@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 import torch
 from agents import make_agent, state_bytes
 
+from sacfast.agent import SACAgent
 from sacfast.errors import SACError
 from sacfast.state import SACState
 
@@ -24,6 +26,25 @@ pytestmark = pytest.mark.native
 def hash_of(state: SACState) -> str:
     """Short enough for a pipe that nobody reads yet."""
     return hashlib.sha256(b"".join(state_bytes(state).values())).hexdigest()
+
+
+def test_an_agent_that_was_sent_to_another_process_goes_on_here():
+    """multiprocessing moves the memory of every tensor that it sends, in place."""
+    agents = [SACAgent(5, 3, 16, seed=0, engine="native", threads=1, normalize_obs=True) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    obs, actions = rng.normal(size=(60, 5)), rng.uniform(-1, 1, (60, 3))
+    for i in range(59):
+        for agent in agents:
+            agent.replay_buffer.push(obs[i], actions[i], float(i), obs[i + 1], False)
+            if i >= 40:
+                agent.train(1, 16)
+        if i == 50:
+            sent = ForkingPickler.dumps(agents[0])
+    assert sent and state_bytes(agents[0].state) == state_bytes(agents[1].state)
+    for name, tensor in agents[1].normalizer.named_tensors().items():
+        assert torch.equal(agents[0].normalizer.named_tensors()[name], tensor)
+    first, second = (agent.replay_buffer.segment() for agent in agents)
+    assert all(torch.equal(first[name], second[name]) for name in second)
 
 
 def test_two_agents_at_once_do_not_disturb_one_another():

@@ -36,6 +36,24 @@ def test_what_varies_less_than_epsilons_root_is_not_magnified(epsilon):
     np.testing.assert_allclose(scale, (np.array([1e-6, 25.0, 0.0]) + epsilon) ** -0.5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mean", "squares", "shift", "scale"])
+def test_what_native_code_writes_is_replaced_by_its_like_only(name):
+    normalizer, twin = ObservationNormalizer(3), ObservationNormalizer(3)
+    x = np.random.default_rng(0).normal(size=(4, 1, 3))
+    for each in (normalizer, twin):
+        each.update(x[0])
+    tensor = getattr(normalizer, name)
+    other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+    for value in (tensor.to(other), tensor[:1], torch.zeros(6, dtype=tensor.dtype)[::2], tensor.numpy()):
+        with pytest.raises(SACError, match=f"normalizer's {name} is torch.float.* write into it"):
+            setattr(normalizer, name, value)
+    setattr(normalizer, name, tensor.clone())
+    for each in (normalizer, twin):
+        for row in x[1:]:
+            each.update(row)
+    assert torch.equal(normalizer.mean, twin.mean) and torch.equal(normalizer.scale, twin.scale)
+
+
 @pytest.mark.parametrize("sizes", [[1] * 600, [7, 1, 592], [600], [300, 0, 300]])
 def test_batches_of_any_size_merge_into_the_statistics_of_all(sizes):
     # A mean a million times the deviation: in float32, or from sums of squares, no digit would be left.

@@ -85,6 +85,17 @@ def test_bounds_of_another_width_are_refused(low):
         ReplayBuffer(4, action_dim=3, action_low=np.array(low), action_high=-np.array(low))
 
 
+@pytest.mark.native
+def test_bounds_that_are_replaced_by_others_of_another_width_are_refused():
+    buffer = ReplayBuffer(9, obs_dim=2, action_dim=3, action_low=-np.ones(3), action_high=np.ones(3))
+    transition = np.zeros(2), np.ones(3), 0.5, np.ones(2), False
+    buffer.push(*transition)  # makes the memory, which only then takes the native way
+    buffer.bounds = type(buffer.bounds)([-2.0], [2.0])
+    with pytest.raises(SACError, match="bounds have 1 entries, but actions 3"):
+        buffer.push(*transition)
+    assert len(buffer) == 1
+
+
 def test_what_sample_draws_goes_on_after_a_restore():
     source, copy = ReplayBuffer(100, seed=3), ReplayBuffer(100)
     for i in range(100):

@@ -203,6 +203,34 @@ raise SystemExit(7)
 
 
 @pytest.mark.native
+@pytest.mark.timeout(60)
+def test_what_a_thread_that_is_gone_started_may_be_ended_by_another(tmp_path):
+    agent, twin, finish = make_agent(engine="native", threads=2), make_agent(engine="native"), []
+    thread = threading.Thread(target=lambda: finish.append(agent.start(50, 40)))
+    thread.start()
+    thread.join()
+    with pytest.raises(SACError, match="first call what start returned"):
+        agent.save(tmp_path / "a")
+    finish[0]()
+    twin.train(50, 40)
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+@pytest.mark.native
+def test_nothing_is_loaded_into_updates_under_way(tmp_path):
+    agent, twin = make_agent(engine="native", threads=2), make_agent(engine="native")
+    twin.train(3, 40)
+    twin.save(tmp_path / "a")
+    finish = agent.start(50, 40)
+    with pytest.raises(SACError, match="first call what start returned"):
+        agent.load(tmp_path / "a")
+    finish()
+    assert agent.training_steps == 50
+    agent.load(tmp_path / "a")
+    assert state_bytes(agent.state) == state_bytes(twin.state)
+
+
+@pytest.mark.native
 def test_an_interrupt_before_the_end_of_what_was_started_frees_nothing():
     agent, twin = make_agent(engine="native", threads=2), make_agent(engine="native", threads=2)
     library, calls = agent.engine._library, []

@@ -64,6 +64,7 @@ class Metrics(Mapping[str, Tensor]):
     )
 
     @classmethod
+    @torch.inference_mode(False)  # engines write into it
     def unknown(cls, device: torch.device) -> "Metrics":
         """Of no update: NaN."""
         return cls(torch.full((len(cls.names),), torch.nan, dtype=torch.float32, device=device))
@@ -142,6 +143,9 @@ class Engine(ABC):
         """Whether `start` lets updates run while the caller does something else."""
         return False
 
+    def check_turn(self) -> None:  # noqa: B027 (most engines begin nothing)
+        """Raise SACError where waiting for the engine's turn would be for ever: `start` has yet to be ended."""
+
     def settle(self, state: SACState) -> None:  # noqa: B027 (most engines have nothing to wait for)
         """Wait until the updates of `state` so far have happened; raises SACError for what they met."""
 
@@ -176,6 +180,10 @@ class TorchPolicy:
     """a = tanh(mean + std * noise), or tanh(mean) to evaluate, rescaled to `bounds` (arXiv:1812.05905, eq. 8)."""
 
     def __init__(self, state: SACState, bounds: ActionBounds):
+        if bounds.dim != state.action_dim:
+            raise SACError(
+                f"the bounds have {bounds.dim} entries, but this agent has {state.action_dim} actions"
+            )
         self.state, self.bounds = state, bounds
 
     @torch.no_grad()

@@ -111,7 +111,7 @@ class CudaEngine(NativeEngine):
         return finish
 
     def settle(self, state: SACState) -> None:
-        self._check_turn()
+        self.check_turn()
         with self._lock:
             try:
                 self._owner = threading.get_ident()

@@ -83,7 +83,7 @@ if hasattr(os, "register_at_fork"):
 def _end_what_was_started() -> None:
     """The interpreter frees what threads of native code are working on."""
     for engine in list(_engines):
-        if engine._started is not None and engine._started[0] == threading.get_ident():
+        if engine._started is not None and engine._waits_for_ever(engine._started[0]):
             engine._library.sacfast_update_finish(engine._update)
 
 
@@ -126,7 +126,7 @@ class NativeEngine(Engine):
         self._lock = threading.Lock()  # one update at a time; the interpreter's is given up meanwhile
         self._owner: int | None = None  # the thread that has it
         _engines.add(self)
-        self._started: tuple[int, SACState, Sequence[Tensor], abi.UpdateCall] | None = None
+        self._started: tuple[threading.Thread, SACState, Sequence[Tensor], abi.UpdateCall] | None = None
         self._update: int | None = None
         self._free: weakref.finalize | None = None
         self._shape: tuple | None = None
@@ -158,14 +158,14 @@ class NativeEngine(Engine):
         self, state: SACState, buffer: ReplayBuffer, batch_size: int, updates: int = 1
     ) -> Callable[[], Metrics]:
         transitions, memory = self._drawn(state, buffer, batch_size, updates)
-        self._check_turn()
+        self.check_turn()
         self._lock.acquire()
         try:
             self._owner = threading.get_ident()
             handle, call = self._prepare(state, transitions, batch_size, updates)
             finish = partial(self._finish, handle, state, call)
             # What the other threads work on must not go, whatever becomes of the function returned.
-            self._started = threading.get_ident(), state, memory, call
+            self._started = threading.current_thread(), state, memory, call
             if self._library.sacfast_update_start(handle, ctypes.byref(call)) < 0:
                 self._started = None
                 raise self._failed(call)
@@ -196,8 +196,13 @@ class NativeEngine(Engine):
             self._started = None
             self._lock.release()
 
+    @staticmethod
+    def _waits_for_ever(starter: threading.Thread) -> bool:
+        """Whether nobody but the caller is left to end what that thread started."""
+        return starter is threading.current_thread() or not starter.is_alive()
+
     def settle(self, state: SACState) -> None:
-        self._check_turn()
+        self.check_turn()
         with self._lock:
             pass
 
@@ -209,7 +214,7 @@ class NativeEngine(Engine):
     ) -> tuple[abi.Transitions, Sequence[Tensor]]:
         """The replay memory that batches are drawn from, once it is known to fit, and the tensors that it is in."""
         self._check_device(state)
-        check_whole("updates", updates, 1)
+        check_whole("updates", updates, 1, 2**63 - 1)
         ring = buffer.ring_to_sample(batch_size)
         if buffer.device != state.device:
             raise SACError(f"the buffer is on {buffer.device}, but this agent is on {state.device}")
@@ -220,7 +225,13 @@ class NativeEngine(Engine):
             )
         memory = records, side = ring.records, ring.side
         held = self._memory
-        if held is None or held[0]() is not records or held[1]() is not side:
+        there = ring.obs.data_ptr(), side.data_ptr()  # which move where multiprocessing shares the memory
+        if (
+            held is None
+            or held[0]() is not records
+            or held[1]() is not side
+            or (held[2].obs, held[2].next_obs) != there
+        ):
             transitions = transitions_of(
                 ring.obs,
                 ring.action,
@@ -239,7 +250,7 @@ class NativeEngine(Engine):
 
     def profile(self, enabled: bool = True) -> dict[str, float]:
         seconds = np.zeros(len(PHASES))
-        self._check_turn()
+        self.check_turn()
         with self._lock:
             if self._update:
                 self._library.sacfast_update_take_profile(self._update, seconds.ctypes.data)
@@ -270,7 +281,7 @@ class NativeEngine(Engine):
         memory: Sequence[Tensor],
     ) -> Metrics:
         """`memory`: what `transitions` point into, which another thread may replace meanwhile."""
-        self._check_turn()
+        self.check_turn()
         with self._lock:  # by `with`, since Ctrl-C may come between a call of acquire and the next statement
             try:
                 self._owner = threading.get_ident()
@@ -280,12 +291,10 @@ class NativeEngine(Engine):
             finally:
                 self._owner = None
 
-    def _check_turn(self) -> None:
-        """Raise SACError where waiting for the engine's turn would be for ever."""
-        started, here = self._started, threading.get_ident()
-        if started is not None and started[0] == here:
+    def check_turn(self) -> None:
+        if self._started is not None and self._waits_for_ever(self._started[0]):
             raise SACError("updates that were started are under way; first call what start returned")
-        if self._owner == here:
+        if self._owner == threading.get_ident():
             raise SACError(
                 "an update is under way in this very thread: let a signal handler set a flag, and do this once the "
                 "update has ended"
@@ -357,6 +366,11 @@ class NativeEngine(Engine):
         if self._update is None or self._shape != shape:
             nets = (state.actor_layers[:-2], state.critic_layers[0][:-1])
             actor, critic = ([layer.outputs for layer in net] for net in nets)
+            if any(layers[0].inputs != state.obs_dim + state.action_dim for layers in state.critic_layers):
+                raise SACError(
+                    f"the critics do not take {state.obs_dim} observations and {state.action_dim} actions, as the "
+                    "actor has; make them with its dimensions"
+                )
             if actor != critic:
                 raise SACError(
                     f"the actor's hidden layers are {actor} wide and the critics' {critic}; the native engine "

@@ -393,6 +393,8 @@ class ReplayBuffer:
             raise SACError(
                 f"the replay segments hold {surplus + kept} of the {size} transitions that were saved"
             )
+        if int(counters["pushed"]) < kept:
+            raise SACError(f"{kept} transitions are held of {counters['pushed']} that were ever pushed")
         ring = self._ring
         if ring is None and segments:
             ring = self._allocate(segments[0]["obs"].shape[1], segments[0]["action"].shape[1])

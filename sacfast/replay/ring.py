@@ -125,7 +125,8 @@ class Ring:
         return self.records, self.side, self._owner
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without the views of this ring's tensors."""
+        """For copies and pickles: without the views of this ring's tensors, which multiprocessing moves elsewhere."""
+        self._arrays = None
         views = ("obs", "action", "reward", "link")
         return {name: value for name, value in self.__dict__.items() if name not in views} | {"_arrays": None}
 

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from sacfast import native
 from sacfast.envs import ActionBounds
+from sacfast.errors import SACError
 
 
 class TransitionWriter:
-    """Rounds transitions to float32, one at a time, as the replay ring stores them. Raises NativeUnavailable.
+    """Rounds transitions to float32, one at a time, as the replay ring stores them. Raises NativeUnavailable,
+    and SACError for bounds of another width.
 
     `record` [words]: obs [O], action [A] in [-1, 1], reward times `reward_scale`, and zeros; `next_obs` [O]. Both are
     written anew by every `write`.
@@ -21,6 +23,8 @@ class TransitionWriter:
     def __init__(
         self, obs_dim: int, action_dim: int, words: int, bounds: ActionBounds | None, reward_scale: float
     ) -> None:
+        if bounds is not None and bounds.dim != action_dim:  # whose memory is read for every action
+            raise SACError(f"the replay buffer's bounds have {bounds.dim} entries, but actions {action_dim}")
         given = np.zeros(2 * obs_dim + action_dim + 1)
         self._obs, self._action, self._following, self._reward = np.split(
             given, np.cumsum((obs_dim, action_dim, obs_dim))
@@ -50,7 +54,8 @@ class MomentsWriter:
     def __init__(
         self, mean: Tensor, squares: Tensor, epsilon: float, shift: np.ndarray, scale: np.ndarray
     ) -> None:
-        self.mean, self.squares, self.shift, self.scale = mean, squares, shift, scale
+        self.shift, self.scale = shift, scale
+        self._held = mean, squares  # whose memory the arguments name
         self._x = np.zeros(len(mean))
         arrays = [each.ctypes.data for each in (self._x, mean.numpy(), squares.numpy(), shift, scale)]
         _, call = _functions(native.engine_library())
