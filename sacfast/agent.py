@@ -335,8 +335,8 @@ class SACAgent:
 
         The agent keeps its own hyper-parameters and, with a fixed temperature, its own alpha. A replay buffer in the
         file replaces the agent's. Raises CheckpointError, before anything is changed, if the file is damaged or was
-        made for other dimensions, action bounds, bounds of log_std, scales of rewards or normalisation, and SACError
-        while updates that `start` began are under way.
+        made for other dimensions, action bounds, bounds of log_std, scales of rewards or normalisation, or has a fixed
+        temperature of 0 where this agent learns one; SACError while updates that `start` began are under way.
         """
         tensors, meta = agent_file.read(filepath, self.state, self.config, self.bounds)
         self.engine.check_turn()

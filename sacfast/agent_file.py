@@ -50,7 +50,8 @@ def read(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and description of a file of `write`, or of the notebook's own save(), for an agent like this.
 
-    Raises CheckpointError if the file is damaged or was made for other dimensions, settings or action bounds.
+    Raises CheckpointError if the file is damaged or was made for other dimensions, settings or action bounds, or has a
+    fixed temperature of 0 where this agent learns one.
     """
     if notebook_file.recognised(path):
         tensors, counters = notebook_file.read(path, state)

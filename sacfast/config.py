@@ -219,8 +219,10 @@ class SACConfig:
         """By name, the settings that nothing reads beside the others, and why."""
         why: dict[str, str] = {}
         if self.automatic_entropy_tuning:
-            why["alpha"] = "the temperature is learned: --initial-alpha says where it starts, "
-            why["alpha"] += "--no-automatic-entropy-tuning fixes it"
+            why["alpha"] = (
+                "the temperature is learned: --initial-alpha says where it starts, "
+                "--no-automatic-entropy-tuning fixes it"
+            )
             if self.target_entropy is not None:
                 why["target_entropy_per_dim"] = "target_entropy is given"
         else:

@@ -159,7 +159,8 @@ class RunLogger:
     """Writes what a run reports to its CSV files, to TensorBoard and Weights & Biases when asked, and to its display.
 
     `wandb` is a project there, `settings` what it shows of the run. `resume_step` continues the logs of an earlier part
-    of the run after that step, whose last evaluation was at `evaluated_step`.
+    of the run after that step, whose last evaluation was at `evaluated_step`
+    (TensorBoard shows one of `resume_step` that came later twice).
     """
 
     def __init__(

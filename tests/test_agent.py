@@ -366,11 +366,15 @@ def test_bad_arguments_are_named(change, name):
         SACAgent(**{"state_dim": 5, "action_dim": 3, **change})
 
 
-def test_an_agent_made_in_inference_mode_learns():
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=pytest.mark.native)])
+def test_an_agent_made_in_inference_mode_learns(engine, tmp_path):
     with torch.inference_mode():
-        agent = make_agent(normalize_obs=True)
+        agent = make_agent(normalize_obs=True, engine=engine)
     agent.train(2, 32)
-    assert agent.training_steps == 2
+    agent.save(tmp_path / "a")
+    agent.load(tmp_path / "a")
+    agent.train(1, 32)
+    assert agent.training_steps == 3
 
 
 def test_storage_on_the_host_learns_the_same():

@@ -103,6 +103,7 @@ def test_a_terminal_gets_the_live_display(monkeypatch):
     with open(theirs, "w") as terminal, open(ours):
         monkeypatch.setattr(sys, "stdout", terminal)
         monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("MPLBACKEND", raising=False)
         assert type(make_display("Toy", 10)) is LiveDisplay
 
 
@@ -116,6 +117,7 @@ def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch, name, value
     with open(theirs, "w") as terminal, open(ours):
         monkeypatch.setattr(sys, "stdout", terminal)
         monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("MPLBACKEND", raising=False)
         monkeypatch.setenv(name, value)
         assert type(make_display("Toy", 10)) is Display
 

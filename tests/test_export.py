@@ -151,8 +151,9 @@ def test_another_policy_is_not_put_in_place(agent, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["policy.safetensors"]
 
 
+@pytest.mark.native
 def test_a_head_that_the_agent_does_not_act_with_is_refused(tmp_path):
-    agent = new_agent()
+    agent = SACAgent(5, 3, 8, engine="native")
     agent.actor.mean = torch.nn.Linear(8, 3)
     with pytest.raises(SACError, match="a new layer took their place"):
         module.export(agent, tmp_path / "policy.safetensors")

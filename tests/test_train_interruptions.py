@@ -215,6 +215,31 @@ def test_a_better_policy_found_after_the_checkpoint_is_kept(tmp_path, monkeypatc
     assert json.loads((run / "summary.json").read_text())["best_step"] == 100
 
 
+def test_an_evaluation_that_was_cut_off_is_recorded_once(tmp_path, monkeypatch):
+    """A signal in it, then SIGKILL after it was made: the checkpoint of its step has yet to see it."""
+    config = small(tmp_path, steps=200, eval_every=100, checkpoint_every=0)
+    scores, real = iter([None, -1.0, -5.0, -6.0]), judge.evaluate
+
+    def scored(*arguments):
+        if (score := next(scores, -9.0)) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return dataclasses.replace(real(*arguments), mean=score)
+
+    monkeypatch.setattr(judge, "evaluate", scored)
+    monkeypatch.setattr(trainer.Trainer, "_rescue", lambda self: False)
+    with pytest.raises(TrainingInterrupted):
+        train(config, env=lambda: KilledAfter(iter(range(1000))), eval_env=Clockwork)
+    run = only_run(config)
+    assert counters_of(run)["step"] == 100
+    config = dataclasses.replace(config, resume=str(run))
+    with pytest.raises(SACError, match="killed"):
+        train(config, env=lambda: KilledAfter(iter(range(20))), eval_env=Clockwork)
+    best = (run / "best.safetensors").read_bytes()
+    train(config, env=lambda: KilledAfter(iter(range(1000))), eval_env=Clockwork)
+    assert [row["step"] for row in read_csv(run / "evaluation.csv")] == [100, 200]
+    assert (run / "best.safetensors").read_bytes() == best
+
+
 class KilledAfter(Clockwork):
     def __init__(self, steps):
         super().__init__()

@@ -48,8 +48,8 @@ class Metrics(Mapping[str, Tensor]):
 
     critic_loss is the sum of both critics' mean squared errors, alpha the temperature after the update, log_prob_mean
     in nats. actor_loss, alpha_loss and log_prob_mean are of the actor's last turn with this engine, NaN before one and
-    after a load. `metrics["alpha"]` is a 0-d tensor; `as_dict()` makes Python numbers of all, for which it waits for
-    the device once.
+    after a load of the agent. `metrics["alpha"]` is a 0-d tensor; `as_dict()` makes Python numbers of all, for which it
+    waits for the device once.
     """
 
     tensor: Tensor
@@ -155,8 +155,8 @@ class Engine(ABC):
         """
 
     def recall(self, metrics: Metrics) -> None:  # noqa: B027 (an engine that renews all of them need not remember)
-        """Take over the metrics of the last update by another engine. An update that leaves the actor as it is repeats
-        the actor's (SACConfig.actor_update_period).
+        """Take over the metrics of the update before, which this engine did not make. An update that leaves the actor
+        as it is repeats the actor's (SACConfig.actor_update_period).
         """
 
     def profile(self, enabled: bool = True) -> dict[str, float]:

@@ -75,13 +75,13 @@ def policy_call(n: int, obs: int, action: int) -> abi.PolicyCall:
 
 
 def aim_policy_call(call: abi.PolicyCall, state: SACState, evaluate: bool) -> None:
-    """Fill in where the state stands. Raises SACError where the actor as a whole, its first layer or the
-    mean was moved or replaced, and for a normalizer that is not for this state.
+    """Fill in where the state stands. Raises SACError where the actor as a whole, its first layer or a
+    head was moved or replaced (what else was, the next update finds), and for a normalizer that is not for this state.
     """
     call.params, call.statistics = state.actor_params.data_ptr(), obs_statistics(state)
     call.seed, call.step, call.deterministic = state.seed, state.action_step, evaluate
-    # Two of check_network's comparisons: all of them would make an action a third slower.
-    for layer in (state.actor_layers[0], state.actor_layers[-2]):
+    # Three of check_network's comparisons: all of them would make an action a third slower.
+    for layer in (state.actor_layers[0], *state.actor_layers[-2:]):
         weight = parameters_of(state.actor, layer).get("weight")
         if weight is None or weight.data_ptr() != call.params + 4 * layer.weight_offset:
             check_network(state, "actor")
@@ -135,4 +135,6 @@ def check_network(state: SACState, name: str) -> None:
     """Raise SACError unless the parameters of this network lie where native code looks for them."""
     state.check_network(name)
     flat: Tensor = getattr(state, f"{name}_params")
-    _check_numbers(f"{name}_params", flat, flat.numel(), flat.get_device())
+    _check_numbers(
+        f"{name}_params", flat, flat.numel(), flat.get_device()
+    )  # of which the type is left to be seen

@@ -105,7 +105,6 @@ def export(run: SACAgent | str | os.PathLike, path: str | os.PathLike, *, checkp
         )
     _spare_checkpoint(path)
     agent = run if isinstance(run, SACAgent) else load_agent(Path(run), checkpoint, engine="reference")[0]
-    agent.state.check_network("actor")
     write, read = FORMATS[path.suffix]
     statistics = () if agent.normalizer is None else agent.normalizer.mean_and_std()
     policy = DeterministicPolicy(agent.actor, agent.bounds, *statistics)

@@ -50,8 +50,8 @@ def _as_lists(target: Tensors, source: Tensors, tau: float) -> tuple[list[Tensor
 def polyak_update_reference_(target: Tensors, source: Tensors, tau: float) -> None:
     """target <- (1 - tau) target + tau source, in place   (SAC, arXiv:1812.05905, algorithm 1)
 
-    Evaluated as target + tau (source - target), which at tau = 0 and, by torch.lerp's rule, for finite
-    targets at tau = 1 is exact. Types of fewer than 32 bits are computed in float32 and rounded once.
+    Evaluated as target + tau (source - target), which for finite numbers is exact at tau = 0 and, by
+    torch.lerp's rule, at tau = 1. Types of fewer than 32 bits are computed in float32 and rounded once.
     """
     targets, sources = _as_lists(target, source, tau)
     _check(targets, sources)

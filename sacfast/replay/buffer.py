@@ -49,9 +49,8 @@ class ReplayBuffer:
     The first push gives the dimensions that are missing, and takes the memory (unless `allocate` did). With
     `action_low`/`action_high` [A], `push` and `sample` have actions in the environment's units, storage and
     `sample_batch` in [-1, 1]; without them all have them as given. Rewards likewise: storage and `sample_batch` have
-    them times `reward_scale`. `on_push` is called with the observations [n, O] of every push,
-    of which it copies what it keeps.
-    `seed` keys `sample`; None takes one from torch's global generator.
+    them times `reward_scale`. `on_push` is called with the observations [n, O] of every push, of which it copies what
+    it keeps. `seed` keys `sample`; None takes one from torch's global generator.
 
     obs_dtype    how observations are stored: "float32", "float16" or "bfloat16"; they are sampled in float32
     storage      "device", or "host": the host's memory, pinned for a GPU `device`; batches come to `device`
