@@ -217,6 +217,17 @@ def test_parameters_that_left_the_flat_buffer_are_refused(engine, replace):
     assert torch.equal(agent.state.actor_params, before)
 
 
+@pytest.mark.native
+def test_a_compiled_network_is_where_it_was():
+    agent, twin = make_agent("native"), make_agent("native")
+    agent.state.actor = torch.compile(agent.state.actor)  # which compiles nothing until it is called
+    for each in (agent, twin):
+        each.train(2, 32)
+    assert torch.equal(agent.state.actor_params, twin.state.actor_params)
+    obs = np.ones(agent.state_dim)
+    assert np.array_equal(agent.select_action(obs), twin.select_action(obs))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_autocast_changes_nothing(engine):
     agent, twin = make_agent(engine), make_agent(engine)
