@@ -28,6 +28,7 @@ from sacfast.engines.native import NativeEngine
 from sacfast.engines.reference import ReferenceEngine
 from sacfast.native.environment import environment_flag
 from sacfast.networks import ActorNetwork
+from sacfast.pilot import DivergedError
 from sacfast.runs import load_agent
 from sacfast.train import train
 
@@ -73,7 +74,10 @@ def train_on_the_pendulum(engine: str, out: Path, seed: int = 0, **changes) -> O
         # Not from the defaults, which may change: the bar is for these settings.
         sac=dataclasses.replace(SACConfig.notebook(), **(QUICK | changes)),
     )
-    run = train(config, env=lambda: pendulum(36), eval_env=lambda: pendulum(50))
+    try:
+        run = train(config, env=lambda: pendulum(36), eval_env=lambda: pendulum(50))
+    except DivergedError:  # which is to have learned nothing
+        return Outcome(0.0, np.nan, np.nan)
     agent, _, _ = load_agent(run, "last")
     starts = np.stack([pendulum(50).reset(seed=seed)[0] for seed in range(10)])
     # position of the cart, angle of the pole (it has fallen beyond 0.2), and their velocities
