@@ -278,16 +278,16 @@ class SACAgent:
 
     def predict(
         self,
-        obs: np.ndarray | Tensor,
+        observation: np.ndarray | Tensor,
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """(select_action(obs, deterministic), state): Stable-Baselines3's signature, for code written for it.
+        """(select_action(observation, deterministic), state): Stable-Baselines3's signature, for code written for it.
 
         `state` and `episode_start` are for recurrent policies; `state` is returned as given.
         """
-        return self.select_action(obs, evaluate=deterministic), state
+        return self.select_action(observation, evaluate=deterministic), state
 
     def act(self, obs: Tensor, evaluate: bool = False) -> Tensor:
         """select_action for tensors: observations [n, O] to float32 actions [n, A] on the device of `obs`, with

@@ -102,13 +102,21 @@ class CheckedEnv(gymnasium.Wrapper):
             return self._blank(), _report(error, " in reset")
 
     def _whole(self, obs: np.ndarray) -> np.ndarray:
-        """`obs`, unless a vectoriser would cut its fractions off."""
+        """`obs`, in the announced type where that is of integers: a vectoriser would cut off fractions, and wrap."""
         if obs.dtype.kind == "f" and self._dtype is not None and self._dtype.kind != "f":
             raise EnvironmentFault(
                 f"returned an observation of type {obs.dtype}, but announced {self._dtype}, in which fractions are "
                 "lost; declare a Box of float32"
             )
-        return obs
+        if self._dtype is None or self._dtype.kind not in "iu" or obs.dtype == self._dtype:
+            return obs
+        whole = obs.astype(self._dtype)
+        if (wrong := whole != obs).any():
+            raise EnvironmentFault(
+                f"returned an observation that holds {obs[wrong][0]}, but announced {self._dtype}, which does not hold "
+                "it; declare a Box of float32"
+            )
+        return whole
 
     @property
     def captured(self) -> dict[str, Any] | str:

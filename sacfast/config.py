@@ -380,9 +380,9 @@ class TrainConfig:
             raise SACError(f"seed={self.seed} must be below 2**31; any smaller number serves as well.")
         if self.steps <= self.first_update:
             raise SACError(
-                f"steps={self.steps} ends before the first update at step {self.first_update} (the larger of "
-                f"learning_starts and batch_size), so nothing would be learned; raise --steps or lower "
-                "--learning-starts."
+                f"steps={self.steps} must be above {self.first_update}, the step of the first update (the larger of "
+                "learning_starts and batch_size), or next to nothing would be learned; raise --steps or lower "
+                f"--{'learning-starts' if self.learning_starts >= self.sac.batch_size else 'batch-size'}."
             )
         require_number(self, "utd", 0.0, MOST_UPDATES_PER_STEP, open_low=True)
         if self.updates_by(self.steps) == 0:

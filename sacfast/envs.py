@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -159,8 +160,16 @@ def make_env(env_id: str, /, **kwargs: Any) -> gymnasium.Env:
     try:
         return usable(env)
     except SACError:
-        env.close()
+        with suppress(Exception):  # what it cannot be used for is what is told
+            env.close()
         raise
+
+
+def _has_fixed_size(space: gymnasium.Space) -> bool:
+    try:
+        return space.is_np_flattenable
+    except NotImplementedError:  # a class of the user's own
+        return False
 
 
 def usable(env: gymnasium.Env) -> gymnasium.Env:
@@ -168,10 +177,9 @@ def usable(env: gymnasium.Env) -> gymnasium.Env:
 
     Raises SACError for spaces that SAC cannot use (`check_spaces`).
     """
-    if isinstance(getattr(env, "observation_space", None), (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
-        flat = FlattenObservation(env)
-        if isinstance(flat.observation_space, Box):  # else it holds spaces without a fixed size
-            env = flat
+    space = getattr(env, "observation_space", None)
+    if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)) and _has_fixed_size(space):
+        env = FlattenObservation(env)
     check_spaces(env)
     return env
 
@@ -261,7 +269,7 @@ def check_spaces(env: gymnasium.Env | VectorEnv) -> Spaces:
     wrappers = "gymnasium.wrappers.vector" if vector else "gymnasium.wrappers"
     if not isinstance(observation, Box) or len(observation.shape) != 1:
         remedy = f"wrap the environment in {wrappers}.FlattenObservation"
-        if not observation.is_np_flattenable:
+        if not _has_fixed_size(observation):
             remedy = f"leave out the part without a fixed size, in {wrappers}.TransformObservation"
         raise SACError(
             f"{name} has observations {_describe(observation)}, but SAC needs a 1-D Box; {remedy}."

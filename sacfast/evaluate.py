@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from sacfast.envs import ActionBounds, check_finite, check_spaces, env_name, is_
 from sacfast.errors import SACError, first_line, raised
 from sacfast.requirements import check_whole
 from sacfast.runs import given_environments, load_agent
+from sacfast.vector import close_and_tell
 
 # The best checkpoint is chosen by the scores on one set of starts and reported on another: a maximum over
 # noisy scores flatters itself.
@@ -89,7 +90,8 @@ def evaluate(
         policy then gets [N, O]), which is left open. A vector contributes the first episode of each environment
         after a reset, as often as it takes: counting whichever end first would favour short ones.
 
-    Raises SACError for an environment that SAC cannot use (`make_env`), for episodes < 1 and for seed < 0.
+    Raises SACError for an environment that SAC cannot use (`make_env`) or whose actions have other bounds than the
+    agent's, for episodes < 1 and for seed < 0.
     """
     episodes, seed = check_whole("episodes", episodes, 1), check_whole("seed", seed, 0)
     if make_kwargs and not isinstance(env_id, str):
@@ -98,9 +100,11 @@ def evaluate(
         )
     policy = _as_policy(agent_or_policy)
     if is_vector(env_id):
+        _check_bounds(agent_or_policy, env_id)  # type: ignore[arg-type]
         return _vector_rollouts(policy, env_id, episodes, seed)  # type: ignore[arg-type]
     returns, lengths = [], []
     with _opened(env_id, make_kwargs) as env:  # type: ignore[arg-type]
+        _check_bounds(agent_or_policy, env)
         for episode in range(episodes):
             total, length = _rollout(policy, env, seed + episode)
             returns.append(total)
@@ -114,8 +118,27 @@ def _opened(env_id: str | gymnasium.Env, make_kwargs: dict[str, Any]) -> Iterato
     if not isinstance(env_id, str):
         yield usable(env_id)
         return
-    with closing(make_env(env_id, **make_kwargs)) as env:
+    with _closing(make_env(env_id, **make_kwargs)) as env:
         yield env
+
+
+@contextmanager
+def _closing(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
+    try:
+        yield env
+    finally:
+        close_and_tell(env)
+
+
+def _check_bounds(agent_or_policy: SACAgent | Policy, env: gymnasium.Env | VectorEnv) -> None:
+    """Raise SACError where the agent's actions would mean others there."""
+    bounds = getattr(agent_or_policy, "bounds", None)
+    theirs = check_spaces(env).bounds
+    if isinstance(bounds, ActionBounds) and not bounds.nearly(theirs):
+        raise SACError(
+            f"the agent has actions in [{bounds.low.tolist()}, {bounds.high.tolist()}] and {env_name(env)} in "
+            f"[{theirs.low.tolist()}, {theirs.high.tolist()}]; give it the wrappers that the agent was trained with."
+        )
 
 
 def _as_policy(agent_or_policy: SACAgent | Policy) -> Policy:
@@ -269,6 +292,7 @@ def record_video(
                 )
             fps = env.metadata.get("render_fps", 30)
             options: dict[str, Any] = {} if path.suffix == ".gif" else {"macro_block_size": 2}
+            _check_bounds(agent_or_policy, env)
             writer: Any = imageio.v2.get_writer(str(part), fps=fps, **options)
             with writer:
                 policy = _as_policy(agent_or_policy)
@@ -366,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
             choose_mujoco_gl()  # now: scoring imports mujoco, which reads the choice only then
     try:
         agent, trained, extra = load_agent(config.run, config.checkpoint, engine="reference")
-        with closing(_environment_of(config, trained)) as env:
+        with _closing(_environment_of(config, trained)) as env:
             try:
                 score = evaluate(agent, env, config.episodes, config.seed)
                 others = baselines(env, config.episodes, config.seed) if config.baselines else {}

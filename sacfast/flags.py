@@ -70,7 +70,7 @@ def parse_each(arguments: Sequence[str | os.PathLike] | None) -> list[TrainConfi
     """The settings of every run that the arguments ask for: one per seed.
 
     Raises SACError for values out of range, for a run that cannot be read, for a seed that is named twice, and for
-    --seeds beside --seed or --resume; SystemExit for an unknown flag.
+    --seeds beside --resume or a --seed other than the default; SystemExit for an unknown flag.
     """
     # A run, as `train` returns it, is a Path.
     words = None if arguments is None else [os.fspath(argument) for argument in arguments]

@@ -53,7 +53,8 @@ def from_sb3(
 
     Fits: 1-D observations; ReLU, 1 to 4 hidden layers of the same widths in policy and critics; two critics; no
     gSDE. Raises SACError for what does not, naming it, and CheckpointError for a file that is damaged or of
-    something else. Warns of what acts the same but would go on learning differently.
+    something else. Warns of what acts the same but would go on learning differently, but not of a schedule, of
+    which the learning rate stays what it had come to.
     """
     archive = _Archive(path)
     try:

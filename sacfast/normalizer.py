@@ -30,7 +30,7 @@ class ObservationNormalizer:
     epsilon: at least 1e-16, so that a constant entry becomes zero; 1 keeps what varies little from being magnified.
 
     Batches are merged by Chan's formula (Chan, Golub & LeVeque 1979; Welford's for single observations) in float64:
-    sums of squares, which cancel, do not occur. Before the first update it changes nothing.
+    sums of squares, which cancel, do not occur. Before the first update it only clips.
     """
 
     def __init__(self, obs_dim: int, device: torch.device | str = "cpu", epsilon: float = 1e-8) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import gymnasium
 from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from sacfast.config import TrainConfig
 from sacfast.envs import check_spaces, env_name, is_vector, make_env, same_environment, usable
 from sacfast.errors import SACError, first_line
-from sacfast.vector import make_vector_env, vectorise
+from sacfast.vector import close_env, make_vector_env, vectorise
 
 AnyEnv = gymnasium.Env | VectorEnv
 EnvSource = AnyEnv | Callable[[], AnyEnv] | None
@@ -99,11 +100,22 @@ def _second(env: AnyEnv) -> AnyEnv:
             f"env={env} was not made by gymnasium.make, so no second one can be made for evaluation; "
             "pass a function that makes it instead, or eval_env as well (eval_env=env where there is only one)."
         )
-    spec = copy.deepcopy(spec)
+    spec, options = copy.deepcopy(spec), {}
     for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # what gymnasium.make_vec leaves there
         spec.kwargs.pop(name, None)
+    for name in ("max_episode_steps", "disable_env_checker"):  # which are gymnasium.make's own
+        if name in spec.kwargs:
+            options[name] = spec.kwargs.pop(name)
     try:
-        return usable(gymnasium.make(spec))
+        if spec.kwargs.pop("wrappers", None):
+            raise ValueError("make_vec keeps no record of its wrappers")
+        second = usable(gymnasium.make(spec, **options))
+        if not is_vector(env) and _layers(second) != _layers(env):
+            close_env(second)
+            raise ValueError(
+                "Gymnasium would put its wrappers and time limits in another order, or another place"
+            )
+        return second
     except SACError:
         raise
     # A wrapper that does not record its arguments leaves Gymnasium none; a constructor may raise anything.
@@ -112,6 +124,16 @@ def _second(env: AnyEnv) -> AnyEnv:
             f"no second {env_name(env)} can be made for evaluation ({first_line(error)}); pass a "
             "function that makes it instead, or eval_env as well."
         ) from error
+
+
+def _layers(env: AnyEnv) -> list[tuple[type, int | None]]:
+    """The wrappers that make an environment another task, the outermost first, and the limit of each."""
+    layers = []
+    while isinstance(env, gymnasium.Wrapper):
+        if not isinstance(env, (PassiveEnvChecker, OrderEnforcing)):
+            layers.append((type(env), getattr(env, "_max_episode_steps", None)))
+        env = env.env
+    return layers
 
 
 def check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:

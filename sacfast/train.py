@@ -23,15 +23,15 @@ from sacfast.config import SACConfig, TrainConfig
 from sacfast.cores import physical_cores
 from sacfast.display import say
 from sacfast.engines import Engine
-from sacfast.envs import env_name, flattened, normalising_wrappers, same_environment
-from sacfast.errors import SACError, raised
+from sacfast.envs import flattened, normalising_wrappers, same_environment
+from sacfast.errors import SACError
 from sacfast.flags import parse, parse_each, spaced
 from sacfast.pilot import DivergedError
 from sacfast.run_folder import RunFolder, complete, resume_command
 from sacfast.runs import check_resume, given_environments, is_finished, read_config, write_config
 from sacfast.sources import AnyEnv, EnvSource, check_alike, environments
 from sacfast.trainer import Trainer, TrainingInterrupted
-from sacfast.vector import close_env
+from sacfast.vector import close_and_tell
 
 __all__ = ["main", "parse", "train"]
 
@@ -113,10 +113,7 @@ def _check_given(run: Path, given: Sequence[str]) -> None:
 
 def _close(envs: list[AnyEnv]) -> None:
     for each in envs:
-        try:
-            close_env(each)
-        except Exception as error:  # must neither hide how the run ended nor keep the others open
-            print(f"closing {env_name(each)}: it {raised(error)}", file=sys.stderr)
+        close_and_tell(each)
 
 
 def _make_trainer(

@@ -12,6 +12,7 @@ import multiprocessing.connection
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -27,7 +28,7 @@ from sacfast import envstate
 from sacfast.checked import CheckedEnv
 from sacfast.envs import env_name, make_env
 from sacfast.envstate import NotCapturable
-from sacfast.errors import SACError, first_line
+from sacfast.errors import SACError, first_line, raised
 
 RESPITE = 30  # seconds that a worker lives on after SIGTERM or SIGHUP, for the trainer to save what it holds
 PATIENCE = 5.0  # seconds to wait for workers that are to close
@@ -150,7 +151,10 @@ def _in_turn(make: Callable[[], gymnasium.Env], num_envs: int) -> SyncVectorEnv:
         for _ in range(num_envs):
             envs.append(CheckedEnv(make()))
         makers = [lambda env=env: env for env in envs]
-        return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        try:
+            return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        except RuntimeError as error:
+            raise _unlike(env_name(envs[0]), error) from error
     except BaseException:
         for env in envs:
             with suppress(Exception):  # what made the others fail is what is told
@@ -185,15 +189,23 @@ def _in_processes(make: Callable[[], gymnasium.Env], num_envs: int) -> AsyncVect
     try:
         makers = [partial(checked, index) for index in range(num_envs)]
         AsyncVectorEnv.__init__(envs, makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-    except (EOFError, ConnectionError) as error:
+    except (EOFError, ConnectionError, RuntimeError) as error:
         if not names:  # the environment that tells the spaces raised it, in this process
             raise
         close_env(envs)
+        if isinstance(error, RuntimeError):
+            raise _unlike(names[0], error) from error
         raise SACError(
             f"a worker process of {names[0]} ended while it was starting (its own words are above); check what only "
             "one process may hold, or use --vector sync."
         ) from error
     return envs
+
+
+def _unlike(name: str, error: RuntimeError) -> SACError:
+    return SACError(
+        f"environments of {name} cannot be run together ({first_line(error)}); make each announce the same spaces"
+    )
 
 
 def make_vector_env(env_id: str, num_envs: int, vector: str, /, **kwargs: Any) -> VectorEnv:
@@ -254,6 +266,14 @@ def dead_worker(envs: VectorEnv) -> str | None:
             how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
             return f"environment {index} of {len(processes)}: its worker process died ({how})"
     return None
+
+
+def close_and_tell(env: gymnasium.Env | VectorEnv) -> None:
+    """close_env; what that raises is told, as it must neither hide how something ended nor keep others open."""
+    try:
+        close_env(env)
+    except Exception as error:
+        print(f"closing {env_name(env)}: it {raised(error)}", file=sys.stderr)
 
 
 def close_env(env: gymnasium.Env | VectorEnv) -> None:

@@ -217,6 +217,32 @@ def test_fractions_that_an_announced_type_would_lose_are_told(vector):
         close_env(envs)
 
 
+@pytest.mark.parametrize("vector", ["sync", "async"])
+def test_numbers_beyond_the_announced_integers_are_told(vector):
+    """200 would become -56 where environments run together; what fits, of another type, is taken."""
+
+    class Bytes(gymnasium.Env):
+        observation_space, action_space = Box(-128, 127, (2,), np.int8), Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            return np.array([12, -34]), {}
+
+        def step(self, action):
+            return np.array([200, 34]), 0.0, False, False, {}
+
+    envs = vectorise(Bytes, 2, vector)
+    try:
+        collector = Collector(envs, "Bytes", seeds)
+        collector.reset()
+        assert collector.obs.tolist() == [[12, -34]] * 2
+        with pytest.raises(
+            SACError, match="holds 200, but announced int8, which does not hold it; declare a Box"
+        ):
+            collect(collector)
+    finally:
+        close_env(envs)
+
+
 def test_rewards_keep_no_graph():
     class Differentiable(Torch):
         def step(self, actions):

@@ -12,7 +12,7 @@ from agents import draw, gradients, same_state
 from sacfast import Batch, NativeUnavailable, Noise, SACAgent, SACError, make_engine, native
 from sacfast.engines import ReferenceEngine
 
-# "operators": autograd with native operators, where auto is the fastest.
+# "operators": autograd with native operators.
 ENGINES = ["reference", "operators", "auto"]
 
 

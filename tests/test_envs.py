@@ -241,3 +241,15 @@ def test_values_that_are_not_finite_are_located():
 )
 def test_whatever_float32_has_passes(kind, largest):
     assert fits_float32(np.full((2, 3), largest, kind))
+
+
+class Simplex(gymnasium.Space):
+    """A space of the user's own, of which Gymnasium knows nothing."""
+
+
+@pytest.mark.parametrize(
+    "space", [Simplex((3,), np.float32), Dict({"x": VECTOR, "y": Simplex((3,), np.float32)})]
+)
+def test_a_space_of_the_users_own_is_one_sentence(space):
+    with pytest.raises(SACError, match="leave out the part without a fixed size"):
+        usable(Spaces(space, ACTION))

@@ -448,3 +448,24 @@ def test_a_missing_encoder_is_named_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(SACError, match=r"imageio_ffmpeg is not installed; pip install 'sacfast\[video\]'"):
         record_video(lambda obs: np.zeros(7), "Pusher-v5", tmp_path / "v.mp4")
+
+
+def test_actions_that_would_mean_others_are_refused(tmp_path):
+    agent = SACAgent.from_env(Sum(), engine="reference", **TINY.to_dict())
+    words = r"the agent has actions in \[\[-2.0, -2.0\], \[4.0, 4.0\]\] and \w+ in \[\[-1.0, .* the wrappers"
+    with pytest.raises(SACError, match=words):
+        evaluate(agent, Sum(-1, 1))
+    with pytest.raises(SACError, match=words):
+        evaluate(agent, vectorise(lambda: Sum(-1, 1), 2, "sync"))
+    with pytest.raises(SACError, match=words):
+        record_video(agent, Sum(-1, 1, render_mode="rgb_array"), tmp_path / "x.gif")
+
+
+def test_an_environment_that_cannot_be_closed_costs_no_score(run, monkeypatch, capsys):
+    def stuck(self):
+        raise RuntimeError("the gripper is stuck")
+
+    monkeypatch.setattr(gymnasium.envs.classic_control.PendulumEnv, "close", stuck)
+    assert main([str(run), "--episodes", "2"]) == 0
+    told = capsys.readouterr()
+    assert "random" in told.out and "it raised RuntimeError: the gripper is stuck" in told.err

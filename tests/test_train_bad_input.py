@@ -6,7 +6,7 @@ import sys
 import gymnasium
 import pytest
 from gymnasium.spaces import Discrete
-from gymnasium.wrappers import RescaleAction, TransformReward
+from gymnasium.wrappers import RescaleAction, TimeLimit, TransformReward
 from training_runs import (
     Clockwork,
     assert_one_error_line,
@@ -17,6 +17,7 @@ from training_runs import (
 from sacfast import native
 from sacfast.errors import NativeUnavailable, SACError
 from sacfast.evaluate import main as evaluate_main
+from sacfast.logger import read_csv
 from sacfast.replay import buffer
 from sacfast.run_folder import latest
 from sacfast.train import main, parse, train
@@ -213,6 +214,31 @@ def test_a_wrapper_that_keeps_its_arguments_to_itself(tmp_path):
 
     with pytest.raises(SACError, match=r"no second Pendulum-v1 .*pass a function that makes it"):
         train(small(tmp_path), env=Doubled(gymnasium.make("Pendulum-v1")))
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda: TimeLimit(
+            gymnasium.make("Pendulum-v1"), 1000
+        ),  # of which Gymnasium's record keeps the outermost
+        lambda: TimeLimit(RescaleAction(gymnasium.make("Pendulum-v1", max_episode_steps=-1), -1.0, 1.0), 100),
+        lambda: gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync", wrappers=[TransformReward]),
+    ],
+)
+def test_another_task_is_no_evaluation(tmp_path, monkeypatch, wrapped):
+    monkeypatch.setattr(TransformReward, "__init__", lambda self, env: gymnasium.Wrapper.__init__(self, env))
+    monkeypatch.setattr(TransformReward, "func", staticmethod(float), raising=False)
+    with pytest.raises(
+        SACError, match="no second Pendulum-v1 can be made for evaluation .*or eval_env as well"
+    ):
+        train(small(tmp_path), env=wrapped())
+
+
+def test_a_vectors_own_time_limit_is_its_evaluations(tmp_path):
+    envs = gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync", max_episode_steps=25)
+    run = train(small(tmp_path, steps=60, eval_every=0), env=envs)
+    assert {row["mean_length"] for row in read_csv(run / "evaluation.csv")} == {25}
 
 
 def test_an_evaluation_that_does_not_fit_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Vectors whose environments or workers fail, die or hang: one sentence, nothing lost, and nothing left open."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -173,3 +174,19 @@ def test_what_the_first_environment_raises_is_not_blamed_on_a_worker():
 
     with pytest.raises(ConnectionRefusedError, match="no robot"):
         vectorise(make, 2, "async")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_environments_of_different_spaces_are_one_sentence(kind):
+    """Robots of random bounds, say; no worker is left behind."""
+    bounds = itertools.count(1)
+
+    class Random(gymnasium.Env):
+        action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+        def __init__(self):
+            self.observation_space = gymnasium.spaces.Box(-1, next(bounds), (3,))
+
+    with pytest.raises(SACError, match="environments of Random cannot be run together .* the same spaces"):
+        vectorise(Random, 2, kind)
+    assert not multiprocessing.active_children()

@@ -33,8 +33,8 @@ def make_engine(
     "reference": PyTorch autograd, every formula spelled out; float32 alone.
     "native": the whole update in one native call, on the CPU or on CUDA. Raises NativeUnavailable where native code
     cannot run and SACError where it does not serve `device` or `config.precision`; it never falls back.
-    "auto": native where it runs, else autograd with what native operators there are. It falls back in float32
-    only; for another precision it raises as "native" does.
+    "auto": native where it runs, else "reference". It falls back in float32 only; for another precision it raises as
+    "native" does.
 
     config: with a target_entropy. threads: of the native engine on the CPU; None or 0 for one per physical core.
     """
@@ -46,9 +46,7 @@ def make_engine(
             return CudaEngine(config, threads=threads, device=device)
         remedy = "use device='cpu'" + (" or engine='auto'" if name == "native" else "")
         raise SACError(f"the native engine runs on CPUs and CUDA, not on {device}; {remedy}")
-    if name == "auto":
-        return ReferenceEngine(config, native_operators=True, threads=threads)
-    if name == "reference":
+    if name in ("auto", "reference"):
         return ReferenceEngine(config, threads=threads)
     raise SACError(f"unknown engine {name!r}: choose 'auto', 'reference' or 'native'")
 

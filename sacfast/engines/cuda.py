@@ -58,8 +58,9 @@ class CudaEngine(NativeEngine):
     ):
         super(NativeEngine, self).__init__(config, threads=threads)
         if library is None and not native.available("cuda"):
+            now = native.status()
             raise NativeUnavailable(
-                f"engine='native' on CUDA needs the native CUDA kernels: {native.status().cuda_reason}"
+                f"engine='native' on CUDA needs the native CUDA kernels: {now.cuda_reason or now.reason}"
             )
         if config.precision not in PRECISIONS:
             raise SACError(

@@ -12,8 +12,10 @@ False, which makes every public function take its PyTorch reference.
 
 Environment variables, all of them read in this package:
     SACFAST_DISABLE_NATIVE=1  use the references, quietly
-    SACFAST_REQUIRE_NATIVE=1  raise NativeUnavailable where the extension is missing
-    SACFAST_CACHE_DIR=DIR     where compiled extensions are kept (default: ~/.cache/sacfast)
+    SACFAST_REQUIRE_NATIVE=1  raise NativeUnavailable where the extension is missing (on a GPU without CUDA kernels,
+                              engine="native" does)
+    SACFAST_CACHE_DIR=DIR     where compiled extensions are kept (default: sacfast in the user's cache directory,
+                              such as ~/.cache/sacfast)
     SACFAST_AOT=1             setup.py compiles the extension into the wheel
     SACFAST_VERBOSE=1         show the compiler's commands and output
     SACFAST_CPU_PATH=PATH     compile and use this arithmetic path of the engine instead of the best one: amx,
