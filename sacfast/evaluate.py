@@ -133,8 +133,7 @@ def _closing(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
 def _check_bounds(agent_or_policy: SACAgent | Policy, env: gymnasium.Env | VectorEnv) -> None:
     """Raise SACError where the agent's actions would mean others there."""
     bounds = getattr(agent_or_policy, "bounds", None)
-    theirs = check_spaces(env).bounds
-    if isinstance(bounds, ActionBounds) and not bounds.nearly(theirs):
+    if isinstance(bounds, ActionBounds) and not bounds.nearly(theirs := check_spaces(env).bounds):
         raise SACError(
             f"the agent has actions in [{bounds.low.tolist()}, {bounds.high.tolist()}] and {env_name(env)} in "
             f"[{theirs.low.tolist()}, {theirs.high.tolist()}]; give it the wrappers that the agent was trained with."

@@ -135,6 +135,5 @@ def check_network(state: SACState, name: str) -> None:
     """Raise SACError unless the parameters of this network lie where native code looks for them."""
     state.check_network(name)
     flat: Tensor = getattr(state, f"{name}_params")
-    _check_numbers(
-        f"{name}_params", flat, flat.numel(), flat.get_device()
-    )  # of which the type is left to be seen
+    # Of which the type is left to be seen.
+    _check_numbers(f"{name}_params", flat, flat.numel(), flat.get_device())
