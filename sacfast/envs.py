@@ -66,6 +66,9 @@ class ActionBounds:
         """Bounds [-1, 1] in every dimension, for which both maps are the identity."""
         return cls(-np.ones(action_dim, np.float32), np.ones(action_dim, np.float32))
 
+    def __str__(self) -> str:
+        return f"[{self.low.tolist()}, {self.high.tolist()}]"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ActionBounds):
             return NotImplemented

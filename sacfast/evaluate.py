@@ -135,8 +135,8 @@ def _check_bounds(agent_or_policy: SACAgent | Policy, env: gymnasium.Env | Vecto
     bounds = getattr(agent_or_policy, "bounds", None)
     if isinstance(bounds, ActionBounds) and not bounds.nearly(theirs := check_spaces(env).bounds):
         raise SACError(
-            f"the agent has actions in [{bounds.low.tolist()}, {bounds.high.tolist()}] and {env_name(env)} in "
-            f"[{theirs.low.tolist()}, {theirs.high.tolist()}]; give it the wrappers that the agent was trained with."
+            f"the agent has actions in {bounds} and {env_name(env)} in {theirs}; give it the wrappers that the agent "
+            "was trained with."
         )
 
 

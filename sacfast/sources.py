@@ -145,7 +145,7 @@ def check_alike(training: AnyEnv, evaluation: AnyEnv) -> None:
             f"training observes {dims[0]} numbers and evaluation {dims[1]}; give eval_env the same wrappers as env."
         )
     if not bounds[0].nearly(bounds[1]):
-        ours, theirs = (f"[{each.low.tolist()}, {each.high.tolist()}]" for each in bounds)
         raise SACError(
-            f"training has actions in {ours} and evaluation in {theirs}; give eval_env the same wrappers as env."
+            f"training has actions in {bounds[0]} and evaluation in {bounds[1]}; give eval_env the same wrappers as "
+            "env."
         )

@@ -128,7 +128,7 @@ class Ring:
         """For copies and pickles: without the views of this ring's tensors, which multiprocessing moves elsewhere."""
         self._arrays = None
         views = ("obs", "action", "reward", "link")
-        return {name: value for name, value in self.__dict__.items() if name not in views} | {"_arrays": None}
+        return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
